@@ -1,0 +1,289 @@
+//! Attention, forward.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use criterion::Criterion;
+use half::{bf16, f16};
+use seqmix::Tensor;
+use seqmix::attention::{Attention, Bias, Config, Forward, Mask};
+use seqmix::cudarc::driver::{CudaContext, CudaStream};
+use seqmix::reference::attention as reference;
+
+use crate::measure::Verdict;
+use crate::naive::{Narrow, bound, lse_bound, normal};
+use crate::support::{CudaTime, Gpu, Work};
+
+/// A problem with as many keys as queries.
+#[derive(Clone, Copy)]
+struct Shape {
+    batch: usize,
+    seq: usize,
+    heads: usize,
+    heads_kv: usize,
+    head_dim: usize,
+    mask: Mask,
+}
+
+impl Shape {
+    fn id<T: Narrow>(&self) -> String {
+        let Self {
+            batch,
+            seq,
+            heads,
+            heads_kv,
+            head_dim,
+            mask,
+        } = self;
+        let mask = format!("{mask:?}").to_lowercase();
+        format!(
+            "attention/forward/{}/b{batch}_s{seq}_h{heads}_kv{heads_kv}_d{head_dim}_{mask}",
+            T::DTYPE.name()
+        )
+    }
+
+    fn work(&self) -> Work {
+        let Self {
+            batch,
+            seq,
+            heads,
+            heads_kv,
+            head_dim,
+            mask,
+        } = *self;
+        let scores = (batch * heads * seq * seq) as u64;
+        let seen = if mask == Mask::Causal {
+            scores / 2
+        } else {
+            scores
+        };
+        let elements = 2 * batch * seq * (heads + heads_kv) * head_dim;
+        let lse = batch * heads * seq;
+        // A multiplication and an addition for each dimension of both products.
+        Work {
+            operations: 4 * seen * head_dim as u64,
+            bytes: (2 * elements + 4 * lse) as u64,
+        }
+    }
+}
+
+/// 16 thousand positions of width 2048, and fewer keys than queries heads as models have them.
+fn shapes() -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for (head_dim, mask) in [64, 128, 256]
+        .into_iter()
+        .flat_map(|dim| [(dim, Mask::Full), (dim, Mask::Causal)])
+    {
+        for seq in [1024, 4096, 16384] {
+            let heads = 2048 / head_dim;
+            shapes.push(Shape {
+                batch: 16384 / seq,
+                seq,
+                heads,
+                heads_kv: heads,
+                head_dim,
+                mask,
+            });
+        }
+    }
+    shapes.push(Shape {
+        batch: 2,
+        seq: 4096,
+        heads: 32,
+        heads_kv: 8,
+        head_dim: 128,
+        mask: Mask::Causal,
+    });
+    shapes
+}
+
+/// Times every shape.
+pub(crate) fn forward(
+    criterion: &mut Criterion<CudaTime>,
+    gpu: &Gpu,
+) -> Result<(), Box<dyn Error>> {
+    let attention = Attention::new(&gpu.context)?;
+    for shape in shapes() {
+        bench::<f16>(criterion, gpu, &attention, shape)?;
+        bench::<bf16>(criterion, gpu, &attention, shape)?;
+    }
+    Ok(())
+}
+
+fn bench<T: Narrow>(
+    criterion: &mut Criterion<CudaTime>,
+    gpu: &Gpu,
+    attention: &Attention,
+    shape: Shape,
+) -> Result<(), Box<dyn Error>> {
+    let id = shape.id::<T>();
+    let mut problem = Problem::<T>::new(shape, &gpu.stream)?;
+    problem.queue(attention, &gpu.stream)?;
+    problem
+        .verify(&gpu.stream)
+        .map_err(|why| format!("{id}: {why}"))?;
+    gpu.bench(criterion, &id, shape.work(), || {
+        Ok(problem.queue(attention, &gpu.stream)?)
+    });
+    Ok(())
+}
+
+/// Runs small shapes of every kernel once on the emulator and prints its counters.
+pub(crate) fn count_forward(context: &Arc<CudaContext>) -> Result<(), Box<dyn Error>> {
+    let attention = Attention::new(context)?;
+    let stream = context.default_stream();
+    for head_dim in [32, 64, 96, 128, 160, 192, 256] {
+        for mask in [Mask::Full, Mask::Causal] {
+            let shape = Shape {
+                batch: 1,
+                seq: 256,
+                heads: 2,
+                heads_kv: 1,
+                head_dim,
+                mask,
+            };
+            count::<f16>(&attention, &stream, shape)?;
+            count::<bf16>(&attention, &stream, shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn count<T: Narrow>(
+    attention: &Attention,
+    stream: &Arc<CudaStream>,
+    shape: Shape,
+) -> Result<(), Box<dyn Error>> {
+    let id = shape.id::<T>();
+    let mut problem = Problem::<T>::new(shape, stream)?;
+    problem.queue(attention, stream)?;
+    problem
+        .verify(stream)
+        .map_err(|why| format!("{id}: {why}"))?;
+    for report in cuda_emulator::take_reports() {
+        println!("\n{id}: emulator counters\n{report}");
+    }
+    Ok(())
+}
+
+/// A problem on the device.
+struct Problem<T> {
+    shape: Shape,
+    q: Tensor<T, 4>,
+    k: Tensor<T, 4>,
+    v: Tensor<T, 4>,
+    out: Tensor<T, 4>,
+    lse: Tensor<f32, 3>,
+    host: [Vec<T>; 3],
+}
+
+impl<T: Narrow> Problem<T> {
+    /// Random numbers: on zeros a GPU draws less power and runs faster.
+    fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
+        let Shape {
+            batch,
+            seq,
+            heads,
+            heads_kv,
+            head_dim,
+            ..
+        } = shape;
+        let (shape_q, shape_k) = (
+            [batch, seq, heads, head_dim],
+            [batch, seq, heads_kv, head_dim],
+        );
+        let numbers = |seed, shape: [usize; 4]| normal::<T>(seed, shape.iter().product(), 1.0);
+        let host = [
+            numbers(1, shape_q),
+            numbers(2, shape_k),
+            numbers(3, shape_k),
+        ];
+        Ok(Self {
+            shape,
+            q: Tensor::from_host(stream, &host[0], shape_q)?,
+            k: Tensor::from_host(stream, &host[1], shape_k)?,
+            v: Tensor::from_host(stream, &host[2], shape_k)?,
+            out: Tensor::zeros(stream, shape_q)?,
+            lse: Tensor::zeros(stream, [batch, heads, seq])?,
+            host,
+        })
+    }
+
+    fn queue(
+        &mut self,
+        attention: &Attention,
+        stream: &Arc<CudaStream>,
+    ) -> Result<(), seqmix::Error> {
+        let tensors = Forward {
+            q: self.q.view(),
+            k: self.k.view(),
+            v: self.v.view(),
+            out: self.out.view_mut(),
+            lse: Some(self.lse.view_mut()),
+            bias: Bias::default(),
+        };
+        let config = Config {
+            mask: self.shape.mask,
+            ..Config::default()
+        };
+        attention.forward(stream, config, tensors)
+    }
+
+    /// Compares a few rows of the first and the last head with the reference, which would take minutes for all.
+    fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
+        let Shape {
+            batch,
+            seq,
+            heads,
+            heads_kv,
+            head_dim,
+            mask,
+        } = self.shape;
+        let (out, lse) = (self.out.to_host(stream)?, self.lse.to_host(stream)?);
+        for (b, h) in [(0, 0), (batch - 1, heads - 1)] {
+            for row in [0, seq / 3, seq - 1] {
+                let at = (b * seq + row) * heads + h;
+                let keys = if mask == Mask::Causal { row + 1 } else { seq };
+                let head = |x: &[T]| -> Vec<f64> {
+                    let first = (b * seq * heads_kv + h / (heads / heads_kv)) * head_dim;
+                    let rows = x[first..].chunks(heads_kv * head_dim).take(keys);
+                    rows.flat_map(|row| row[..head_dim].iter().map(|&x| x.into()))
+                        .collect()
+                };
+                let q: Vec<f64> = self.host[0][at * head_dim..][..head_dim]
+                    .iter()
+                    .map(|&x| x.into())
+                    .collect();
+                let (k, v) = (head(&self.host[1]), head(&self.host[2]));
+                // One query, which sees all the keys that are left.
+                let one = reference::Forward {
+                    batch: 1,
+                    seq_q: 1,
+                    seq_k: keys,
+                    heads: 1,
+                    heads_kv: 1,
+                    head_dim,
+                    q: &q,
+                    k: &k,
+                    v: &v,
+                    ..reference::Forward::default()
+                };
+                let (expected, naive) = (one.run()?, one.run_rounded(T::round)?);
+                let found: Vec<f64> = out[at * head_dim..][..head_dim]
+                    .iter()
+                    .map(|&x| x.into())
+                    .collect();
+                let found_lse = [f64::from(lse[(b * heads + h) * seq + row])];
+                let within = bound::<T>(&expected.out, &naive.out, head_dim)?;
+                let verdicts = [
+                    Verdict::of(&found, &expected.out, head_dim, within),
+                    Verdict::of(&found_lse, &expected.lse, 1, lse_bound(&expected.lse)),
+                ];
+                if let Some(verdict) = verdicts.iter().find(|verdict| !verdict.pass()) {
+                    return Err(format!("batch {b}, head {h}, row {row}: {verdict}").into());
+                }
+            }
+        }
+        Ok(())
+    }
+}

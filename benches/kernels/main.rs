@@ -1,0 +1,41 @@
+//! Benchmarks of every kernel, in one binary: `cargo bench`, or `cargo bench -- attention/forward/f16`.
+//!
+//! On a GPU each problem is verified, then timed by CUDA events with a cold L2. Without a GPU each runs once, small,
+//! on the emulator, which counts what the kernel does; that is no time and says nothing about one.
+
+#[path = "../../examples/shared/device.rs"]
+mod device;
+#[path = "../../examples/shared/measure.rs"]
+mod measure;
+#[path = "../../examples/shared/naive.rs"]
+mod naive;
+
+mod attention;
+mod support;
+
+use std::error::Error;
+
+use cuda_emulator::Driver;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let (context, driver) = device::open()?;
+    match driver {
+        Driver::Cuda => {
+            let gpu = support::Gpu::new(&context)?;
+            println!(
+                "roofline of this run: {:.0} GB/s copied, read and written",
+                gpu.copied / 1e9
+            );
+            let mut criterion = criterion::Criterion::default()
+                .with_measurement(support::CudaTime)
+                .configure_from_args();
+            attention::forward(&mut criterion, &gpu)?;
+            criterion.final_summary();
+        }
+        Driver::Emulator => {
+            println!("no GPU: counters of the emulator follow, no times");
+            attention::count_forward(&context)?;
+        }
+    }
+    Ok(())
+}

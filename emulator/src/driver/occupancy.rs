@@ -1,0 +1,215 @@
+//! Occupancy: how many blocks fit a multiprocessor, by threads and shared memory.
+//!
+//! PTX does not tell how many registers a kernel takes, so these are upper bounds; on hardware the
+//! registers may allow fewer.
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use super::error::{Error, Result};
+use super::ffi::{CUresult, Handle, In, Out, call};
+use super::function::Function;
+use super::launch::Config;
+use super::state::{Driver, driver};
+use crate::device::Device;
+
+/// `CUoccupancyB2DSize`: bytes of dynamic shared memory for a block of so many threads.
+pub(super) type SharedForBlock = unsafe extern "C" fn(c_int) -> usize;
+
+/// Shared memory is given out in pieces of this many bytes.
+const SHARED_GRANULE: u64 = 128;
+
+/// Blocks of `threads` threads and `shared` bytes of shared memory that a multiprocessor holds at
+/// once; 0 if it cannot hold one.
+pub(super) fn resident_blocks(device: &Device, threads: u64, shared: u64) -> u32 {
+    let warp = u64::from(device.warp_size);
+    if threads == 0
+        || threads > device.max_threads_per_block.into()
+        || shared > device.shared_per_block_optin.into()
+    {
+        return 0;
+    }
+    let by_threads = u64::from(device.max_threads_per_multiprocessor) / threads.next_multiple_of(warp);
+    let per_block = shared.next_multiple_of(SHARED_GRANULE) + u64::from(device.shared_reserved_per_block);
+    let by_shared = u64::from(device.shared_per_multiprocessor) / per_block;
+    let most = by_threads.min(by_shared).min(device.max_blocks_per_multiprocessor.into());
+    most as u32 // at most `max_blocks_per_multiprocessor`
+}
+
+fn function(handle: Handle) -> Result<(Arc<Driver>, Arc<Function>)> {
+    let driver = driver()?;
+    let function = driver.functions.get(handle)?;
+    Ok((driver, function))
+}
+
+/// Blocks of a kernel on one multiprocessor.
+fn blocks(driver: &Driver, function: &Function, threads: i32, dynamic: usize) -> Result<u32> {
+    let threads = u64::try_from(threads).ok().filter(|threads| *threads > 0);
+    let threads = threads.ok_or_else(|| Error::value("a block has at least one thread"))?;
+    let kernel = function.kernel()?;
+    let allowed = dynamic as u64 <= function.dynamic_shared_limit().into();
+    if !allowed || kernel.max_threads.is_some_and(|most| threads > most.into()) {
+        return Ok(0);
+    }
+    let shared = u64::from(kernel.static_shared) + dynamic as u64;
+    Ok(resident_blocks(&driver.device, threads, shared))
+}
+
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+    count: Out<i32>,
+    handle: Handle,
+    threads: i32,
+    dynamic_shared: usize,
+) -> CUresult {
+    call("cuOccupancyMaxActiveBlocksPerMultiprocessor", || {
+        let (driver, function) = function(handle)?;
+        count.set(blocks(&driver, &function, threads, dynamic_shared)? as i32)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+    count: Out<i32>,
+    handle: Handle,
+    threads: i32,
+    dynamic_shared: usize,
+    _flags: u32,
+) -> CUresult {
+    call("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags", || {
+        let (driver, function) = function(handle)?;
+        count.set(blocks(&driver, &function, threads, dynamic_shared)? as i32)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
+    bytes: Out<usize>,
+    handle: Handle,
+    count: i32,
+    threads: i32,
+) -> CUresult {
+    call("cuOccupancyAvailableDynamicSMemPerBlock", || {
+        let (driver, function) = function(handle)?;
+        if count < 1 || blocks(&driver, &function, threads, 0)? < count as u32 {
+            let text = format!("{count} blocks of {threads} threads do not fit a multiprocessor");
+            return Err(Error::value(text));
+        }
+        let device = &driver.device;
+        let share = device.shared_per_multiprocessor / count as u32;
+        let used = device.shared_reserved_per_block + function.kernel()?.static_shared;
+        let left = share.saturating_sub(used) / SHARED_GRANULE as u32 * SHARED_GRANULE as u32;
+        bytes.set(left.min(device.shared_per_block_optin) as usize)
+    })
+}
+
+/// The block size that fills a multiprocessor best, and the grid that fills the device with it.
+fn best_block(
+    grid: &Out<i32>,
+    block: &Out<i32>,
+    handle: Handle,
+    shared: impl Fn(i32) -> usize,
+    limit: i32,
+) -> Result<()> {
+    let (driver, function) = function(handle)?;
+    let device = &driver.device;
+    let own = function.kernel()?.max_threads;
+    let most = own.map_or(device.max_threads_per_block, |own| own.min(device.max_threads_per_block));
+    let most = u32::try_from(limit).ok().filter(|n| *n > 0).map_or(most, |n| n.min(most));
+    let mut best = (0, 0, 0); // resident threads, threads of a block, blocks
+    // From the largest down, so that among equals the largest block wins.
+    for threads in (1..=most).rev().filter(|n| n % device.warp_size == 0 || *n == most) {
+        let count = blocks(&driver, &function, threads as i32, shared(threads as i32))?;
+        if count * threads > best.0 {
+            best = (count * threads, threads, count);
+        }
+    }
+    let (_, threads, count) = best;
+    block.set(threads as i32)?;
+    grid.set((count * device.multiprocessors) as i32)
+}
+
+/// The program's function of the block size, or the constant where it gave none.
+fn shared_size(function: Option<SharedForBlock>, constant: usize) -> impl Fn(i32) -> usize {
+    move |threads| match function {
+        // SAFETY: C passes a function that takes any block size.
+        Some(function) => unsafe { function(threads) },
+        None => constant,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxPotentialBlockSize(
+    grid: Out<i32>,
+    block: Out<i32>,
+    handle: Handle,
+    shared_for_block: Option<SharedForBlock>,
+    dynamic_shared: usize,
+    limit: i32,
+) -> CUresult {
+    call("cuOccupancyMaxPotentialBlockSize", || {
+        let shared = shared_size(shared_for_block, dynamic_shared);
+        best_block(&grid, &block, handle, shared, limit)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
+    grid: Out<i32>,
+    block: Out<i32>,
+    handle: Handle,
+    shared_for_block: Option<SharedForBlock>,
+    dynamic_shared: usize,
+    limit: i32,
+    _flags: u32,
+) -> CUresult {
+    call("cuOccupancyMaxPotentialBlockSizeWithFlags", || {
+        let shared = shared_size(shared_for_block, dynamic_shared);
+        best_block(&grid, &block, handle, shared, limit)
+    })
+}
+
+/// Without clusters every block is a cluster of its own.
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
+    count: Out<i32>,
+    handle: Handle,
+    config: In<Config>,
+) -> CUresult {
+    call("cuOccupancyMaxActiveClusters", || {
+        let (driver, function) = function(handle)?;
+        let config = config.get()?;
+        config.check_attributes()?;
+        let threads = config.block.iter().fold(1u32, |product, n| product.saturating_mul(*n));
+        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
+        let per = blocks(&driver, &function, threads, config.dynamic_shared as usize)?;
+        count.set((per * driver.device.multiprocessors) as i32)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcest_resource_decides() {
+        let (a100, h100) = (Device::sm_80(), Device::sm_90());
+        #[rustfmt::skip]
+        let cases = [
+            // device, threads, shared, blocks, why
+            (&a100,  256,           0,  8, "threads"),
+            (&a100,  100,           0, 16, "threads, in whole warps"),
+            (&a100,   32,           0, 32, "blocks"),
+            (&a100,  128,   48 * 1024,  3, "shared memory"),
+            (&a100,  128,  163 * 1024,  1, "shared memory, all of it"),
+            (&a100,  128,  164 * 1024,  0, "more shared memory than a block may have"),
+            (&h100,  128,  113 * 1024,  2, "half of the shared memory, with the reserved KiB"),
+            (&h100,  128,  114 * 1024,  1, "the reserved KiB does not fit twice"),
+            (&h100, 1025,           0,  0, "more threads than a block may have"),
+            (&h100,    0,           0,  0, "no threads"),
+        ];
+        for (device, threads, shared, expected, why) in cases {
+            assert_eq!(resident_blocks(device, threads, shared), expected, "{why}");
+        }
+    }
+}

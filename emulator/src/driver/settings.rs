@@ -1,0 +1,200 @@
+//! Settings of the emulator: from the environment at first use, then by [`configure`].
+
+use std::sync::{Mutex, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result, code};
+use super::ffi::{lock, read, write};
+use super::state;
+use crate::device::Device;
+use crate::exec::{Options, Schedule};
+
+/// Changes to the settings of the emulator; `None` leaves a setting as it is.
+///
+/// Each begins as its environment variable says, else with the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The device to pose as, `sm_80` (default) or `sm_90`. Can change only while no context
+    /// exists. `CUDA_EMULATOR_ARCH`.
+    pub arch: Option<String>,
+    /// Bytes of device memory, 8 GiB by default. Can change only while no context exists.
+    /// `CUDA_EMULATOR_MEMORY`.
+    pub memory: Option<u64>,
+    /// Host threads that a launch may use, all cores by default. `CUDA_EMULATOR_THREADS`.
+    pub threads: Option<usize>,
+    /// How the lanes of a warp take turns: `lowest` (default) or `adversarial:SEED`.
+    /// `CUDA_EMULATOR_SCHEDULE`.
+    pub schedule: Option<String>,
+    /// Warp instructions of one launch beyond which it fails with `CUDA_ERROR_LAUNCH_TIMEOUT`.
+    pub max_instructions: Option<u64>,
+    /// Print each launch's report to stderr; no by default. `CUDA_EMULATOR_REPORT`.
+    pub report: Option<bool>,
+    /// Do not print faults to stderr: for tests that expect them. No by default.
+    pub quiet: Option<bool>,
+}
+
+/// All settings, resolved.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) device: Device,
+    pub(super) options: Options,
+    pub(super) report: bool,
+    pub(super) quiet: bool,
+}
+
+/// `None` until first used.
+static CONFIG: RwLock<Option<Config>> = RwLock::new(None);
+
+/// The settings that hold now.
+///
+/// # Errors
+/// An environment variable has a value that it cannot have.
+pub(super) fn config() -> Result<Config> {
+    if let Some(config) = &*read(&CONFIG) {
+        return Ok(config.clone());
+    }
+    let config = from_environment(|name| std::env::var(name).ok())?;
+    Ok(write(&CONFIG).get_or_insert(config).clone())
+}
+
+/// Changes settings.
+///
+/// # Errors
+/// A value is unknown, or the device would change under a context that is alive.
+pub(super) fn configure(settings: &Settings) -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = lock(&ONE_AT_A_TIME);
+    let before = config()?;
+    let after = before.with(settings)?;
+    if after.device != before.device {
+        state::replace_device(&after.device)?;
+    }
+    *write(&CONFIG) = Some(after);
+    Ok(())
+}
+
+fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config> {
+    let number = |name: &str| {
+        let parse = |text: String| {
+            (text.parse::<u64>()).map_err(|_| Error::value(format!("{name}={text} is no number")))
+        };
+        variable(name).map(parse).transpose()
+    };
+    let threads = number("CUDA_EMULATOR_THREADS")?;
+    let settings = Settings {
+        arch: variable("CUDA_EMULATOR_ARCH"),
+        memory: number("CUDA_EMULATOR_MEMORY")?,
+        threads: threads.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        schedule: variable("CUDA_EMULATOR_SCHEDULE"),
+        report: variable("CUDA_EMULATOR_REPORT").map(|text| !matches!(&*text, "" | "0")),
+        ..Settings::default()
+    };
+    let defaults = Config {
+        device: Device::default(),
+        options: Options::default(),
+        report: false,
+        quiet: false,
+    };
+    defaults.with(&settings)
+}
+
+impl Config {
+    fn with(mut self, settings: &Settings) -> Result<Config> {
+        if let Some(name) = &settings.arch {
+            let device = Device::by_name(name).ok_or_else(|| {
+                let known = Device::NAMES;
+                Error::value(format!("no emulated device `{name}`; there are {known}"))
+            })?;
+            let total_memory = self.device.total_memory;
+            self.device = Device {
+                total_memory,
+                ..device
+            };
+        }
+        if let Some(bytes) = settings.memory {
+            self.device.total_memory = bytes;
+        }
+        if let Some(threads) = settings.threads {
+            if threads == 0 {
+                return Err(Error::value("a launch needs at least one thread"));
+            }
+            self.options.threads = threads;
+        }
+        if let Some(text) = &settings.schedule {
+            self.options.schedule = text.parse::<Schedule>().map_err(|error| {
+                Error::new(code::INVALID_VALUE, format!("schedule `{text}`: {error}"))
+            })?;
+        }
+        if let Some(limit) = settings.max_instructions {
+            self.options.max_instructions = limit;
+        }
+        self.report = settings.report.unwrap_or(self.report);
+        self.quiet = settings.quiet.unwrap_or(self.quiet);
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(variables: &[(&str, &str)]) -> Result<Config> {
+        from_environment(|name| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn variables_are_read() {
+        let config = environment(&[
+            ("CUDA_EMULATOR_ARCH", "sm_90"),
+            ("CUDA_EMULATOR_MEMORY", "1048576"),
+            ("CUDA_EMULATOR_THREADS", "3"),
+            ("CUDA_EMULATOR_SCHEDULE", "adversarial:7"),
+            ("CUDA_EMULATOR_REPORT", "1"),
+        ])
+        .unwrap();
+        assert_eq!(config.device.arch(), 90);
+        assert_eq!(config.device.total_memory, 1 << 20);
+        assert_eq!(config.options.threads, 3);
+        assert_eq!(config.options.schedule, Schedule::Adversarial(7));
+        assert!(config.report && !config.quiet);
+    }
+
+    #[test]
+    fn nothing_set_is_the_baseline() {
+        let config = environment(&[("CUDA_EMULATOR_REPORT", "0")]).unwrap();
+        assert_eq!(config.device, Device::sm_80());
+        assert!(!config.report);
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (name, value, expected) in [
+            ("CUDA_EMULATOR_ARCH", "sm_70", "no emulated device `sm_70`; there are sm_80"),
+            ("CUDA_EMULATOR_THREADS", "0", "at least one thread"),
+            ("CUDA_EMULATOR_THREADS", "two", "CUDA_EMULATOR_THREADS=two is no number"),
+            ("CUDA_EMULATOR_MEMORY", "8G", "CUDA_EMULATOR_MEMORY=8G is no number"),
+            ("CUDA_EMULATOR_SCHEDULE", "fair", "schedule `fair`"),
+        ] {
+            let error = environment(&[(name, value)]).unwrap_err();
+            assert!(error.text.contains(expected), "{name}={value}: {}", error.text);
+        }
+    }
+
+    #[test]
+    fn a_change_leaves_the_rest_as_it_was() {
+        let config = environment(&[("CUDA_EMULATOR_THREADS", "3")]).unwrap();
+        let changed = config
+            .with(&Settings {
+                quiet: Some(true),
+                ..Settings::default()
+            })
+            .unwrap();
+        assert!(changed.quiet);
+        assert_eq!(changed.options.threads, 3);
+    }
+}

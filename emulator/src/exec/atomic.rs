@@ -1,0 +1,121 @@
+//! atom and red, on global memory with the host's own atomics and on shared memory in turn.
+
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use half::{bf16, f16};
+
+use super::context::{Context, Done, count_global, lanes, resolve};
+use super::memory::addresses;
+use super::registers::LANES;
+use super::warp::Warp;
+use crate::ir::{Atomic, AtomicOp, Scalar, Space};
+use crate::memory::{INITIALISED, READ, WRITTEN};
+use crate::race::Accessor;
+
+/// The new value of a location.
+fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64 {
+    let halves = |f: fn(u16, u16) -> u16| {
+        let low = f(old as u16, value as u16);
+        let high = f((old >> 16) as u16, (value >> 16) as u16);
+        u64::from(low) | u64::from(high) << 16
+    };
+    let add_f16 = |x, y| (f16::from_bits(x) + f16::from_bits(y)).to_bits();
+    let add_bf16 = |x, y| (bf16::from_bits(x) + bf16::from_bits(y)).to_bits();
+    match (op, kind) {
+        (AtomicOp::Add, Scalar::F32) => (f32::from_bits(old as u32) + f32::from_bits(value as u32)).to_bits().into(),
+        (AtomicOp::Add, Scalar::F64) => (f64::from_bits(old) + f64::from_bits(value)).to_bits(),
+        (AtomicOp::Add, Scalar::F16) => add_f16(old as u16, value as u16).into(),
+        (AtomicOp::Add, Scalar::Bf16) => add_bf16(old as u16, value as u16).into(),
+        (AtomicOp::Add, Scalar::F16x2) => halves(add_f16),
+        (AtomicOp::Add, Scalar::Bf16x2) => halves(add_bf16),
+        (AtomicOp::Add, _) => old.wrapping_add(value),
+        (AtomicOp::Min, Scalar::S32) => (old as i32).min(value as i32) as u32 as u64,
+        (AtomicOp::Max, Scalar::S32) => (old as i32).max(value as i32) as u32 as u64,
+        (AtomicOp::Min, Scalar::S64) => (old as i64).min(value as i64) as u64,
+        (AtomicOp::Max, Scalar::S64) => (old as i64).max(value as i64) as u64,
+        (AtomicOp::Min, _) => old.min(value),
+        (AtomicOp::Max, _) => old.max(value),
+        (AtomicOp::Inc, _) => if old >= value { 0 } else { old + 1 },
+        (AtomicOp::Dec, _) => if old == 0 || old > value { value } else { old - 1 },
+        (AtomicOp::And, _) => old & value,
+        (AtomicOp::Or, _) => old | value,
+        (AtomicOp::Xor, _) => old ^ value,
+        (AtomicOp::Exch, _) => value,
+        (AtomicOp::Cas, _) => if old == value { second } else { old },
+    }
+}
+
+/// Runs an atomic lane by lane: lanes that meet at one address take turns.
+pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, atomic: &Atomic, active: u32) -> Done {
+    let at = addresses(&warp.registers, atomic.address, atomic.narrow, atomic.offset);
+    let bytes = atomic.kind.bytes() as usize;
+    let wide = bytes == 8;
+    let read = |slot| -> [u64; LANES] {
+        if wide { warp.registers.get(slot) } else { warp.registers.get::<u32>(slot).map(u64::from) }
+    };
+    let (values, seconds) = (read(atomic.value), read(atomic.second));
+    let keep = if wide { u64::MAX } else { (1 << (8 * bytes)) - 1 };
+    let mut out = [0u64; LANES];
+    let mut global = 0u32;
+    for lane in lanes(active) {
+        let (space, address) = match atomic.space {
+            Space::Generic => resolve(at[lane]),
+            space => (space, at[lane]),
+        };
+        let (value, second) = (values[lane] & keep, seconds[lane] & keep);
+        let update = |old: u64| combine(atomic.op, atomic.kind, old, value, second) & keep;
+        out[lane] = if space == Space::Shared {
+            let by = Accessor { warp: warp.index, lane: lane as u32, pc: warp.at, collective: false, strong: true };
+            let mut buffer = [0; 8];
+            context.load_shared(by, address, &mut buffer[..bytes])?;
+            let old = u64::from_le_bytes(buffer);
+            context.store_shared(by, address, &update(old).to_le_bytes()[..bytes])?;
+            old
+        } else {
+            global |= 1 << lane;
+            global_update(context, lane as u32, address, bytes, update)?
+        };
+    }
+    context.report.atomics += u64::from(active.count_ones());
+    if global != 0 {
+        count_global(&mut context.report.global_stores, &at, global, bytes as u64);
+    }
+    match atomic.result {
+        Some(slot) if wide => warp.registers.put(active, slot, out),
+        Some(slot) => warp.registers.put(active, slot, out.map(|value| value as u32)),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Updates one global location with the host's atomics, so that blocks on other threads take turns with it.
+fn global_update(context: &mut Context<'_>, lane: u32, address: u64, bytes: usize, update: impl Fn(u64) -> u64) -> Done<u64> {
+    // the read half of the access: bounds, alignment, initialised
+    let mut buffer = [0; 8];
+    context.load_global(lane, address, &mut buffer[..bytes])?;
+    let (data, state) = context.global(lane, address, bytes as u64, true)?;
+    macro_rules! update_as {
+        ($atomic:ty, $int:ty) => {{
+            // SAFETY: `Context::global` checked bounds and alignment of `bytes` bytes at `data`; an allocation starts at a
+            // multiple of 16 on the host (`Allocation::data`) as on the device, so the host address is aligned as well.
+            let cell = unsafe { <$atomic>::from_ptr(data.cast()) };
+            let mut old = cell.load(Ordering::SeqCst);
+            loop {
+                match cell.compare_exchange_weak(old, update(u64::from(old)) as $int, Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(_) => break u64::from(old),
+                    Err(found) => old = found,
+                }
+            }
+        }};
+    }
+    let old = match bytes {
+        2 => update_as!(AtomicU16, u16),
+        4 => update_as!(AtomicU32, u32),
+        _ => update_as!(AtomicU64, u64),
+    };
+    for at in 0..bytes {
+        // SAFETY: `Context::global` checked that as many states lie there.
+        unsafe { *state.add(at) |= INITIALISED | READ | WRITTEN };
+    }
+    Ok(old)
+}

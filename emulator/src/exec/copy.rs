@@ -1,0 +1,143 @@
+//! cp.async: copies that end as late as the program allows, at its wait.
+
+use super::context::{Context, Done, Trouble, count_global, count_shared, lanes, refused};
+use super::memory::addresses;
+use super::registers::LANES;
+use super::warp::Warp;
+use crate::fault::FaultKind;
+use crate::ir::AsyncCopy;
+use crate::race::Accessor;
+
+/// One instruction's copies that nobody has waited for.
+#[derive(Debug)]
+struct Pending {
+    /// Lanes whose copy is still under way.
+    lanes: u32,
+    /// The commit group of those lanes.
+    group: u32,
+    to: [u32; LANES],
+    /// The source bytes, with zeros behind a short source.
+    bytes: Box<[[u8; 16]; LANES]>,
+    size: u8,
+    pc: u32,
+}
+
+/// The copies of a warp that are under way.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    /// Groups that each lane has committed.
+    committed: [u32; LANES],
+    pending: Vec<Pending>,
+    /// Buffers to use again.
+    spare: Vec<Box<[[u8; 16]; LANES]>>,
+}
+
+impl Copies {
+    pub(super) fn commit(&mut self, active: u32) {
+        for lane in lanes(active) {
+            self.committed[lane] += 1;
+        }
+    }
+}
+
+/// `cp.async.{ca,cg}`
+pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, copy: &AsyncCopy, active: u32) -> Done {
+    let r = &warp.registers;
+    let to = addresses(r, copy.to, copy.to_narrow, copy.to_offset);
+    let from = addresses(r, copy.from, false, copy.from_offset);
+    let size = usize::from(copy.bytes);
+    let lengths = copy.source_bytes.map(|slot| r.get::<u32>(slot));
+    let ignored = copy.ignore.map_or(0, |p| r.predicate(p));
+    let mut reading = 0;
+    let mut bytes = warp.copies.spare.pop().unwrap_or_default();
+    for lane in lanes(active) {
+        let mut length = lengths.map_or(size as u32, |lengths| lengths[lane]) as usize;
+        if length > size {
+            let message = format!("copies {length} source bytes into {size}");
+            return Err(Trouble::new(FaultKind::Trap, lane as u32, message));
+        }
+        if ignored >> lane & 1 != 0 {
+            length = 0;
+        }
+        bytes[lane] = [0; 16];
+        if length > 0 {
+            reading |= 1 << lane;
+            if from[lane] % size as u64 != 0 {
+                let message = format!("copies {size} bytes from {:#x}, which is not a multiple of {size}", from[lane]);
+                return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
+            }
+            load_prefix(context, lane as u32, from[lane], &mut bytes[lane][..length])?;
+        }
+        let by = Accessor { warp: warp.index, lane: lane as u32, pc: warp.at, collective: false, strong: false };
+        let at = context.shared_offset(by.lane, to[lane], size, true)?;
+        if let Err(refusal) = context.detector.issue(at, size, by) {
+            return Err(refused(by.lane, at, size, "copies into", refusal));
+        }
+    }
+    if reading != 0 {
+        count_global(&mut context.report.global_loads, &from, reading, size as u64);
+    }
+    count_shared(&mut context.report.shared_stores, &to, active, size as u64);
+    let mut rest = active;
+    let mut whole = Some(bytes);
+    while rest != 0 {
+        let group = warp.copies.committed[rest.trailing_zeros() as usize];
+        let same = lanes(rest).filter(|&lane| warp.copies.committed[lane] == group).fold(0, |mask, lane| mask | 1 << lane);
+        rest &= !same;
+        let bytes = match (rest, whole.take()) {
+            (0, Some(bytes)) => bytes,
+            (_, Some(bytes)) => {
+                let copy = bytes.clone();
+                whole = Some(bytes);
+                copy
+            }
+            (_, None) => break,
+        };
+        warp.copies.pending.push(Pending {
+            lanes: same,
+            group,
+            to: to.map(|address| address as u32),
+            bytes,
+            size: copy.bytes,
+            pc: warp.at,
+        });
+    }
+    Ok(())
+}
+
+/// Reads a source shorter than the copy, whose length need not be a power of two.
+fn load_prefix(context: &mut Context<'_>, lane: u32, from: u64, out: &mut [u8]) -> Done {
+    match out.len() {
+        4 | 8 | 16 => context.load_global(lane, from, out),
+        _ => out.iter_mut().enumerate().try_for_each(|(at, byte)| {
+            context.load_global(lane, from + at as u64, std::slice::from_mut(byte))
+        }),
+    }
+}
+
+/// `cp.async.wait_group`: what each lane waits for arrives; `allowed` groups may stay under way.
+pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, active: u32) {
+    let index = warp.index;
+    let Copies { committed, pending, spare } = &mut warp.copies;
+    let mut at = 0;
+    while at < pending.len() {
+        let copy = &mut pending[at];
+        // a copy that was not committed belongs to the group to come: no wait_group reaches it
+        let done = lanes(copy.lanes & active)
+            .filter(|&lane| u64::from(copy.group) + u64::from(allowed) < u64::from(committed[lane]))
+            .fold(0, |mask, lane| mask | 1 << lane);
+        for lane in lanes(done) {
+            let (to, size) = (copy.to[lane] as usize, usize::from(copy.size));
+            context.shared[to..to + size].copy_from_slice(&copy.bytes[lane][..size]);
+            let by = Accessor { warp: index, lane: lane as u32, pc: copy.pc, collective: false, strong: false };
+            context.detector.complete(to, size, by);
+        }
+        copy.lanes &= !done;
+        if copy.lanes == 0 {
+            let done = pending.remove(at);
+            spare.push(done.bytes);
+        } else {
+            at += 1;
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Runs a launch: blocks over host threads, warps of a block in turn, operations lane by lane.
+
+mod atomic;
+mod block;
+mod context;
+mod copy;
+mod exchange;
+mod float;
+mod integer;
+mod interpret;
+mod matrix;
+mod memory;
+mod registers;
+mod warp;
+
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::device::Device;
+use crate::fault::{Fault, FaultKind};
+use crate::ir::Constant;
+use crate::memory::{Allocations, Memory};
+use crate::module::{Kernel, Module};
+use crate::report::Report;
+
+use block::{Block, Outcome};
+
+/// Warp instructions a warp runs before another has its turn.
+const SLICE: u64 = 1 << 16;
+
+/// A kernel launch.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// The module that holds the kernel.
+    pub module: &'a Module,
+    /// The kernel's name.
+    pub kernel: &'a str,
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y and z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_shared: u32,
+    /// The most that the function's attribute allows, in bytes.
+    pub dynamic_shared_limit: u32,
+    /// The parameters, laid out as [`Kernel::params`] says.
+    pub params: &'a [u8],
+    /// All blocks are resident at once and may wait for each other.
+    pub cooperative: bool,
+}
+
+/// How the lanes of a diverged warp take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Schedule {
+    /// The lanes at the lowest instruction go first and join those they meet: what most hardware does.
+    #[default]
+    LowestPc,
+    /// Groups go in random order from this seed and join only at .sync instructions: what a compiler may rely on, and no more.
+    Adversarial(u64),
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    /// `lowest` or `adversarial:SEED`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "lowest" => Ok(Schedule::LowestPc),
+            Some(("adversarial", seed)) => match seed.parse() {
+                Ok(seed) => Ok(Schedule::Adversarial(seed)),
+                Err(_) => Err(format!("the seed `{seed}` is not a number")),
+            },
+            _ => Err(format!("unknown schedule `{text}`; there are `lowest` and `adversarial:SEED`")),
+        }
+    }
+}
+
+/// How launches are run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Host threads that blocks are spread over.
+    pub threads: usize,
+    /// How the lanes of a diverged warp take turns.
+    pub schedule: Schedule,
+    /// Warp instructions after which a launch counts as hung.
+    pub max_instructions: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            schedule: Schedule::LowestPc,
+            max_instructions: 1 << 36,
+        }
+    }
+}
+
+/// What all blocks of a launch share.
+struct Shared<'l> {
+    launch: &'l Launch<'l>,
+    kernel: &'l Kernel,
+    device: &'l Device,
+    options: &'l Options,
+    allocations: &'l Allocations,
+    /// Slots and values of the constants that are the same in every lane and block.
+    constants: Vec<(crate::ir::Slot, crate::ir::Constant, u64)>,
+    /// Warp instructions of all blocks so far.
+    spent: AtomicU64,
+    stop: AtomicBool,
+    next_block: AtomicU64,
+}
+
+/// Runs a launch to its end.
+///
+/// # Errors
+/// The fault of the lowest block that any host thread had met when the launch was stopped.
+pub fn launch(launch: &Launch<'_>, device: &Device, memory: &Memory, options: &Options) -> Result<Report, Fault> {
+    let kernel = check(launch, device)?;
+    let allocations = memory.lock();
+    let shared = Shared {
+        launch,
+        kernel,
+        device,
+        options,
+        allocations: &allocations,
+        constants: constants(launch, kernel),
+        spent: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        next_block: AtomicU64::new(0),
+    };
+    let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
+    let workers = options.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));
+    let reports = Mutex::new(Vec::new());
+    let faults = Mutex::new(Vec::new());
+    let work = || {
+        let (report, fault) = shared.worker(blocks, workers as u64);
+        reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+        if let Some(fault) = fault {
+            faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(work);
+        }
+        work();
+    });
+    drop(allocations);
+    let (read, written) = memory.take_marks();
+    let mut faults = faults.into_inner().unwrap_or_else(PoisonError::into_inner);
+    faults.sort_by_key(|&(block, _)| block);
+    if let Some((_, fault)) = faults.into_iter().next() {
+        return Err(fault);
+    }
+    let (major, minor) = device.compute_capability;
+    let mut report = Report {
+        kernel: kernel.name.clone(),
+        device: format!("sm_{major}{minor}"),
+        grid: launch.grid,
+        block: launch.block,
+        shared_bytes: kernel.shared_bytes(launch.dynamic_shared),
+        ..Report::default()
+    };
+    for part in reports.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        report.add(&part);
+    }
+    report.global_loads.unique_bytes = read;
+    report.global_stores.unique_bytes = written;
+    Ok(report)
+}
+
+impl Kernel {
+    /// Static and dynamic shared memory of a block in bytes.
+    fn shared_bytes(&self, dynamic: u32) -> u32 {
+        if dynamic == 0 { self.static_shared } else { self.static_shared.next_multiple_of(16) + dynamic }
+    }
+}
+
+/// Holds a launch to the limits of the device.
+fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Fault> {
+    let fault = |kind: FaultKind, message: String| Fault {
+        kind,
+        kernel: launch.kernel.into(),
+        thread: None,
+        site: None,
+        message,
+        others: Vec::new(),
+    };
+    let refuse = |message: String| Err(fault(FaultKind::Resources, message));
+    let Some(kernel) = launch.module.program().kernel(launch.kernel) else {
+        return refuse(format!("the module has no kernel `{}`", launch.kernel));
+    };
+    let threads: u64 = launch.block.iter().map(|&n| u64::from(n)).product();
+    if launch.grid.contains(&0) || threads == 0 {
+        return refuse(format!("an empty launch: grid {:?}, block {:?}", launch.grid, launch.block));
+    }
+    if threads > u64::from(device.max_threads_per_block) || (0..3).any(|axis| launch.block[axis] > device.max_block[axis]) {
+        let most = device.max_threads_per_block;
+        return refuse(format!("a block of {:?} threads; the device allows {most} in all and {:?}", launch.block, device.max_block));
+    }
+    if let Some(most) = kernel.max_threads.filter(|&most| threads > u64::from(most)) {
+        return refuse(format!("a block of {threads} threads; the kernel is compiled for at most {most} (.maxntid)"));
+    }
+    if (0..3).any(|axis| launch.grid[axis] > device.max_grid[axis]) {
+        return refuse(format!("a grid of {:?} blocks; the device allows {:?}", launch.grid, device.max_grid));
+    }
+    let limit = launch.dynamic_shared_limit.min(device.shared_per_block_optin);
+    if launch.dynamic_shared > limit {
+        return refuse(format!(
+            "{} bytes of dynamic shared memory; the function's attribute MAX_DYNAMIC_SHARED_SIZE_BYTES allows {limit}",
+            launch.dynamic_shared
+        ));
+    }
+    let total = kernel.shared_bytes(launch.dynamic_shared);
+    if total > device.shared_per_block_optin {
+        let most = device.shared_per_block_optin;
+        return refuse(format!("{total} bytes of static and dynamic shared memory; the device allows {most}"));
+    }
+    if kernel.param_bytes() > device.max_parameter_bytes {
+        let (bytes, most) = (kernel.param_bytes(), device.max_parameter_bytes);
+        return refuse(format!("{bytes} bytes of parameters; the device allows {most}"));
+    }
+    if (launch.params.len() as u64) < u64::from(kernel.param_bytes()) {
+        let (found, needed) = (launch.params.len(), kernel.param_bytes());
+        return refuse(format!("{found} bytes of parameters; the kernel takes {needed}"));
+    }
+    if kernel.body.ops.len() >= 1 << 24 {
+        return refuse(format!("{} instructions; the race detector tells 16,777,215 apart", kernel.body.ops.len()));
+    }
+    Ok(kernel)
+}
+
+/// The values of constants that do not depend on the lane or the block.
+fn constants(launch: &Launch<'_>, kernel: &Kernel) -> Vec<(crate::ir::Slot, Constant, u64)> {
+    let param = |at: u32, bytes: usize| {
+        let mut out = [0; 8];
+        let at = at as usize;
+        if let Some(source) = launch.params.get(at..at + bytes) {
+            out[..bytes].copy_from_slice(source);
+        }
+        u64::from_le_bytes(out)
+    };
+    let value = |constant: Constant| match constant {
+        Constant::Word(word) => word.into(),
+        Constant::Double(double) => double,
+        Constant::Param32(at) => param(at, 4),
+        Constant::Param64(at) => param(at, 8),
+        Constant::Global { .. } => launch.module.address(constant).unwrap_or(0),
+        Constant::Special(_) => 0,
+    };
+    kernel.body.constants.iter().map(|&(slot, constant)| (slot, constant, value(constant))).collect()
+}
+
+impl<'l> Shared<'l> {
+    /// Takes blocks until none is left; the counters, and the fault with its block's number.
+    fn worker(&'l self, blocks: u64, workers: u64) -> (Report, Option<(u64, Fault)>) {
+        // blocks of a cooperative launch wait for each other: a worker turns over all of its blocks
+        let resident = if self.launch.cooperative { blocks.div_ceil(workers) } else { 1 };
+        let mut running: Vec<Block<'_>> = Vec::new();
+        let mut spare: Vec<Block<'_>> = Vec::new();
+        let mut report = Report::default();
+        loop {
+            while (running.len() as u64) < resident {
+                let index = self.next_block.fetch_add(1, Ordering::Relaxed);
+                if index >= blocks {
+                    break;
+                }
+                let mut block = spare.pop().unwrap_or_else(|| Block::new(self));
+                block.start(index);
+                running.push(block);
+            }
+            if running.is_empty() {
+                break;
+            }
+            let mut at = 0;
+            while at < running.len() {
+                if self.stop.load(Ordering::Relaxed) {
+                    return (report, None);
+                }
+                match running[at].run(SLICE) {
+                    Ok(Outcome::Done) => spare.push(running.swap_remove(at)),
+                    Ok(Outcome::Yielded) => at += 1,
+                    Err(fault) => {
+                        self.stop.store(true, Ordering::Relaxed);
+                        return (report, Some((running[at].index(), *fault)));
+                    }
+                }
+            }
+        }
+        for block in spare {
+            report.add(&block.into_report());
+        }
+        (report, None)
+    }
+}

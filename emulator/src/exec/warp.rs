@@ -1,0 +1,284 @@
+//! A warp: its registers, and which of its lanes stand where.
+
+use super::context::{Context, Done, Trouble, lanes};
+use super::copy::Copies;
+use super::registers::{LANES, Registers};
+use super::{Schedule, Shared};
+use crate::fault::FaultKind;
+use crate::ir::{Barrier, Code, Constant, Pc, Special};
+
+/// Lanes that stand at one instruction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Group {
+    pub pc: Pc,
+    pub mask: u32,
+    /// At a .sync instruction, waiting for the rest of its lanes.
+    pub parked: bool,
+}
+
+/// Why a warp stopped running.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stop {
+    Exited,
+    Barrier(Barrier),
+    /// Its time slice is over.
+    Slice,
+}
+
+/// What a warp is doing, seen from its block.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum State {
+    Running,
+    Waiting(Barrier),
+    Exited,
+}
+
+/// A warp of a block.
+pub(super) struct Warp {
+    pub index: usize,
+    pub state: State,
+    /// Lanes that exist: a block's last warp may be part empty.
+    launched: u32,
+    /// Lanes that have not exited.
+    pub live: u32,
+    pub registers: Registers,
+    /// Thread coordinates of each lane.
+    pub threads: [[u32; 3]; LANES],
+    pub groups: Vec<Group>,
+    /// Local memory: `local_bytes` a lane, and whether each byte was written.
+    pub local: Vec<u8>,
+    pub local_written: Vec<bool>,
+    pub local_bytes: u32,
+    pub copies: Copies,
+    /// Where the warp stands, for faults.
+    pub at: Pc,
+    random: u64,
+    /// The last slice ended with lanes still spinning: others go first.
+    rotate: bool,
+}
+
+impl Warp {
+    pub(super) fn new(shared: &Shared<'_>, index: usize) -> Self {
+        let body = &shared.kernel.body;
+        let local = shared.kernel.local_bytes as usize * LANES;
+        Warp {
+            index,
+            state: State::Running,
+            launched: 0,
+            live: 0,
+            registers: Registers::new(body.rows, body.predicates),
+            threads: [[0; 3]; LANES],
+            groups: Vec::new(),
+            local: vec![0; local],
+            local_written: vec![false; local],
+            local_bytes: shared.kernel.local_bytes,
+            copies: Copies::default(),
+            at: 0,
+            random: 0,
+            rotate: false,
+        }
+    }
+
+    /// Puts all threads at the first instruction of block `block`.
+    pub(super) fn start(&mut self, shared: &Shared<'_>, block: [u32; 3], linear: u64) {
+        let [bx, by, bz] = shared.launch.block;
+        let threads = bx * by * bz;
+        self.live = 0;
+        for lane in 0..LANES {
+            let thread = (self.index * LANES + lane) as u32;
+            self.threads[lane] = [thread % bx, thread / bx % by, thread / bx / by];
+            if thread < threads {
+                self.live |= 1 << lane;
+            }
+        }
+        self.launched = self.live;
+        self.state = State::Running;
+        self.groups.clear();
+        self.groups.push(Group { pc: 0, mask: self.live, parked: false });
+        self.local_written.fill(false);
+        self.copies = Copies::default();
+        self.rotate = false;
+        if let Schedule::Adversarial(seed) = shared.options.schedule {
+            // splitmix64 of seed, block and warp: every warp has its own order
+            self.random = seed ^ (linear * 64 + self.index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        self.registers.reset();
+        for &(slot, constant, value) in &shared.constants {
+            match constant {
+                Constant::Double(_) | Constant::Param64(_) | Constant::Global { .. } => {
+                    self.registers.put(u32::MAX, slot, [value; LANES]);
+                }
+                Constant::Word(_) | Constant::Param32(_) => self.registers.put(u32::MAX, slot, [value as u32; LANES]),
+                Constant::Special(special) => {
+                    let values = std::array::from_fn(|lane| self.special(shared, special, lane, block, linear));
+                    self.registers.put(u32::MAX, slot, values);
+                }
+            }
+        }
+    }
+
+    fn special(&self, shared: &Shared<'_>, special: Special, lane: usize, block: [u32; 3], linear: u64) -> u32 {
+        let launch = shared.launch;
+        let bit = 1u32 << lane;
+        let multiprocessors = shared.device.multiprocessors;
+        match special {
+            Special::Tid(axis) => self.threads[lane][usize::from(axis)],
+            Special::Ntid(axis) => launch.block[usize::from(axis)],
+            Special::Ctaid(axis) => block[usize::from(axis)],
+            Special::Nctaid(axis) => launch.grid[usize::from(axis)],
+            Special::LaneId => lane as u32,
+            Special::WarpId => self.index as u32,
+            Special::NumWarps => (launch.block.iter().product::<u32>()).div_ceil(LANES as u32),
+            Special::SmId => (linear % u64::from(multiprocessors)) as u32,
+            Special::NumSms => multiprocessors,
+            Special::GridId => 1,
+            Special::LaneMaskEq => bit,
+            Special::LaneMaskLe => bit | (bit - 1),
+            Special::LaneMaskLt => bit - 1,
+            Special::LaneMaskGe => !(bit - 1),
+            Special::LaneMaskGt => !(bit | (bit - 1)),
+            Special::DynamicShared => launch.dynamic_shared,
+            Special::TotalShared => shared.kernel.shared_bytes(launch.dynamic_shared),
+            Special::ClusterIndex => 0,
+            Special::ClusterSize => 1,
+        }
+    }
+
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// Splits off lanes that stand elsewhere.
+    pub(super) fn push(&mut self, pc: Pc, mask: u32, parked: bool) {
+        if mask != 0 {
+            self.groups.push(Group { pc, mask, parked });
+        }
+    }
+
+    /// The slice ended inside a loop.
+    pub(super) fn end_slice(&mut self) {
+        self.rotate = true;
+    }
+
+    /// The lanes that run next, and the instruction at which they must look for others.
+    pub(super) fn pick(&mut self, context: &Context<'_>, schedule: Schedule) -> Done<Option<(Group, Pc)>> {
+        if self.groups.is_empty() {
+            return Ok(None);
+        }
+        if self.groups.len() == 1 && !self.groups[0].parked {
+            return Ok(self.groups.pop().map(|group| (group, Pc::MAX)));
+        }
+        if let Some(group) = self.take_complete(context)? {
+            return Ok(Some((group, self.limit(schedule))));
+        }
+        let adversarial = schedule != Schedule::LowestPc;
+        let ready: Vec<usize> = (0..self.groups.len()).filter(|&at| !self.groups[at].parked).collect();
+        if ready.is_empty() {
+            return Err(self.divergence(context));
+        }
+        let chosen = if adversarial {
+            ready[(self.next_random() % ready.len() as u64) as usize]
+        } else if std::mem::take(&mut self.rotate) {
+            // the lowest lanes spin: the highest have their turn, without a limit that would send them back at once
+            let highest = ready.into_iter().max_by_key(|&at| self.groups[at].pc).unwrap_or(0);
+            return Ok(Some((self.groups.swap_remove(highest), Pc::MAX)));
+        } else {
+            ready.into_iter().min_by_key(|&at| self.groups[at].pc).unwrap_or(0)
+        };
+        let mut group = self.groups.swap_remove(chosen);
+        if !adversarial {
+            self.groups.retain(|other| {
+                let joins = !other.parked && other.pc == group.pc;
+                if joins {
+                    group.mask |= other.mask;
+                }
+                !joins
+            });
+        }
+        Ok(Some((group, self.limit(schedule))))
+    }
+
+    /// The lowest instruction at which other lanes stand ready.
+    fn limit(&self, schedule: Schedule) -> Pc {
+        match schedule {
+            Schedule::LowestPc => self.groups.iter().filter(|group| !group.parked).map(|group| group.pc).min().unwrap_or(Pc::MAX),
+            Schedule::Adversarial(_) => Pc::MAX,
+        }
+    }
+
+    /// Joins lanes parked at one instruction; those whose instruction now has all its lanes are taken.
+    fn take_complete(&mut self, context: &Context<'_>) -> Done<Option<Group>> {
+        let mut at = 0;
+        while at < self.groups.len() {
+            let group = self.groups[at];
+            if group.parked {
+                let mut joined = group.mask;
+                let mut other = at + 1;
+                while other < self.groups.len() {
+                    if self.groups[other].parked && self.groups[other].pc == group.pc {
+                        joined |= self.groups[other].mask;
+                        self.groups.swap_remove(other);
+                    } else {
+                        other += 1;
+                    }
+                }
+                self.groups[at].mask = joined;
+                if self.complete(context, group.pc, joined)? {
+                    self.groups.swap_remove(at);
+                    return Ok(Some(Group { mask: joined, parked: false, ..group }));
+                }
+            }
+            at += 1;
+        }
+        Ok(None)
+    }
+
+    /// Has the .sync instruction at `pc` all the lanes it names? `mask` stands there.
+    pub(super) fn complete(&mut self, context: &Context<'_>, pc: Pc, mask: u32) -> Done<bool> {
+        let op = &context.body.ops[pc as usize];
+        let guard = self.registers.predicate(op.guard) ^ if op.negated { u32::MAX } else { 0 };
+        let active = mask & guard;
+        let members = match op.code {
+            Code::WarpSync { members }
+            | Code::Shuffle { members, .. }
+            | Code::Vote { members, .. }
+            | Code::Match { members, .. }
+            | Code::Reduce { members, .. } => members,
+            // aligned forms: the whole warp
+            _ => return Ok(active == self.live),
+        };
+        let members = self.registers.get::<u32>(members);
+        for lane in lanes(active) {
+            if members[lane] >> lane & 1 == 0 {
+                self.at = pc;
+                let message = format!("executes a .sync instruction whose member mask {:#010x} leaves it out", members[lane]);
+                return Err(Trouble::new(FaultKind::Divergence, lane as u32, message));
+            }
+        }
+        Ok(lanes(active).all(|lane| members[lane] & !active == 0))
+    }
+
+    /// No lanes can go on: says where each of them stands.
+    fn divergence(&mut self, context: &Context<'_>) -> Box<Trouble> {
+        let exited = self.launched & !self.live;
+        let mut places: Vec<String> = self
+            .groups
+            .iter()
+            .map(|group| {
+                let origin = context.body.origins[group.pc as usize];
+                format!("lanes {:#010x} at PTX line {}: {}", group.mask, origin.ptx, context.body.texts[group.pc as usize])
+            })
+            .collect();
+        if exited != 0 {
+            places.push(format!("lanes {exited:#010x} have exited"));
+        }
+        self.at = self.groups.first().map_or(self.at, |group| group.pc);
+        let lane = self.groups.first().map(|group| group.mask.trailing_zeros());
+        let message = format!("a .sync instruction that not all of its lanes reach together: {}", places.join("; "));
+        Trouble::new(FaultKind::Divergence, lane, message)
+    }
+}

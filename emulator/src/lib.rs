@@ -1,0 +1,51 @@
+//! A software CUDA driver: it loads PTX and runs it on the CPU, checks every access, and counts what it costs.
+//!
+//! Programs that use the driver API through a dynamic library (cudarc does) run on it unchanged: see [`select`] and
+//! [`install`]. It is for correctness and for counting, and never reports a time.
+//!
+//! # What it finds
+//! - accesses out of bounds, misaligned, to freed memory, or of bytes that nobody wrote: global, shared and local memory;
+//! - races on shared memory between barriers, within a warp too;
+//! - reads of bytes that a `cp.async` is still writing;
+//! - deadlocks, barriers that not all threads reach, `.sync` instructions that diverged lanes never reach together;
+//! - launches that ask for more than the device has.
+//!
+//! A [`Fault`] names the kernel, block, thread, PTX line, CUDA source line (compile with `-lineinfo`) and the other access.
+//!
+//! # What it does not see
+//! It runs PTX, not SASS: mistakes of ptxas, occupancy and the reordering of weak memory operations stay invisible. Races
+//! on global memory are not judged. Tensor cores and approximate functions round within the documented bounds, not bit
+//! for bit as hardware does. Hopper's wgmma, TMA, mbarriers and clusters are not there yet: a kernel that uses them is
+//! refused at load with the opcode's name.
+//!
+//! # Life of a launch
+//! `cuModuleLoadData` picks the PTX of the device posed as (`image`), parses it (`syntax`) and lowers it to flat operations
+//! on register slots (`lower`, `ir`). `cuLaunchKernel` holds the launch to the device's limits, spreads blocks over host
+//! threads and runs each warp until it waits (`exec`); memory (`memory`) and the race detector (`race`) judge every
+//! access. Counters add up to a [`Report`]; the first mistake ends the launch with a [`Fault`].
+//!
+//! # Invariants
+//! The emulator knows no kernel. An operand is always a slot. An unknown opcode is an error at load, never a guess.
+
+mod device;
+mod exec;
+mod fault;
+mod image;
+mod ir;
+mod lower;
+mod memory;
+mod module;
+
+mod syntax;
+mod race;
+mod report;
+
+pub use device::Device;
+pub use exec::{Launch, Options, Schedule, launch};
+pub use fault::{Fault, FaultKind, Site};
+pub use image::{ImageError, ptx};
+pub use ir::Class;
+pub use memory::{Memory, MemoryError};
+pub use module::{Kernel, LoadError, Module, Param, Program};
+pub use syntax::ParseError;
+pub use report::{GlobalTraffic, Report, SharedTraffic};

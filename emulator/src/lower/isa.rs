@@ -1,0 +1,109 @@
+//! The instruction table: a mnemonic and the function that lowers it, by chapter of the PTX ISA manual (9.7).
+//!
+//! What is not here is an error when a module is loaded.
+
+use super::{Lowered, Lowerer, Modifiers, arithmetic, control, convert, memory};
+use crate::ir::{AtomicOp, Code, FloatOp, IntOp};
+use crate::syntax::Operand;
+
+/// Lowers one instruction from its modifiers and operands.
+pub(super) type Lower = for<'t> fn(&mut Lowerer<'t>, &mut Modifiers<'_>, &[Operand<'t>]) -> Lowered<Code>;
+
+/// The lowering of a mnemonic.
+pub(super) fn find(mnemonic: &str) -> Option<Lower> {
+    let lower: Lower = match mnemonic {
+        // integer and floating-point arithmetic: 9.7.1 to 9.7.5
+        "add" => |l, m, o| arithmetic::binary(l, m, o, IntOp::Add, FloatOp::Add),
+        "sub" => |l, m, o| arithmetic::binary(l, m, o, IntOp::Sub, FloatOp::Sub),
+        "mul" => arithmetic::multiply,
+        "mad" => arithmetic::multiply_add,
+        "fma" => arithmetic::fused,
+        "div" => arithmetic::divide,
+        "rem" => |l, m, o| arithmetic::signed(l, m, o, IntOp::RemS, IntOp::RemU),
+        "abs" => |l, m, o| arithmetic::unary(l, m, o, Some(IntOp::Abs), FloatOp::Abs),
+        "neg" => |l, m, o| arithmetic::unary(l, m, o, Some(IntOp::Neg), FloatOp::Neg),
+        "min" => |l, m, o| arithmetic::extreme(l, m, o, (IntOp::MinS, IntOp::MinU), (FloatOp::Min, FloatOp::MinNan)),
+        "max" => |l, m, o| arithmetic::extreme(l, m, o, (IntOp::MaxS, IntOp::MaxU), (FloatOp::Max, FloatOp::MaxNan)),
+        "sad" => arithmetic::sad,
+        "popc" | "clz" => arithmetic::count_bits,
+        "bfind" => arithmetic::find_bit,
+        "brev" => |l, m, o| arithmetic::logic_one(l, m, o, IntOp::Brev),
+        "bfe" => arithmetic::extract,
+        "bfi" => arithmetic::insert,
+        "dp4a" => arithmetic::dp4a,
+        "rcp" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Rcp),
+        "sqrt" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Sqrt),
+        "rsqrt" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Rsqrt),
+        "ex2" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Ex2),
+        "lg2" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Lg2),
+        "sin" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Sin),
+        "cos" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Cos),
+        "tanh" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Tanh),
+        "copysign" => arithmetic::copysign,
+        // comparison and selection: 9.7.6, 9.7.7
+        "setp" => arithmetic::set_predicate,
+        "set" => arithmetic::set_value,
+        "selp" => arithmetic::select,
+        "slct" => arithmetic::select_sign,
+        // logic and shifts: 9.7.8
+        "and" => |l, m, o| arithmetic::logic(l, m, o, IntOp::And),
+        "or" => |l, m, o| arithmetic::logic(l, m, o, IntOp::Or),
+        "xor" => |l, m, o| arithmetic::logic(l, m, o, IntOp::Xor),
+        "not" => |l, m, o| arithmetic::logic_one(l, m, o, IntOp::Not),
+        "cnot" => |l, m, o| arithmetic::logic_one(l, m, o, IntOp::Cnot),
+        "lop3" => arithmetic::lop3,
+        "shf" => arithmetic::funnel_shift,
+        "shl" => |l, m, o| arithmetic::shift(l, m, o, (IntOp::Shl, IntOp::Shl)),
+        "shr" => |l, m, o| arithmetic::shift(l, m, o, (IntOp::ShrS, IntOp::ShrU)),
+        "prmt" => arithmetic::permute,
+        // data movement and conversion: 9.7.9
+        "mov" => convert::mov,
+        "cvt" => convert::cvt,
+        "cvta" => convert::cvta,
+        "isspacep" => convert::is_space,
+        "ld" | "ldu" => memory::load,
+        "st" => memory::store,
+        "cp" => memory::copy_async,
+        "ldmatrix" => memory::load_matrix,
+        "stmatrix" => memory::store_matrix,
+        "prefetch" | "prefetchu" | "applypriority" | "discard" => control::hint,
+        "shfl" => control::shuffle,
+        // control flow: 9.7.12
+        "bra" => control::branch,
+        "brx" => control::branch_index,
+        "ret" | "exit" => control::exit,
+        "trap" => control::trap,
+        "nanosleep" | "griddepcontrol" | "pmevent" => control::hint,
+        // synchronisation: 9.7.13
+        "bar" | "barrier" => control::barrier,
+        "membar" | "fence" => control::fence,
+        "vote" => control::vote,
+        "match" => control::matching,
+        "activemask" => control::active_mask,
+        "redux" => control::reduce,
+        "atom" => |l, m, o| memory::atomic(l, m, o, true),
+        "red" => |l, m, o| memory::atomic(l, m, o, false),
+        // matrix multiply-add: 9.7.14
+        "mma" => memory::mma,
+        _ => return None,
+    };
+    Some(lower)
+}
+
+/// The operation of `atom`, `red` and `redux` among the modifiers.
+pub(super) fn atomic_op(modifiers: &mut Modifiers<'_>) -> Lowered<AtomicOp> {
+    let words = ["add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"];
+    Ok(match modifiers.take_any(&words) {
+        Some("add") => AtomicOp::Add,
+        Some("min") => AtomicOp::Min,
+        Some("max") => AtomicOp::Max,
+        Some("inc") => AtomicOp::Inc,
+        Some("dec") => AtomicOp::Dec,
+        Some("and") => AtomicOp::And,
+        Some("or") => AtomicOp::Or,
+        Some("xor") => AtomicOp::Xor,
+        Some("exch") => AtomicOp::Exch,
+        Some("cas") => AtomicOp::Cas,
+        _ => return Err(format!("the opcode `{}` lacks an operation", modifiers.opcode())),
+    })
+}

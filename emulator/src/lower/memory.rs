@@ -1,0 +1,323 @@
+//! Loads, stores, atomics, asynchronous copies and matrix instructions.
+
+use super::{Kind, Lowered, Lowerer, Modifiers, Place, isa};
+use crate::ir::{Access, AsyncCopy, Atomic, AtomicOp, Code, Constant, Matrix, Mma, Scalar, Slot, Space};
+use crate::syntax::Operand;
+
+/// An address: slot, whether that slot has 32 bits, and an offset.
+struct Address {
+    slot: Slot,
+    narrow: bool,
+    offset: i64,
+}
+
+impl<'t> Lowerer<'t> {
+    fn address(&mut self, operand: &Operand<'t>) -> Lowered<Address> {
+        let Operand::Address { base, offset } = operand else {
+            return Err("an address in brackets is missing".into());
+        };
+        let Some(name) = base else {
+            return Ok(Address { slot: self.constant(Constant::Double(*offset as u64))?, narrow: false, offset: 0 });
+        };
+        match self.register(name) {
+            Some((Kind::Wide, row)) => Ok(Address { slot: row as Slot, narrow: false, offset: *offset }),
+            Some((Kind::Narrow { .. }, row)) => Ok(Address { slot: row as Slot, narrow: true, offset: *offset }),
+            Some((Kind::Pred, _)) => Err(format!("`{name}` is a predicate, not an address")),
+            None => {
+                let slot = self.wide(&Operand::Name(name))?;
+                Ok(Address { slot, narrow: false, offset: *offset })
+            }
+        }
+    }
+}
+
+fn space(m: &mut Modifiers<'_>) -> Space {
+    match m.take_any(&["global", "const", "shared::cta", "shared", "local", "param::entry", "param"]) {
+        Some("global" | "const") => Space::Global,
+        Some("shared::cta" | "shared") => Space::Shared,
+        Some("local") => Space::Local,
+        Some(_) => Space::Param,
+        None => Space::Generic,
+    }
+}
+
+/// Takes the words that say how strong an access is; true for all but plain accesses.
+fn strength(m: &mut Modifiers<'_>) -> bool {
+    m.take("weak");
+    m.take_any(&["cta", "cluster", "gpu", "sys"]);
+    m.take_any(&["volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"]).is_some()
+}
+
+/// Takes hints to the caches: they change no result.
+fn cache_hints(m: &mut Modifiers<'_>) {
+    m.take_any(&["ca", "cg", "cs", "cv", "lu", "wb", "wt"]);
+    m.take("nc");
+    m.take_any(&["L2::64B", "L2::128B", "L2::256B"]);
+    m.take_any(&[
+        "L1::evict_normal",
+        "L1::evict_unchanged",
+        "L1::evict_first",
+        "L1::evict_last",
+        "L1::no_allocate",
+    ]);
+}
+
+fn vector(m: &mut Modifiers<'_>) -> usize {
+    match m.take_any(&["v2", "v4", "v8"]) {
+        Some("v2") => 2,
+        Some("v4") => 4,
+        Some(_) => 8,
+        None => 1,
+    }
+}
+
+/// What load and store share: everything but the registers.
+fn access<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, address: &Operand<'t>, items: &[&Operand<'t>]) -> Lowered<Access> {
+    let kind = m.scalar()?;
+    let (space, strong) = (space(m), strength(m));
+    cache_hints(m);
+    let lanes = vector(m);
+    if items.len() != lanes {
+        return Err(format!("takes a vector of {lanes} registers, found {}", items.len()));
+    }
+    let address = l.address(address)?;
+    if space == Space::Shared || space == Space::Generic {
+        l.shared_access(kind.bytes() * lanes as u32);
+    }
+    let wide = items.iter().any(|item| l.is_wide(item)) || kind.bytes() == 8;
+    Ok(Access {
+        space,
+        address: address.slot,
+        narrow: address.narrow,
+        offset: address.offset,
+        bytes: kind.bytes() as u8,
+        signed: matches!(kind, Scalar::S8 | Scalar::S16 | Scalar::S32),
+        wide,
+        strong,
+        elements: Vec::with_capacity(lanes),
+    })
+}
+
+fn items<'o, 't>(operand: &'o Operand<'t>) -> Vec<&'o Operand<'t>> {
+    match operand {
+        Operand::Vector(items) => items.iter().collect(),
+        single => vec![single],
+    }
+}
+
+pub(super) fn load<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    l.count(operands, 2)?;
+    if let Some(code) = parameter(l, m, operands)? {
+        return Ok(code);
+    }
+    let items = items(&operands[0]);
+    let mut access = access(l, m, &operands[1], &items)?;
+    for item in items {
+        let wide = access.wide;
+        access.elements.push(if *item == Operand::Sink { None } else { Some(l.out(item, wide)?) });
+    }
+    Ok(Code::Load(Box::new(access)))
+}
+
+/// A parameter at a fixed offset is a constant of the launch.
+fn parameter<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Option<Code>> {
+    let (Operand::Name(_), Operand::Address { base: Some(name), offset }) = (&operands[0], &operands[1]) else {
+        return Ok(None);
+    };
+    let (Some(Place::Param(at)), Some(kind)) = (l.place(name), m.rest().last().and_then(|word| super::modifiers::scalar(word))) else {
+        return Ok(None);
+    };
+    let wide = l.is_wide(&operands[0]);
+    let fits = kind.bytes() == if wide { 8 } else { 4 };
+    let Ok(at) = u32::try_from(i64::from(at) + offset) else {
+        return Ok(None);
+    };
+    if !fits || m.rest().iter().any(|word| matches!(*word, "v2" | "v4")) {
+        return Ok(None);
+    }
+    m.scalar()?;
+    space(m);
+    Ok(Some(if wide {
+        Code::Move64 { d: l.wide_out(&operands[0])?, a: l.constant(Constant::Param64(at))? }
+    } else {
+        Code::Move32 { d: l.narrow_out(&operands[0])?, a: l.constant(Constant::Param32(at))? }
+    }))
+}
+
+pub(super) fn store<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    l.count(operands, 2)?;
+    let items = items(&operands[1]);
+    let mut access = access(l, m, &operands[0], &items)?;
+    if access.space == Space::Param {
+        return Err("stores to parameters are not emulated".into());
+    }
+    for item in items {
+        access.elements.push(Some(l.source(item, access.wide)?));
+    }
+    Ok(Code::Store(Box::new(access)))
+}
+
+pub(super) fn atomic<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>], result: bool) -> Lowered<Code> {
+    let kind = m.scalar()?;
+    let op = isa::atomic_op(m)?;
+    let space = space(m);
+    strength(m);
+    m.take("noftz");
+    cache_hints(m);
+    let sources = if op == AtomicOp::Cas { 2 } else { 1 };
+    let first = usize::from(result);
+    l.count(operands, first + 1 + sources)?;
+    let wide = kind.bytes() == 8;
+    let supported = match op {
+        AtomicOp::Inc | AtomicOp::Dec => kind == Scalar::U32,
+        AtomicOp::And | AtomicOp::Or | AtomicOp::Xor => matches!(kind, Scalar::U32 | Scalar::U64),
+        AtomicOp::Exch | AtomicOp::Cas => matches!(kind, Scalar::U16 | Scalar::U32 | Scalar::U64),
+        AtomicOp::Min | AtomicOp::Max => matches!(kind, Scalar::U32 | Scalar::S32 | Scalar::U64 | Scalar::S64),
+        AtomicOp::Add => !matches!(kind, Scalar::U8 | Scalar::S8 | Scalar::U16 | Scalar::S16 | Scalar::Tf32),
+    };
+    if !supported || !matches!(space, Space::Global | Space::Shared | Space::Generic) {
+        return Err(format!("the opcode `{}` is not emulated", m.opcode()));
+    }
+    let address = l.address(&operands[first])?;
+    if space != Space::Global {
+        l.shared_access(kind.bytes());
+    }
+    let value = l.source(&operands[first + 1], wide)?;
+    let second = if op == AtomicOp::Cas { l.source(&operands[first + 2], wide)? } else { value };
+    let result = if result && operands[0] != Operand::Sink { Some(l.out(&operands[0], wide)?) } else { None };
+    Ok(Code::Atomic(Box::new(Atomic {
+        space,
+        address: address.slot,
+        narrow: address.narrow,
+        offset: address.offset,
+        op,
+        kind,
+        result,
+        value,
+        second,
+    })))
+}
+
+pub(super) fn copy_async<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    let unknown = |m: &Modifiers<'_>| format!("the opcode `{}` is not emulated", m.opcode());
+    if !m.take("async") {
+        return Err(unknown(m));
+    }
+    if m.take("commit_group") {
+        return Ok(Code::CopyCommit);
+    }
+    if m.take("wait_all") {
+        return Ok(Code::CopyWaitAll);
+    }
+    if m.take("wait_group") {
+        return match operands {
+            [Operand::Integer(pending @ 0..=0x7fff_ffff)] => Ok(Code::CopyWait { pending: *pending as u32 }),
+            _ => Err("takes the number of groups that may be in flight".into()),
+        };
+    }
+    if m.take_any(&["ca", "cg"]).is_none() || m.take_any(&["shared::cta", "shared"]).is_none() || !m.take("global") {
+        return Err(unknown(m));
+    }
+    m.take_any(&["L2::64B", "L2::128B", "L2::256B"]);
+    if !(3..=4).contains(&operands.len()) {
+        return Err(format!("takes 3 or 4 operands, found {}", operands.len()));
+    }
+    let bytes = match operands[2] {
+        Operand::Integer(bytes @ (4 | 8 | 16)) => bytes as u8,
+        _ => return Err("copies 4, 8 or 16 bytes".into()),
+    };
+    l.shared_access(bytes.into());
+    let (to, from) = (l.address(&operands[0])?, l.address(&operands[1])?);
+    let (mut source_bytes, mut ignore) = (None, None);
+    match operands.get(3) {
+        Some(Operand::Name(name)) if matches!(l.register(name), Some((Kind::Pred, _))) => {
+            ignore = Some(l.predicate(&operands[3])?.0);
+        }
+        Some(operand) => source_bytes = Some(l.narrow(operand)?),
+        None => {}
+    }
+    if from.narrow {
+        return Err("a global address has 64 bits".into());
+    }
+    Ok(Code::CopyAsync(Box::new(AsyncCopy {
+        to: to.slot,
+        to_offset: to.offset,
+        to_narrow: to.narrow,
+        from: from.slot,
+        from_offset: from.offset,
+        bytes,
+        source_bytes,
+        ignore,
+    })))
+}
+
+fn matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, address: &Operand<'t>, registers: &Operand<'t>, load: bool) -> Lowered<Matrix> {
+    let count = match m.take_any(&["x1", "x2", "x4"]) {
+        Some("x1") => 1,
+        Some("x2") => 2,
+        Some(_) => 4,
+        None => return Err(format!("the opcode `{}` lacks a count", m.opcode())),
+    };
+    if !(m.take("sync") && m.take("aligned") && m.take("m8n8") && m.take("b16")) {
+        return Err(format!("the opcode `{}` is not emulated", m.opcode()));
+    }
+    m.take_any(&["shared::cta", "shared"]);
+    let transposed = m.take("trans");
+    let address = l.address(address)?;
+    l.shared_access(16);
+    let items = items(registers);
+    if items.len() != count {
+        return Err(format!("takes a vector of {count} registers, found {}", items.len()));
+    }
+    let registers = items
+        .into_iter()
+        .map(|item| if load { l.narrow_out(item) } else { l.narrow(item) })
+        .collect::<Lowered<_>>()?;
+    Ok(Matrix { address: address.slot, narrow: address.narrow, offset: address.offset, transposed, registers })
+}
+
+pub(super) fn load_matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    l.count(operands, 2)?;
+    Ok(Code::LoadMatrix(Box::new(matrix(l, m, &operands[1], &operands[0], true)?)))
+}
+
+pub(super) fn store_matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    l.count(operands, 2)?;
+    Ok(Code::StoreMatrix(Box::new(matrix(l, m, &operands[0], &operands[1], false)?)))
+}
+
+/// `mma.sync.aligned.m16n8k{8,16}.row.col.{f32,f16}.AB.AB.{f32,f16}`
+pub(super) fn mma<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    l.count(operands, 4)?;
+    let unknown = format!("the opcode `{}` is not emulated", m.opcode());
+    let (c_kind, b_kind, a_kind, d_kind) = (m.scalar()?, m.scalar()?, m.scalar()?, m.scalar()?);
+    if !(m.take("sync") && m.take("aligned") && m.take("row") && m.take("col")) || a_kind != b_kind || c_kind != d_kind {
+        return Err(unknown);
+    }
+    let k = match m.take_any(&["m16n8k16", "m16n8k8"]) {
+        Some("m16n8k16") => 16,
+        Some(_) => 8,
+        None => return Err(unknown),
+    };
+    let half_accumulator = match (a_kind, d_kind) {
+        (Scalar::F16 | Scalar::Bf16, Scalar::F32) => false,
+        (Scalar::F16, Scalar::F16) => true,
+        _ => return Err(unknown),
+    };
+    let mut out = Mma { kind: a_kind, k, half_accumulator, d: [0; 4], a: [0; 4], b: [0; 2], c: [0; 4] };
+    if half_accumulator {
+        out.d[..2].copy_from_slice(&l.registers::<2>(&operands[0], true)?);
+        out.c[..2].copy_from_slice(&l.registers::<2>(&operands[3], false)?);
+    } else {
+        out.d = l.registers(&operands[0], true)?;
+        out.c = l.registers(&operands[3], false)?;
+    }
+    if k == 16 {
+        out.a = l.registers(&operands[1], false)?;
+        out.b = l.registers(&operands[2], false)?;
+    } else {
+        out.a[..2].copy_from_slice(&l.registers::<2>(&operands[1], false)?);
+        out.b[..1].copy_from_slice(&l.registers::<1>(&operands[2], false)?);
+    }
+    Ok(Code::Mma(Box::new(out)))
+}

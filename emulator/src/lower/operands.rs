@@ -1,0 +1,233 @@
+//! Operands to slots and predicates.
+
+use super::{Kind, Lowered, Lowerer, Place};
+use crate::ir::{Constant, Pred, Slot, Special};
+use crate::syntax::Operand;
+
+/// An operand as PTX text.
+pub(super) fn show(operand: &Operand<'_>) -> String {
+    match operand {
+        Operand::Name(name) => (*name).to_string(),
+        Operand::Not(name) => format!("!{name}"),
+        Operand::Integer(value) => value.to_string(),
+        Operand::Single(bits) => format!("0f{bits:08X}"),
+        Operand::Double(bits) => format!("0d{bits:016X}"),
+        Operand::Address { base, offset } => match (base, offset) {
+            (Some(base), 0) => format!("[{base}]"),
+            (Some(base), offset) => format!("[{base}+{offset}]"),
+            (None, offset) => format!("[{offset}]"),
+        },
+        Operand::Vector(items) => format!("{{{}}}", items.iter().map(show).collect::<Vec<_>>().join(", ")),
+        Operand::Pair(first, second) => format!("{first}|{second}"),
+        Operand::Sink => "_".into(),
+    }
+}
+
+/// A special register by its name.
+fn special(name: &str) -> Option<Special> {
+    if let Some((register, axis)) = name.rsplit_once('.') {
+        let axis = match axis {
+            "x" => 0,
+            "y" => 1,
+            "z" => 2,
+            _ => return None,
+        };
+        return Some(match register {
+            "%tid" => Special::Tid(axis),
+            "%ntid" => Special::Ntid(axis),
+            "%ctaid" => Special::Ctaid(axis),
+            "%nctaid" => Special::Nctaid(axis),
+            "%clusterid" => Special::Ctaid(axis),
+            "%nclusterid" => Special::Nctaid(axis),
+            "%cluster_ctaid" => Special::ClusterIndex,
+            "%cluster_nctaid" => Special::ClusterSize,
+            _ => return None,
+        });
+    }
+    Some(match name {
+        "%laneid" => Special::LaneId,
+        "%warpid" => Special::WarpId,
+        "%nwarpid" => Special::NumWarps,
+        "%smid" => Special::SmId,
+        "%nsmid" => Special::NumSms,
+        "%gridid" => Special::GridId,
+        "%lanemask_eq" => Special::LaneMaskEq,
+        "%lanemask_le" => Special::LaneMaskLe,
+        "%lanemask_lt" => Special::LaneMaskLt,
+        "%lanemask_ge" => Special::LaneMaskGe,
+        "%lanemask_gt" => Special::LaneMaskGt,
+        "%dynamic_smem_size" => Special::DynamicShared,
+        "%total_smem_size" => Special::TotalShared,
+        "%cluster_ctarank" => Special::ClusterIndex,
+        "%cluster_nctarank" => Special::ClusterSize,
+        _ => return None,
+    })
+}
+
+impl<'t> Lowerer<'t> {
+    /// Fails unless there are `count` operands.
+    pub(super) fn count(&self, operands: &[Operand<'t>], count: usize) -> Lowered<()> {
+        if operands.len() == count {
+            return Ok(());
+        }
+        Err(format!("takes {count} operands, found {}", operands.len()))
+    }
+
+    /// A source of at most 32 bits.
+    pub(super) fn narrow(&mut self, operand: &Operand<'t>) -> Lowered<Slot> {
+        match operand {
+            Operand::Integer(value) => self.constant(Constant::Word(*value as u32)),
+            Operand::Single(bits) => self.constant(Constant::Word(*bits)),
+            Operand::Double(bits) => self.constant(Constant::Word((f64::from_bits(*bits) as f32).to_bits())),
+            Operand::Name(name) => match self.register(name) {
+                Some((Kind::Narrow { .. }, row)) => Ok(row as Slot),
+                Some((Kind::Wide, _)) => Err(format!("`{name}` has 64 bits where at most 32 are read")),
+                Some((Kind::Pred, _)) => Err(format!("`{name}` is a predicate where a value is read")),
+                None => self.named(name, 0, false),
+            },
+            Operand::Address { base: Some(name), offset } if self.register(name).is_none() => self.named(name, *offset, false),
+            other => Err(format!("`{}` is not a 32-bit value", show(other))),
+        }
+    }
+
+    /// A source of 64 bits.
+    pub(super) fn wide(&mut self, operand: &Operand<'t>) -> Lowered<Slot> {
+        match operand {
+            Operand::Integer(value) => self.constant(Constant::Double(*value as u64)),
+            Operand::Double(bits) => self.constant(Constant::Double(*bits)),
+            Operand::Single(bits) => self.constant(Constant::Double(f64::from(f32::from_bits(*bits)).to_bits())),
+            Operand::Name(name) => match self.register(name) {
+                Some((Kind::Wide, row)) => Ok(row as Slot),
+                Some(_) => Err(format!("`{name}` does not have the 64 bits that are read")),
+                None => self.named(name, 0, true),
+            },
+            Operand::Address { base: Some(name), offset } if self.register(name).is_none() => self.named(name, *offset, true),
+            other => Err(format!("`{}` is not a 64-bit value", show(other))),
+        }
+    }
+
+    /// A source of 64 bits if `wide`, else of at most 32.
+    pub(super) fn source(&mut self, operand: &Operand<'t>, wide: bool) -> Lowered<Slot> {
+        if wide { self.wide(operand) } else { self.narrow(operand) }
+    }
+
+    /// A special register or the address of a variable.
+    fn named(&mut self, name: &str, offset: i64, wide: bool) -> Lowered<Slot> {
+        if name == "WARP_SZ" {
+            return self.constant(if wide { Constant::Double(32) } else { Constant::Word(32) });
+        }
+        if let Some(register) = special(name) {
+            if wide && register != Special::GridId {
+                return Err(format!("`{name}` has 32 bits where 64 are read"));
+            }
+            if register == Special::GridId {
+                return self.constant(if wide { Constant::Double(1) } else { Constant::Word(1) });
+            }
+            return self.constant(Constant::Special(register));
+        }
+        let place = self.variables.get(name).copied().ok_or_else(|| format!("no register or variable `{name}`"))?;
+        let address = match place {
+            Place::Global(variable) if wide => return self.constant(Constant::Global { variable, offset }),
+            Place::Global(_) => return Err(format!("the address of `{name}` has 64 bits")),
+            Place::Shared(at) | Place::Local(at) | Place::Param(at) => i64::from(at) + offset,
+        };
+        self.constant(if wide { Constant::Double(address as u64) } else { Constant::Word(address as u32) })
+    }
+
+    /// A source register or literal of its own width; true if it has 64 bits.
+    pub(super) fn either(&mut self, operand: &Operand<'t>) -> Lowered<(Slot, bool)> {
+        let wide = self.is_wide(operand);
+        Ok((self.source(operand, wide)?, wide))
+    }
+
+    pub(super) fn is_wide(&self, operand: &Operand<'t>) -> bool {
+        matches!(operand, Operand::Name(name) if matches!(self.register(name), Some((Kind::Wide, _))))
+    }
+
+    /// A destination of at most 32 bits.
+    pub(super) fn narrow_out(&mut self, operand: &Operand<'t>) -> Lowered<Slot> {
+        match operand {
+            Operand::Sink => Ok(self.sink),
+            Operand::Name(name) => match self.register(name) {
+                Some((Kind::Narrow { .. }, row)) => Ok(row as Slot),
+                _ => Err(format!("`{name}` is not a 32-bit register")),
+            },
+            other => Err(format!("`{}` is not a register", show(other))),
+        }
+    }
+
+    /// A destination of 64 bits.
+    pub(super) fn wide_out(&mut self, operand: &Operand<'t>) -> Lowered<Slot> {
+        match operand {
+            Operand::Sink => Ok(self.sink),
+            Operand::Name(name) => match self.register(name) {
+                Some((Kind::Wide, row)) => Ok(row as Slot),
+                _ => Err(format!("`{name}` is not a 64-bit register")),
+            },
+            other => Err(format!("`{}` is not a register", show(other))),
+        }
+    }
+
+    pub(super) fn out(&mut self, operand: &Operand<'t>, wide: bool) -> Lowered<Slot> {
+        if wide { self.wide_out(operand) } else { self.narrow_out(operand) }
+    }
+
+    /// A predicate that is read, and whether it is negated.
+    pub(super) fn predicate(&mut self, operand: &Operand<'t>) -> Lowered<(Pred, bool)> {
+        let (name, negated) = match operand {
+            Operand::Name(name) => (name, false),
+            Operand::Not(name) => (name, true),
+            // `mov.pred %p, 1` and votes of a literal
+            Operand::Integer(value) => return Ok((crate::ir::ALWAYS, *value == 0)),
+            other => return Err(format!("`{}` is not a predicate", show(other))),
+        };
+        match self.register(name) {
+            Some((Kind::Pred, index)) => Ok((index as Pred, negated)),
+            _ => Err(format!("`{name}` is not a predicate")),
+        }
+    }
+
+    /// A predicate that is written.
+    pub(super) fn predicate_out(&mut self, operand: &Operand<'t>) -> Lowered<Pred> {
+        match operand {
+            Operand::Sink => Ok(self.sink_predicate()),
+            Operand::Name(name) => match self.register(name) {
+                Some((Kind::Pred, index)) => Ok(index as Pred),
+                _ => Err(format!("`{name}` is not a predicate")),
+            },
+            other => Err(format!("`{}` is not a predicate", show(other))),
+        }
+    }
+
+    /// A 32-bit destination with an optional predicate: `%r|%p`.
+    pub(super) fn narrow_out_with_predicate(&mut self, operand: &Operand<'t>) -> Lowered<(Slot, Pred)> {
+        match operand {
+            Operand::Pair(register, predicate) => Ok((
+                self.narrow_out(&if *register == "_" { Operand::Sink } else { Operand::Name(register) })?,
+                self.predicate_out(&if *predicate == "_" { Operand::Sink } else { Operand::Name(predicate) })?,
+            )),
+            other => Ok((self.narrow_out(other)?, self.sink_predicate())),
+        }
+    }
+
+    /// The register slots of a vector operand.
+    pub(super) fn registers<const N: usize>(&mut self, operand: &Operand<'t>, write: bool) -> Lowered<[Slot; N]> {
+        let items: &[Operand<'t>] = match operand {
+            Operand::Vector(items) => items,
+            single => std::slice::from_ref(single),
+        };
+        let mut out = [0; N];
+        if items.len() != N {
+            return Err(format!("takes a vector of {N} registers, found {}", items.len()));
+        }
+        for (slot, item) in out.iter_mut().zip(items) {
+            *slot = if write { self.narrow_out(item)? } else { self.narrow(item)? };
+        }
+        Ok(out)
+    }
+
+    /// The place of a variable that an address names directly.
+    pub(super) fn place(&self, name: &str) -> Option<Place> {
+        if self.register(name).is_some() { None } else { self.variables.get(name).copied() }
+    }
+}

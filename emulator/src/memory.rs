@@ -1,0 +1,362 @@
+//! Device memory: allocations in a fake address space with red zones, and the state of every byte.
+//!
+//! An address is never reused, so that a pointer into freed memory is always told from one into a later allocation.
+//! Blocks run on several host threads and reach these bytes through raw pointers, as threads of a GPU do: a race of the
+//! emulated program on global memory is a race here, on bytes only, and shows as whichever value came last.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Where device addresses start; below lie the windows of shared, local and parameter memory.
+const BASE: u64 = 0x7f00_0000_0000;
+/// Address space is given out in regions of 2 MiB: an address finds its allocation by one division.
+const REGION: u64 = 1 << 21;
+/// Bytes before an allocation that belong to nobody. Allocations are aligned to 256 bytes as the driver
+/// promises, and to no more: a kernel that relies on more shows.
+const RED_ZONE: u64 = 256;
+
+/// The byte was written since its allocation.
+pub(crate) const INITIALISED: u8 = 1;
+/// The byte was read by the running launch.
+pub(crate) const READ: u8 = 2;
+/// The byte was written by the running launch.
+pub(crate) const WRITTEN: u8 = 4;
+
+/// A request that device memory cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The device has not that much left.
+    #[error("out of device memory: {requested} bytes asked for, {free} of {capacity} free")]
+    OutOfMemory {
+        /// Bytes asked for.
+        requested: u64,
+        /// Bytes left.
+        free: u64,
+        /// Bytes of the device.
+        capacity: u64,
+    },
+    /// Allocations have at least one byte.
+    #[error("an allocation of 0 bytes")]
+    Empty,
+    /// The address is not the start of a live allocation.
+    #[error("free of {address:#x}: {reason}")]
+    BadFree {
+        /// The address given.
+        address: u64,
+        /// What stands there.
+        reason: String,
+    },
+    /// The range is not inside one live allocation.
+    #[error("{bytes} bytes at {address:#x}: {reason}")]
+    BadRange {
+        /// First address.
+        address: u64,
+        /// Length in bytes.
+        bytes: u64,
+        /// What stands there.
+        reason: String,
+    },
+}
+
+/// One allocation; its bytes go when it is freed, its address range stays taken.
+#[derive(Debug)]
+pub(crate) struct Allocation {
+    pub base: u64,
+    pub bytes: u64,
+    /// Aligned to 16 bytes on the host, so that atomics of the host serve atomics of the device.
+    pub data: *mut u8,
+    /// One state byte a byte of data.
+    pub state: *mut u8,
+    live: bool,
+    /// Touched by the running launch: its marks are to be counted and cleared.
+    pub touched: AtomicBool,
+}
+
+// SAFETY: `data` and `state` are owned buffers that live as long as the allocation (`Allocation::new`, `Allocation::release`);
+// concurrent access to their bytes is through raw pointers only, never through references.
+unsafe impl Send for Allocation {}
+// SAFETY: as for Send.
+unsafe impl Sync for Allocation {}
+
+impl Allocation {
+    fn new(base: u64, bytes: usize) -> Self {
+        // zeroed pages come lazily from the system: a large allocation that is little used costs little
+        let data = Box::into_raw(vec![0u128; bytes.div_ceil(16)].into_boxed_slice()).cast();
+        let state = Box::into_raw(vec![0u8; bytes].into_boxed_slice()).cast();
+        Allocation { base, bytes: bytes as u64, data, state, live: true, touched: AtomicBool::new(false) }
+    }
+
+    fn release(&mut self) {
+        if std::mem::replace(&mut self.live, false) {
+            let bytes = self.bytes as usize;
+            let data = std::ptr::slice_from_raw_parts_mut(self.data.cast::<u128>(), bytes.div_ceil(16));
+            let state = std::ptr::slice_from_raw_parts_mut(self.state, bytes);
+            // SAFETY: both were made by `Box::into_raw` of slices of these types and lengths in `new`; `live` was true,
+            // so they are freed once.
+            unsafe { drop((Box::from_raw(data), Box::from_raw(state))) };
+        }
+    }
+
+    /// Counts and clears the marks of the last launch: bytes read, bytes written.
+    pub(crate) fn take_marks(&self) -> (u64, u64) {
+        if !self.live || !self.touched.swap(false, Ordering::Relaxed) {
+            return (0, 0);
+        }
+        // SAFETY: `state` holds `bytes` bytes while live, and no launch runs: the caller holds the write lock.
+        let state = unsafe { std::slice::from_raw_parts_mut(self.state, self.bytes as usize) };
+        let (mut read, mut written) = (0, 0);
+        for chunk in state.chunks_mut(4096) {
+            let (mut r, mut w) = (0u32, 0u32);
+            for byte in chunk {
+                r += u32::from(*byte & READ != 0);
+                w += u32::from(*byte & WRITTEN != 0);
+                *byte &= INITIALISED;
+            }
+            read += u64::from(r);
+            written += u64::from(w);
+        }
+        (read, written)
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// All allocations of a device.
+#[derive(Debug, Default)]
+pub(crate) struct Allocations {
+    /// Index + 1 of the allocation in each region; 0 is none.
+    regions: Vec<u32>,
+    list: Vec<Allocation>,
+    used: u64,
+}
+
+impl Allocations {
+    /// The allocation whose address range (with its red zones) holds `address`.
+    fn near(&self, address: u64) -> Option<&Allocation> {
+        let region = usize::try_from(address.checked_sub(BASE)? / REGION).ok()?;
+        let index = self.regions.get(region)?.checked_sub(1)?;
+        self.list.get(index as usize)
+    }
+
+    /// The live allocation that holds all of `bytes` bytes at `address`, or what is wrong with them.
+    pub(crate) fn find(&self, address: u64, bytes: u64) -> Result<&Allocation, String> {
+        let Some(allocation) = self.near(address) else {
+            return Err(format!("{address:#x} lies in no allocation"));
+        };
+        let (base, size) = (allocation.base, allocation.bytes);
+        if !allocation.live {
+            return Err(format!("{address:#x} lies in the {size}-byte allocation at {base:#x}, which was freed"));
+        }
+        if address < base {
+            return Err(format!("{address:#x} lies {} bytes before the {size}-byte allocation at {base:#x}", base - address));
+        }
+        let end = address - base + bytes;
+        if end > size {
+            return Err(format!(
+                "the access ends {} bytes past the {size}-byte allocation at {base:#x} (offset {})",
+                end - size,
+                address - base
+            ));
+        }
+        Ok(allocation)
+    }
+}
+
+/// The memory of one emulated device.
+#[derive(Debug)]
+pub struct Memory {
+    allocations: RwLock<Allocations>,
+    capacity: u64,
+}
+
+impl Memory {
+    /// Memory of `capacity` bytes; the host provides pages as they are used.
+    pub fn new(capacity: u64) -> Memory {
+        Memory { allocations: RwLock::default(), capacity }
+    }
+
+    /// Shared access to the allocations: launches hold it, so that none is freed under them.
+    pub(crate) fn lock(&self) -> RwLockReadGuard<'_, Allocations> {
+        self.allocations.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_mut(&self) -> RwLockWriteGuard<'_, Allocations> {
+        self.allocations.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives out `bytes` uninitialised bytes, aligned to 256.
+    pub fn alloc(&self, bytes: u64) -> Result<u64, MemoryError> {
+        let mut all = self.lock_mut();
+        let free = self.capacity - all.used;
+        let Some(size) = usize::try_from(bytes).ok().filter(|_| bytes <= free) else {
+            return Err(MemoryError::OutOfMemory { requested: bytes, free, capacity: self.capacity });
+        };
+        if size == 0 {
+            return Err(MemoryError::Empty);
+        }
+        let base = BASE + all.regions.len() as u64 * REGION + RED_ZONE;
+        let regions = (bytes + 2 * RED_ZONE).div_ceil(REGION);
+        all.list.push(Allocation::new(base, size));
+        let index = all.list.len() as u32;
+        let length = all.regions.len() + regions as usize;
+        all.regions.resize(length, index);
+        all.used += bytes;
+        Ok(base)
+    }
+
+    /// Gives the allocation that starts at `address` back.
+    pub fn free(&self, address: u64) -> Result<(), MemoryError> {
+        let mut all = self.lock_mut();
+        let bytes = match all.find(address, 1) {
+            Ok(allocation) if allocation.base == address => allocation.bytes,
+            Ok(allocation) => {
+                let reason = format!("it lies inside the allocation at {:#x}; only its start can be freed", allocation.base);
+                return Err(MemoryError::BadFree { address, reason });
+            }
+            Err(reason) => return Err(MemoryError::BadFree { address, reason }),
+        };
+        if let Some(allocation) = all.list.iter_mut().find(|allocation| allocation.base == address) {
+            allocation.release();
+        }
+        all.used -= bytes;
+        Ok(())
+    }
+
+    fn range<T>(&self, address: u64, bytes: u64, then: impl FnOnce(*mut u8, *mut u8) -> T) -> Result<T, MemoryError> {
+        let all = self.lock();
+        let allocation = all.find(address, bytes).map_err(|reason| MemoryError::BadRange { address, bytes, reason })?;
+        let offset = (address - allocation.base) as usize;
+        // SAFETY: `find` showed that `bytes` bytes from this offset lie inside the buffers, which the lock keeps alive.
+        let (data, state) = unsafe { (allocation.data.add(offset), allocation.state.add(offset)) };
+        Ok(then(data, state))
+    }
+
+    /// Copies host bytes to the device.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.range(address, bytes.len() as u64, |data, state| {
+            // SAFETY: `range` gives pointers to as many bytes as asked for.
+            unsafe {
+                std::ptr::copy(bytes.as_ptr(), data, bytes.len());
+                std::ptr::write_bytes(state, INITIALISED, bytes.len());
+            }
+        })
+    }
+
+    /// Copies device bytes to the host. Bytes that nobody wrote arrive as 0xff: a NaN in every float type.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.range(address, bytes.len() as u64, |data, state| {
+            for (at, byte) in bytes.iter_mut().enumerate() {
+                // SAFETY: `range` gives pointers to as many bytes as asked for.
+                let (value, state) = unsafe { (*data.add(at), *state.add(at)) };
+                *byte = if state & INITIALISED != 0 { value } else { 0xff };
+            }
+        })
+    }
+
+    /// Writes `pattern` `count` times in a row.
+    pub fn fill(&self, address: u64, pattern: &[u8], count: u64) -> Result<(), MemoryError> {
+        let bytes = pattern.len() as u64 * count;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.range(address, bytes, |data, state| {
+            for at in 0..bytes as usize {
+                // SAFETY: `range` gives pointers to as many bytes as asked for.
+                unsafe {
+                    *data.add(at) = pattern[at % pattern.len()];
+                    *state.add(at) = INITIALISED;
+                }
+            }
+        })
+    }
+
+    /// Copies within the device; uninitialised bytes stay uninitialised.
+    pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), MemoryError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (source, source_state) = self.range(from, bytes, |data, state| (data as usize, state as usize))?;
+        self.range(to, bytes, |data, state| {
+            // SAFETY: both ranges were checked; nothing frees them in between because a free of memory in use by a
+            // copy is a race of the calling program on its own handles, which the driver serialises per call.
+            unsafe {
+                std::ptr::copy(source as *const u8, data, bytes as usize);
+                std::ptr::copy(source_state as *const u8, state, bytes as usize);
+            }
+        })
+    }
+
+    /// Base and bytes of the live allocation that holds `address`.
+    pub fn extent(&self, address: u64) -> Option<(u64, u64)> {
+        let all = self.lock();
+        all.find(address, 1).ok().map(|allocation| (allocation.base, allocation.bytes))
+    }
+
+    /// Bytes given out.
+    pub fn used(&self) -> u64 {
+        self.lock().used
+    }
+
+    /// Bytes of the device.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Distinct bytes that the last launch read and wrote; clears the marks.
+    pub(crate) fn take_marks(&self) -> (u64, u64) {
+        let all = self.lock_mut();
+        all.list.iter().map(Allocation::take_marks).fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_checked_to_the_byte() {
+        let memory = Memory::new(1 << 20);
+        let a = memory.alloc(100).unwrap();
+        assert_eq!(a % 256, 0);
+        assert_ne!(a % 512, 0, "aligned to no more than the driver promises");
+        memory.write(a + 90, &[1; 10]).unwrap();
+        let error = memory.write(a + 91, &[1; 10]).unwrap_err().to_string();
+        assert!(error.contains("1 bytes past the 100-byte allocation"), "{error}");
+        let error = memory.read(a - 1, &mut [0]).unwrap_err().to_string();
+        assert!(error.contains("1 bytes before"), "{error}");
+    }
+
+    #[test]
+    fn unwritten_bytes_read_as_nan_and_copies_keep_that() {
+        let memory = Memory::new(1 << 20);
+        let (a, b) = (memory.alloc(4).unwrap(), memory.alloc(4).unwrap());
+        memory.write(a, &[7, 7]).unwrap();
+        memory.copy(b, a, 4).unwrap();
+        let mut out = [0; 4];
+        memory.read(b, &mut out).unwrap();
+        assert_eq!(out, [7, 7, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn freed_memory_is_told_from_unknown_memory() {
+        let memory = Memory::new(1000);
+        let a = memory.alloc(600).unwrap();
+        assert!(matches!(memory.alloc(600), Err(MemoryError::OutOfMemory { free: 400, .. })));
+        assert!(memory.free(a + 8).is_err());
+        memory.free(a).unwrap();
+        assert!(memory.free(a).unwrap_err().to_string().contains("was freed"));
+        assert!(memory.write(a, &[1]).unwrap_err().to_string().contains("was freed"));
+        assert_ne!(memory.alloc(600).unwrap(), a, "addresses are not reused");
+        assert_eq!(memory.used(), 600);
+    }
+}

@@ -1,0 +1,234 @@
+//! Programs and modules: PTX parsed and lowered once, and its global variables placed in a device's memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::ir::{Body, Constant};
+use crate::lower::{self, LowerError, Place};
+use crate::memory::{Memory, MemoryError};
+use crate::syntax::{self, Initial, ParseError, Variable};
+
+/// Why a module cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The text is not PTX.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// An instruction that is not emulated, or does not fit its operands.
+    #[error("{kernel}, PTX line {line}: {message}")]
+    Lower {
+        /// The function it stands in.
+        kernel: String,
+        /// Line from 1.
+        line: u32,
+        /// What is wrong.
+        message: String,
+    },
+    /// A variable that cannot be placed.
+    #[error("variable {name}: {message}")]
+    Variable {
+        /// The variable.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// No room for the global variables.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// A parameter of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Param {
+    /// Its name in the PTX.
+    pub name: String,
+    /// Offset in the parameter buffer in bytes.
+    pub offset: u32,
+    /// Bytes.
+    pub size: u32,
+    /// Alignment in bytes.
+    pub align: u32,
+}
+
+/// A kernel of a program.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The name of its entry.
+    pub name: String,
+    /// Its parameters in order.
+    pub params: Vec<Param>,
+    /// Bytes of statically declared shared memory.
+    pub static_shared: u32,
+    /// Bytes of local memory a thread.
+    pub local_bytes: u32,
+    /// `.maxntid` or `.reqntid`: the most threads a block may have.
+    pub max_threads: Option<u32>,
+    pub(crate) body: Body,
+}
+
+impl Kernel {
+    /// Bytes of all parameters.
+    pub fn param_bytes(&self) -> u32 {
+        self.params.last().map_or(0, |last| last.offset + last.size)
+    }
+}
+
+/// An owned global variable.
+#[derive(Debug)]
+struct Global {
+    name: String,
+    size: u64,
+    bytes: Vec<u8>,
+    /// Offset of an address in the bytes, the variable it names, and what is added.
+    addresses: Vec<(usize, u32, i64)>,
+}
+
+/// A parsed and lowered PTX text.
+#[derive(Debug)]
+pub struct Program {
+    kernels: Vec<Kernel>,
+    names: HashMap<String, usize>,
+    globals: Vec<Global>,
+    files: HashMap<u32, String>,
+}
+
+impl Program {
+    /// Parses and lowers `text`. Every opcode is checked here: one that is not emulated is an error that names it.
+    pub fn parse(text: &str) -> Result<Program, LoadError> {
+        let ast = syntax::parse(text)?;
+        let mut places = HashMap::new();
+        let mut shared = Vec::new();
+        let mut variables = Vec::new();
+        for variable in &ast.variables {
+            if variable.space == "shared" {
+                shared.push(variable.clone());
+            } else {
+                places.insert(variable.name, Place::Global(variables.len() as u32));
+                variables.push(variable);
+            }
+        }
+        let globals = variables.iter().map(|variable| global(variable, &places)).collect::<Result<Vec<_>, _>>()?;
+        let mut kernels = Vec::new();
+        for function in ast.functions.iter().filter(|function| function.entry) {
+            let lowered = lower::lower(function, &places, &shared).map_err(|LowerError { line, message }| {
+                LoadError::Lower { kernel: function.name.into(), line, message }
+            })?;
+            let params = lowered.parameters.into_iter();
+            kernels.push(Kernel {
+                name: function.name.into(),
+                params: params.map(|(name, offset, size, align)| Param { name, offset, size, align }).collect(),
+                static_shared: lowered.static_shared,
+                local_bytes: lowered.local_bytes,
+                max_threads: function.max_threads,
+                body: lowered.body,
+            });
+        }
+        let names = kernels.iter().enumerate().map(|(index, kernel)| (kernel.name.clone(), index)).collect();
+        let files = ast.files.iter().map(|&(index, path)| (index, path.to_string())).collect();
+        Ok(Program { kernels, names, globals, files })
+    }
+
+    /// A kernel by name.
+    pub fn kernel(&self, name: &str) -> Option<&Kernel> {
+        self.names.get(name).map(|&index| &self.kernels[index])
+    }
+
+    /// All kernels in the order of the text.
+    pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
+        self.kernels.iter()
+    }
+
+    /// The path of a `.file` entry.
+    pub(crate) fn file(&self, index: u32) -> Option<&str> {
+        self.files.get(&index).map(String::as_str)
+    }
+}
+
+fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Global, LoadError> {
+    let error = |message: String| LoadError::Variable { name: variable.name.into(), message };
+    if variable.external {
+        return Err(error("is external: modules are not linked".into()));
+    }
+    let mut bytes = Vec::new();
+    let mut addresses = Vec::new();
+    for piece in &variable.init {
+        match piece {
+            Initial::Bytes(piece) => bytes.extend_from_slice(piece),
+            Initial::Address(name, offset) => match places.get(name) {
+                Some(Place::Global(index)) => {
+                    addresses.push((bytes.len(), *index, *offset));
+                    bytes.extend_from_slice(&[0; 8]);
+                }
+                _ => return Err(error(format!("is initialised with the address of `{name}`, which is no global variable"))),
+            },
+        }
+    }
+    if bytes.len() as u64 > variable.size {
+        return Err(error(format!("has {} initial bytes for a size of {}", bytes.len(), variable.size)));
+    }
+    bytes.resize(variable.size as usize, 0);
+    Ok(Global { name: variable.name.into(), size: variable.size, bytes, addresses })
+}
+
+/// A program whose global variables lie in a memory.
+#[derive(Debug)]
+pub struct Module {
+    program: Arc<Program>,
+    globals: Vec<u64>,
+}
+
+impl Module {
+    /// Places the global variables and sets them to their initial values.
+    pub fn load(program: Arc<Program>, memory: &Memory) -> Result<Module, LoadError> {
+        let mut module = Module { program, globals: Vec::new() };
+        for index in 0..module.program.globals.len() {
+            let size = module.program.globals[index].size.max(1);
+            match memory.alloc(size) {
+                Ok(address) => module.globals.push(address),
+                Err(error) => {
+                    module.unload(memory);
+                    return Err(error.into());
+                }
+            }
+        }
+        for (global, &address) in module.program.globals.iter().zip(&module.globals) {
+            let mut bytes = global.bytes.clone();
+            for &(at, variable, offset) in &global.addresses {
+                let value = module.globals[variable as usize].wrapping_add_signed(offset);
+                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            }
+            memory.write(address, &bytes)?;
+        }
+        Ok(module)
+    }
+
+    /// Gives the memory of the global variables back.
+    pub fn unload(&self, memory: &Memory) {
+        for &address in &self.globals {
+            // an address that is already free was freed by the program under test: nothing is left to give back
+            let _ = memory.free(address);
+        }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// Address and bytes of a global variable.
+    pub fn global(&self, name: &str) -> Option<(u64, u64)> {
+        let index = self.program.globals.iter().position(|global| global.name == name)?;
+        Some((self.globals[index], self.program.globals[index].size))
+    }
+
+    /// The value of a constant that depends on the module.
+    pub(crate) fn address(&self, constant: Constant) -> Option<u64> {
+        match constant {
+            Constant::Global { variable, offset } => {
+                self.globals.get(variable as usize).map(|address| address.wrapping_add_signed(offset))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! PTX text to tokens.
+
+/// A token and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Token<'t> {
+    pub kind: Kind<'t>,
+    /// Line from 1.
+    pub line: u32,
+}
+
+/// What a token is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Kind<'t> {
+    /// Letters, digits, `_ $ % .` and `::` inside: names, opcodes, numbers, directives.
+    Word(&'t str),
+    /// A quoted string without its quotes.
+    Text(&'t str),
+    /// One punctuation character.
+    Mark(u8),
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'%' | b'.')
+}
+
+/// Splits `text` into tokens; comments and white space vanish.
+pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len() / 4);
+    let (mut at, mut line) = (0, 1);
+    while at < bytes.len() {
+        let byte = bytes[at];
+        match byte {
+            b'\n' => {
+                line += 1;
+                at += 1;
+            }
+            b'/' if bytes.get(at + 1) == Some(&b'/') => {
+                while at < bytes.len() && bytes[at] != b'\n' {
+                    at += 1;
+                }
+            }
+            b'/' if bytes.get(at + 1) == Some(&b'*') => {
+                at += 2;
+                while at < bytes.len() && !(bytes[at] == b'*' && bytes.get(at + 1) == Some(&b'/')) {
+                    line += u32::from(bytes[at] == b'\n');
+                    at += 1;
+                }
+                at = (at + 2).min(bytes.len());
+            }
+            b'"' => {
+                let start = at + 1;
+                at = start;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    line += u32::from(bytes[at] == b'\n');
+                    at += 1;
+                }
+                out.push(Token { kind: Kind::Text(&text[start..at]), line });
+                at += 1;
+            }
+            _ if is_word(byte) => {
+                let start = at;
+                loop {
+                    while at < bytes.len() && is_word(bytes[at]) {
+                        at += 1;
+                    }
+                    // `shared::cta` is one word; `label:` is a word and a mark
+                    let joined = bytes.get(at) == Some(&b':')
+                        && bytes.get(at + 1) == Some(&b':')
+                        && bytes.get(at + 2).is_some_and(|&next| is_word(next));
+                    if !joined {
+                        break;
+                    }
+                    at += 2;
+                }
+                out.push(Token { kind: Kind::Word(&text[start..at]), line });
+            }
+            // white space, the NUL that ends a C string, and stray bytes outside ASCII
+            _ if byte.is_ascii_graphic() => {
+                out.push(Token { kind: Kind::Mark(byte), line });
+                at += 1;
+            }
+            _ => at += 1,
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_join_over_double_colons_and_stop_at_single_ones() {
+        let kinds: Vec<_> = tokens("L1: cp.async.L2::128B [%r1], 4; // x\n/* y\n */ a").into_iter().map(|t| (t.kind, t.line)).collect();
+        assert_eq!(kinds[0], (Kind::Word("L1"), 1));
+        assert_eq!(kinds[1], (Kind::Mark(b':'), 1));
+        assert_eq!(kinds[2], (Kind::Word("cp.async.L2::128B"), 1));
+        assert_eq!(kinds.last(), Some(&(Kind::Word("a"), 3)));
+    }
+}

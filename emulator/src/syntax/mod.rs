@@ -1,0 +1,9 @@
+//! PTX text to syntax tree. Parses and judges nothing: what an opcode means is decided in `lower`.
+
+mod ast;
+mod lexer;
+mod parser;
+
+pub(crate) use ast::{Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable};
+pub(crate) use parser::parse;
+pub use parser::ParseError;

@@ -1,0 +1,33 @@
+// Copies from global to shared memory that do not pass through registers (cp.async).
+#pragma once
+
+#include <cstdint>
+
+namespace seqmix {
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Starts a copy of 16 bytes to shared memory, around the L1 cache; writes zeros and reads nothing
+// where `valid` is false. cp.async.cg.shared.global
+__device__ __forceinline__ void copy16_async(uint32_t to, const void* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+// Closes the group of copies that this thread has started since the last commit.
+// cp.async.commit_group
+__device__ __forceinline__ void commit_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until all but this thread's latest `Pending` groups have landed. Other threads see them
+// after a barrier. cp.async.wait_group
+template <int Pending>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+}  // namespace seqmix

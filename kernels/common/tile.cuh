@@ -1,0 +1,84 @@
+// Tile: rows of 16-bit elements in shared memory, swizzled so that no access has bank conflicts.
+//
+// A row is a sequence of chunks of 16 bytes, the unit of cp.async, of ldmatrix and of 16-byte
+// loads. Chunk c of row r lies at place c ^ s(r) of the row, where s takes a different value for
+// the eight rows that one ldmatrix phase reads from the same column. A row of 64 bytes more than a
+// multiple of 128 changes the half of the banks from row to row by itself; then s needs to cover
+// the other half only.
+#pragma once
+
+#include <cstdint>
+
+#include "common/async_copy.cuh"
+#include "common/warp.cuh"
+
+namespace seqmix {
+
+template <typename Element_, int Rows, int Dim>
+struct alignas(128) Tile {
+    using Element = Element_;
+    static constexpr int kRows = Rows;
+    static constexpr int kChunkElements = 16 / sizeof(Element);
+    static constexpr int kChunks = Dim / kChunkElements;
+    // Neighbouring chunks that the swizzle permutes among themselves.
+    static constexpr int kSpan = kChunks % 8 == 0 ? 8 : 4;
+
+    static_assert(sizeof(Element) == 2, "ldmatrix moves 16-bit elements");
+    static_assert(kChunks % kSpan == 0, "a row is a multiple of 64 bytes");
+
+    Element elements[Rows * Dim];
+
+    // The permutation of row `row`: the same for rows that are eight apart.
+    __device__ __forceinline__ static int swizzle(int row) {
+        return kSpan == 8 ? row % 8 : row / 2 % 4;
+    }
+
+    // Bytes from the tile's start to a chunk.
+    __device__ __forceinline__ static int offset(int row, int chunk) {
+        return 16 * (row * kChunks + (chunk ^ swizzle(row)));
+    }
+
+    __device__ __forceinline__ uint32_t address(int row, int chunk) const {
+        return shared_address(elements) + offset(row, chunk);
+    }
+};
+
+// How a block of `Threads` threads copies a tile: neighbouring threads take neighbouring chunks, as
+// many as the swizzle permutes; the block takes kStep rows at a time.
+template <int Threads, typename Tile>
+struct Copy {
+    using Element = typename Tile::Element;
+    static constexpr int kStep = Threads / Tile::kSpan;
+    static_assert(kStep % 8 == 0, "each thread keeps to one swizzle");
+    static_assert(Tile::kRows % kStep == 0, "all threads copy equally much");
+
+    // The first chunk of this thread.
+    __device__ __forceinline__ static int row() { return thread_of_block() / Tile::kSpan; }
+    __device__ __forceinline__ static int chunk() { return thread_of_block() % Tile::kSpan; }
+
+    // Its address in a tensor whose rows are `stride` elements apart.
+    __device__ __forceinline__ static const Element* source(const Element* tensor, int64_t stride) {
+        return tensor + row() * stride + chunk() * Tile::kChunkElements;
+    }
+
+    // Starts the copies of `rows` rows of `chunks` chunks, and writes zeros to the rest of the
+    // tile; `from` is this thread's `source` for the tile's first row.
+    __device__ __forceinline__ static void start(const Tile& tile, const Element* from,
+                                                 int64_t stride, int rows, int chunks) {
+        const uint32_t to = tile.address(row(), chunk());
+        const int rows_left = rows - row();
+        const int chunks_left = chunks - chunk();
+#pragma unroll
+        for (int pass = 0; pass < Tile::kRows / kStep; ++pass) {
+#pragma unroll
+            for (int group = 0; group < Tile::kChunks / Tile::kSpan; ++group) {
+                const bool valid = pass * kStep < rows_left && group * Tile::kSpan < chunks_left;
+                copy16_async(to + 16 * (pass * kStep * Tile::kChunks + group * Tile::kSpan),
+                             from + group * Tile::kSpan * Tile::kChunkElements, valid);
+            }
+            from += kStep * stride;
+        }
+    }
+};
+
+}  // namespace seqmix

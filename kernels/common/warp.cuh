@@ -1,0 +1,34 @@
+// A warp's lanes: who is who, and reductions over four neighbours.
+//
+// In the results of a tensor-core multiplication the four lanes of a quad hold one row.
+#pragma once
+
+#include <cstdint>
+
+namespace seqmix {
+
+constexpr uint32_t kAllLanes = 0xffffffff;
+
+// The thread's number in a block of one dimension. Volatile, so that it is read again at each use
+// and not kept in a register between distant ones.
+__device__ __forceinline__ int thread_of_block() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    __builtin_assume(thread >= 0 && thread < 1024);
+    return thread;
+}
+
+__device__ __forceinline__ int lane_of_warp() { return thread_of_block() % 32; }
+__device__ __forceinline__ int warp_of_block() { return thread_of_block() / 32; }
+
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+    return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(kAllLanes, x, 1);
+    return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+}  // namespace seqmix

@@ -1,0 +1,126 @@
+//! The table of kernels and their parameter structs, read twice.
+//!
+//! The crate uses it to plan and launch; build.rs compiles this same file, by path, to write the
+//! CUDA stubs. It therefore uses nothing but std.
+
+pub mod attention;
+
+/// A type of tensor elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE half precision, 16 bits.
+    F16,
+    /// bfloat16, 16 bits.
+    BF16,
+    /// IEEE single precision, 32 bits.
+    F32,
+    /// Signed integer, 32 bits.
+    I32,
+    /// Unsigned integer, 8 bits.
+    U8,
+}
+
+impl Dtype {
+    /// Every type that a tensor can hold.
+    pub const ALL: [Self; 5] = [Self::F16, Self::BF16, Self::F32, Self::I32, Self::U8];
+
+    /// The name in kernel symbols and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F32 => "f32",
+            Self::I32 => "i32",
+            Self::U8 => "u8",
+        }
+    }
+
+    /// The type in CUDA C++.
+    pub const fn cpp(self) -> &'static str {
+        match self {
+            Self::F16 => "__half",
+            Self::BF16 => "__nv_bfloat16",
+            Self::F32 => "float",
+            Self::I32 => "int",
+            Self::U8 => "unsigned char",
+        }
+    }
+
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::U8 => 1,
+        }
+    }
+}
+
+/// One kernel: what the stub instantiates and asserts, and what a launch needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The symbol, as a profiler shows it.
+    pub name: String,
+    /// The C++ type whose `run` is the kernel's body.
+    pub instance: String,
+    /// The parameter struct.
+    pub params: Params,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+}
+
+/// A file that nvcc compiles to one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unit {
+    /// The image's name.
+    pub name: String,
+    /// The header to include, relative to `kernels/`.
+    pub header: &'static str,
+    /// The kernels in it.
+    pub entries: Vec<Entry>,
+}
+
+/// All units of all operations.
+pub fn units() -> Vec<Unit> {
+    attention::units()
+}
+
+/// Where C++ must find the fields of a parameter struct.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Params {
+    /// The C++ type.
+    pub cpp: &'static str,
+    /// `sizeof` that type.
+    pub bytes: usize,
+    /// Name and offset of each field.
+    pub fields: &'static [(&'static str, usize)],
+}
+
+/// Declares a parameter struct that Rust and C++ share, and its [`Params`].
+macro_rules! params {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident as $cpp:literal {
+            $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)*
+        }
+    ) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// Size and field offsets, for the stub to assert.
+            pub const PARAMS: $crate::abi::Params = $crate::abi::Params {
+                cpp: $cpp,
+                bytes: size_of::<Self>(),
+                fields: &[$((stringify!($field), std::mem::offset_of!(Self, $field)),)*],
+            };
+        }
+    };
+}
+use params;

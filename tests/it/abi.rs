@@ -1,0 +1,75 @@
+//! The table of kernels as build.rs compiled it.
+
+use std::collections::BTreeSet;
+
+use seqmix::{KernelInfo, images, kernels};
+
+/// Head dims of the attention kernels, for each of f16 and bf16.
+const HEAD_DIMS: [u32; 7] = [32, 64, 96, 128, 160, 192, 256];
+
+#[test]
+fn the_table_has_every_attention_kernel_for_every_target() {
+    let expected: BTreeSet<String> = ["f16", "bf16"]
+        .iter()
+        .flat_map(|dtype| HEAD_DIMS.map(|dim| format!("attention_forward_{dtype}_d{dim}")))
+        .collect();
+    let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();
+    assert!(
+        !targets.is_empty(),
+        "no kernels in this build: run `cargo xtask toolkit` and build again"
+    );
+    for target in &targets {
+        let of_target = kernels().iter().filter(|kernel| kernel.arch == *target);
+        let names: Vec<String> = of_target.map(|kernel| kernel.name.to_owned()).collect();
+        let unique: BTreeSet<String> = names.iter().cloned().collect();
+        assert_eq!(
+            names.len(),
+            unique.len(),
+            "{target}: a kernel twice: {names:?}"
+        );
+        assert_eq!(unique, expected, "{target}");
+    }
+}
+
+#[test]
+fn no_kernel_spills_or_asks_for_more_than_a_device_has() {
+    for kernel in kernels() {
+        let KernelInfo {
+            name,
+            arch,
+            registers,
+            spill_bytes,
+            shared_bytes,
+            threads,
+        } = *kernel;
+        assert_eq!(spill_bytes, 0, "{name} for {arch} spills registers");
+        assert!(
+            (1..=255).contains(&registers),
+            "{name} for {arch}: {registers} registers"
+        );
+        assert!(
+            registers * threads <= 65536,
+            "{name} for {arch}: {registers} registers in {threads} threads"
+        );
+        assert!(
+            shared_bytes <= 163 << 10,
+            "{name} for {arch}: {shared_bytes} bytes of shared memory"
+        );
+    }
+}
+
+#[test]
+fn every_image_holds_a_fatbin_for_the_targets_of_the_build() {
+    let mut units = BTreeSet::new();
+    for image in images() {
+        assert!(units.insert(image.unit), "two images named {}", image.unit);
+        assert_eq!(
+            image.fatbin[..4],
+            0xba55_ed50_u32.to_le_bytes(),
+            "{} is no fatbin",
+            image.unit
+        );
+        assert!(!image.targets.is_empty(), "{} names no targets", image.unit);
+    }
+    assert!(!units.is_empty());
+}

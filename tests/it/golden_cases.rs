@@ -1,0 +1,137 @@
+//! The golden cases: inputs and expected outputs that this crate did not make.
+
+use seqmix::reference::attention::{Forward, Output};
+
+use crate::golden::{Case, Failure, Ops, folder};
+use crate::measure::{Bound, Verdict};
+use crate::support::device;
+
+/// All cases of an op by name, in order; there are `count`.
+fn cases(op: &str, count: usize) -> Vec<(String, Case)> {
+    let files = std::fs::read_dir(folder().join("cases")).unwrap();
+    let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    paths.sort();
+    let named = paths.into_iter().filter_map(|path| {
+        let name = path.file_stem()?.to_str()?.to_owned();
+        name.starts_with(&format!("{op}__"))
+            .then(|| (name, Case::read(&path).unwrap()))
+    });
+    let cases: Vec<_> = named.collect();
+    assert_eq!(cases.len(), count, "cases of {op}");
+    cases
+}
+
+/// Cases that ask for what no kernel does yet, and the word that the refusal has to name it by.
+const REFUSED: [(&str, &str); 5] = [
+    ("attention_forward__bf16_alibi", "alibi_slopes"),
+    (
+        "attention_forward__bf16_window_both",
+        "Window { left: Some(8), right: Some(5) }",
+    ),
+    ("attention_forward__f16_softcap", "softcap 30"),
+    ("attention_forward__f16_tree_mask", "attn_mask"),
+    (
+        "attention_forward__f16_window_left",
+        "Window { left: Some(16), right: Some(0) }",
+    ),
+];
+
+#[test]
+fn attention_keeps_every_bound() {
+    let ops = Ops::new(&device().context).unwrap();
+    for (name, case) in cases("attention_forward", 15) {
+        let outputs = case.run(&ops);
+        if let Some((_, option)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+            let Err(Failure::Unsupported(message)) = outputs else {
+                panic!("{name} was not refused")
+            };
+            assert!(message.contains(option), "{name}: {message}");
+            continue;
+        }
+        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        // The kernels keep scores in f32: they meet the strict bounds as well.
+        for strict in [false, true] {
+            let verdicts = case.judge(&outputs, strict).unwrap();
+            assert_eq!(verdicts.len(), 2, "{name}");
+            for (tensor, verdict) in verdicts {
+                assert!(
+                    verdict.pass(),
+                    "{name}, strict {strict}: {tensor}: {verdict}"
+                );
+            }
+        }
+    }
+}
+
+/// Runs the reference on a case; `round` is that of [`Forward::run_rounded`].
+fn run_reference(case: &Case, round: impl Fn(f64) -> f64) -> Output {
+    let values = |name| case.get(name).map(|stored| stored.values().unwrap());
+    let [q, k, v] = ["q", "k", "v"].map(|name| values(name).unwrap());
+    let shape = |name| &case.need(name).unwrap().shape[..];
+    let lengths =
+        |name| values(name).map(|values| values.iter().map(|&x| x as usize).collect::<Vec<_>>());
+    let (left, right) = case.window().unwrap();
+    let mask = values("attn_mask").map(|mask| mask.iter().map(|&x| x as u8).collect::<Vec<_>>());
+    let varlen = lengths("cu_seqlens_q").zip(lengths("cu_seqlens_k"));
+    let batch = match &varlen {
+        Some((cu_seqlens, _)) => cu_seqlens.len() - 1,
+        None => shape("q")[0],
+    };
+    let [.., heads, head_dim] = shape("q")[..] else {
+        panic!("q has no heads")
+    };
+    let [.., seq_q, _, _] = shape("q")[..] else {
+        panic!("q has no rows")
+    };
+    let [.., seq_k, heads_kv, _] = shape("k")[..] else {
+        panic!("k has no rows")
+    };
+    // One slope a head stands for every sequence.
+    let slopes = values("alibi_slopes").map(|slopes| match slopes.len() == heads {
+        true => slopes.repeat(batch),
+        false => slopes,
+    });
+    let problem = Forward {
+        batch,
+        seq_q,
+        seq_k,
+        heads,
+        heads_kv,
+        head_dim,
+        q: &q,
+        k: &k,
+        v: &v,
+        scale: Some(case.number("softmax_scale", 0).unwrap()),
+        left,
+        right,
+        softcap: case.softcap().unwrap(),
+        alibi_slopes: slopes.as_deref(),
+        attn_mask: mask.as_deref(),
+    };
+    match varlen {
+        Some((cu_seqlens_q, cu_seqlens_k)) => problem
+            .run_varlen(&cu_seqlens_q, &cu_seqlens_k, round)
+            .unwrap(),
+        None => problem.run_rounded(round).unwrap(),
+    }
+}
+
+/// The expected values were rounded to f32 once; the reference differs by no more than that.
+#[test]
+fn the_reference_gives_the_expected_values() {
+    for (name, case) in cases("attention_forward", 15) {
+        let Output { out, lse } = run_reference(&case, |x| x);
+        for (tensor, found) in [("expected.o", out), ("expected.lse", lse)] {
+            let expected = case.need(tensor).unwrap().values().unwrap();
+            let finite = expected.iter().filter(|x| x.is_finite());
+            let largest = finite.fold(0.0_f64, |largest, x| largest.max(x.abs()));
+            let bound = Bound {
+                max_abs: 1e-7 * largest,
+                rel_l2: Some(1e-7),
+                row_rel_l2: None,
+            };
+            let verdict = Verdict::of(&found, &expected, 1, bound);
+            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+        }
+    }
+}

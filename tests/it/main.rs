@@ -1,0 +1,17 @@
+//! The integration tests, in one binary: every op through its public API, on a GPU if one works, else on the
+//! emulator. `SEQMIX_DRIVER=cuda` or `SEQMIX_DRIVER=emulator` chooses.
+
+#[path = "../../examples/shared/device.rs"]
+mod device;
+#[path = "../../examples/shared/golden.rs"]
+mod golden;
+#[path = "../../examples/shared/measure.rs"]
+mod measure;
+#[path = "../../examples/shared/naive.rs"]
+mod naive;
+
+mod abi;
+mod attention;
+mod errors;
+mod golden_cases;
+mod support;

@@ -1,0 +1,273 @@
+//! `cargo xtask bundle`: all that a GPU host without Rust needs to test and measure this crate.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{shell, toolkit};
+
+/// More than this is slow to copy to a rented machine, and a sign that something fat crept in.
+const LIMIT: u64 = 64 << 20;
+
+/// Data that tests and examples read: the same paths below the bundle as below the repository,
+/// since cargo too runs them with the package's folder as the current one.
+const DATA: &[&str] = &["tests/golden"];
+
+const RUN: &str = include_str!("bundle/run.sh");
+
+/// Builds and collects target/bundle.
+pub(crate) fn run() -> Result<ExitCode> {
+    toolkit::ensure(toolkit::Mode::IfMissing)?;
+    let root = crate::root();
+    let bundle = root.join("target/bundle");
+    if bundle.exists() {
+        fs::remove_dir_all(&bundle).context("cannot remove the old bundle")?;
+    }
+    let messages = shell::messages(
+        shell::cargo()
+            .args(["build", "--release", "--workspace", "--exclude", "xtask"])
+            .args(["--tests", "--examples", "--bench", "*"])
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
+    )?;
+    for (place, file) in binaries(&messages)? {
+        copy(&file, &bundle.join(place))?;
+    }
+    for data in DATA {
+        copy(&root.join(data), &bundle.join(data))?;
+    }
+    let script = bundle.join("run.sh");
+    fs::write(&script, RUN).with_context(|| format!("cannot write {}", script.display()))?;
+    make_executable(&script)?;
+
+    let mut total = 0;
+    for part in ["bin", "lib", "tests"] {
+        let bytes = size(&bundle.join(part))?;
+        println!("{:>8.1} MiB  {part}", mib(bytes));
+        total += bytes;
+    }
+    println!("{:>8.1} MiB  {}", mib(total), bundle.display());
+    ensure!(
+        total <= LIMIT,
+        "the bundle is larger than its limit of {} MiB",
+        LIMIT >> 20
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where each built file goes in the bundle, from cargo's messages.
+fn binaries(messages: &[Value]) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut files: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    for message in messages {
+        let target = &message["target"];
+        let name = target["name"].as_str().unwrap_or_default();
+        let kind = target["kind"][0].as_str().unwrap_or_default();
+        if let Some(executable) = message["executable"].as_str() {
+            let folder = match kind {
+                "example" => "examples",
+                "bench" => "benches",
+                _ => "tests", // integration tests, and libraries as their unit tests
+            };
+            let place = Path::new("bin").join(folder).join(name);
+            if let Some(other) = files.insert(place, executable.into()) {
+                bail!(
+                    "two binaries of one name: {executable} and {}",
+                    other.display()
+                );
+            }
+        } else if message["reason"] == "compiler-artifact" && name == "cuda_emulator" {
+            let library = message["filenames"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .find(|file| file.ends_with(".so"));
+            if let Some(library) = library {
+                files.insert("lib/libcuda_emulator.so".into(), library.into());
+            }
+        }
+    }
+    for needed in [
+        "bin/tests/it",
+        "bin/examples/verify",
+        "lib/libcuda_emulator.so",
+    ] {
+        ensure!(
+            files.contains_key(Path::new(needed)),
+            "cargo built no {needed}"
+        );
+    }
+    Ok(files)
+}
+
+/// Copies a file, or a folder with all below it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let context = || format!("cannot copy {} to {}", from.display(), to.display());
+    if from.is_dir() {
+        for entry in fs::read_dir(from).with_context(context)? {
+            let name = entry.with_context(context)?.file_name();
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+        return Ok(());
+    }
+    fs::create_dir_all(to.parent().unwrap_or(to)).with_context(context)?;
+    fs::copy(from, to).with_context(context)?;
+    Ok(())
+}
+
+/// The bytes of all files below `path`.
+fn size(path: &Path) -> Result<u64> {
+    let context = || format!("cannot read {}", path.display());
+    let mut bytes = 0;
+    for entry in fs::read_dir(path).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let metadata = entry.metadata().with_context(context)?;
+        bytes += if metadata.is_dir() {
+            size(&entry.path())?
+        } else {
+            metadata.len()
+        };
+    }
+    Ok(bytes)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(unix)]
+fn make_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", path.display()))
+}
+
+#[cfg(not(unix))]
+fn make_executable(_: &Path) -> Result<()> {
+    Ok(()) // bash does not ask
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::process::{Command, Output};
+    use std::sync::Mutex;
+
+    fn artifact(name: &str, kind: &str, file: &str) -> Value {
+        json!({
+            "reason": "compiler-artifact",
+            "target": { "name": name, "kind": [kind] },
+            "filenames": [file],
+            "executable": if file.ends_with(".so") { Value::Null } else { json!(file) },
+        })
+    }
+
+    fn messages() -> Vec<Value> {
+        vec![
+            artifact("cuda_emulator", "cdylib", "/t/libcuda_emulator.so"),
+            artifact("cuda_emulator", "cdylib", "/t/cuda_emulator-1"),
+            artifact("it", "test", "/t/it-2"),
+            artifact("verify", "example", "/t/verify"),
+            artifact("kernels", "bench", "/t/kernels-3"),
+            json!({ "reason": "build-finished", "success": true }),
+        ]
+    }
+
+    #[test]
+    fn binaries_are_sorted_by_what_they_are() {
+        let files = binaries(&messages()).unwrap();
+        let places: Vec<_> = files.keys().map(|place| place.to_str().unwrap()).collect();
+        assert_eq!(
+            places,
+            [
+                "bin/benches/kernels",
+                "bin/examples/verify",
+                "bin/tests/cuda_emulator",
+                "bin/tests/it",
+                "lib/libcuda_emulator.so",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_missing_or_ambiguous_binary_is_an_error() {
+        let mut without_tests = messages();
+        without_tests.retain(|message| message["target"]["name"] != "it");
+        let error = binaries(&without_tests).unwrap_err().to_string();
+        assert!(error.contains("bin/tests/it"), "{error}");
+
+        let mut twice = messages();
+        twice.push(artifact("it", "test", "/t/it-4"));
+        let error = binaries(&twice).unwrap_err().to_string();
+        assert!(
+            error.contains("/t/it-2") && error.contains("/t/it-4"),
+            "{error}"
+        );
+    }
+
+    /// A program that another thread's fork still holds open for writing cannot be started.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    /// A bundle whose programs are scripts; `verify` and `it` end with the given statuses.
+    fn run_script(name: &str, verify: u8, it: u8, arguments: &[&str]) -> Output {
+        let _alone = ONE_AT_A_TIME.lock();
+        let folder = std::env::temp_dir().join(format!("seqmix-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        let program = |path: &str, text: String| {
+            let path = folder.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            make_executable(&path).unwrap();
+        };
+        let report = |status| format!("#!/bin/sh\necho driver $SEQMIX_DRIVER\nexit {status}\n");
+        program("run.sh", RUN.to_owned());
+        program("bin/examples/verify", report(verify));
+        program("bin/tests/it", report(it));
+        program(
+            "bin/benches/kernels",
+            "#!/bin/sh\necho bench $1\n".to_owned(),
+        );
+        let output = Command::new(folder.join("run.sh"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        output
+    }
+
+    #[test]
+    fn the_script_runs_every_part_on_the_cuda_driver_alone() {
+        let output = run_script("bundle-all", 0, 0, &[]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        assert_eq!(text.matches("driver cuda").count(), 2, "{text}");
+        assert!(text.contains("bench --bench"), "{text}");
+        assert!(text.contains("all passed"), "{text}");
+    }
+
+    #[test]
+    fn the_script_fails_without_a_gpu_before_it_tests_anything() {
+        let output = run_script("bundle-no-gpu", 1, 0, &[]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no GPU"));
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("tests-it"));
+    }
+
+    #[test]
+    fn the_script_fails_when_a_test_fails_and_names_it() {
+        let output = run_script("bundle-failure", 0, 101, &["tests"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("tests/it"));
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("bench"));
+        assert_eq!(
+            run_script("bundle-usage", 0, 0, &["everything"])
+                .status
+                .code(),
+            Some(2)
+        );
+    }
+}
