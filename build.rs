@@ -1,10 +1,15 @@
-//! Compiles the kernels of the table in src/abi to one fatbin a unit; knows no operation by name.
+//! Compiles the kernels of the table in src/abi, a fatbin a unit; knows no operation by name.
+//!
+//! nvcc is looked for in NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, and in
+//! target/cuda-toolkit, where `cargo xtask toolkit` puts it. Without it, and on docs.rs, the crate is
+//! built without kernels. Nothing is ever downloaded here.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 use std::{env, fs, io, thread};
 
 #[path = "src/abi/mod.rs"]
@@ -12,130 +17,375 @@ pub mod abi;
 
 use abi::{Dtype, Entry, Unit};
 
-/// What the kernels are compiled for if CUDA_COMPUTE_CAP does not say: every GPU since Ampere by
-/// the PTX of the first, Hopper's own instructions by the second.
+type Result<T> = std::result::Result<T, String>;
+
+/// What the kernels are compiled for unless CUDA_COMPUTE_CAP says otherwise: SASS and PTX for
+/// Ampere, whose PTX every later GPU can compile, and for Hopper with its own instructions.
 const DEFAULT_TARGETS: &str = "80,90a";
 
-const NVCC_FLAGS: &[&str] = &["-std=c++17", "-O3", "-lineinfo", "-Ikernels", "-Xptxas=-v"];
+/// No fast-math: the kernels choose approximate instructions one by one.
+const NVCC_FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O3",
+    "-lineinfo",
+    "-Xptxas=-v",
+    "-Ikernels",
+    "-fatbin",
+];
+
+/// What ptxas reported of a kernel for one target.
+struct Report {
+    name: String,
+    arch: String,
+    registers: u32,
+    spill_bytes: u32,
+    shared_bytes: u32,
+}
 
 fn main() {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP", "NVCC_CCBIN", "DOCS_RS"] {
+    if let Err(message) = build() {
+        eprintln!("\n{message}\n");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<()> {
+    let variables = [
+        "NVCC",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "CUDA_COMPUTE_CAP",
+        "NVCC_CCBIN",
+        "DOCS_RS",
+    ];
+    for variable in variables {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for path in ["build.rs", "src/abi", "kernels"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let result = match find_nvcc() {
-        _ if env::var_os("DOCS_RS").is_some() => write_images(&out, "", &[]),
-        Some(nvcc) => {
-            println!("cargo::rerun-if-changed={}", nvcc.display());
-            compile(&nvcc, &out)
-        }
-        None => {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    if env::var_os("DOCS_RS").is_some() {
+        return write_images(&out, "", &[], &[]);
+    }
+    let Some(nvcc) = find_nvcc() else {
+        println!("cargo::rerun-if-env-changed=PATH");
+        if Path::new("xtask").is_dir() {
             // a path that does not exist makes cargo look again at each build
             println!("cargo::rerun-if-changed={}", toolkit().display());
-            println!(
-                "cargo::warning=no nvcc found (NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, \
-                 target/cuda-toolkit): seqmix is built without kernels; `cargo xtask toolkit` installs one"
-            );
-            write_images(&out, "", &[])
         }
+        println!(
+            "cargo::warning=no nvcc found (NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, \
+             target/cuda-toolkit): building seqmix without kernels. `cargo xtask toolkit` installs nvcc."
+        );
+        return write_images(&out, "", &[], &[]);
     };
-    if let Err(message) = result {
-        eprintln!("{message}");
-        std::process::exit(1);
-    }
+    println!("cargo::rerun-if-changed={}", nvcc.display());
+    let targets = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| DEFAULT_TARGETS.into());
+    let units = abi::units();
+    let reports = compile(&nvcc, &target_flags(&targets)?, &units, &out)?;
+    write_images(&out, &targets, &units, &reports)
 }
 
-/// Where `cargo xtask toolkit` puts nvcc.
+/// Where `cargo xtask toolkit` puts nvcc: in the workspace, whatever CARGO_TARGET_DIR says.
 fn toolkit() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda-toolkit/nvidia/cu13/bin/nvcc")
 }
 
 fn find_nvcc() -> Option<PathBuf> {
-    let name = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
     if let Some(nvcc) = env::var_os("NVCC") {
         return Some(nvcc.into());
     }
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
+    let homes = ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(env::var_os);
     let path = env::var_os("PATH").unwrap_or_default();
     homes
         .map(|home| PathBuf::from(home).join("bin"))
         .chain(env::split_paths(&path))
-        .chain(["/usr/local/cuda/bin".into()])
-        .map(|folder| folder.join(name))
+        .chain([PathBuf::from("/usr/local/cuda/bin")])
+        .map(|folder| folder.join(&name))
         .chain([toolkit()])
         .find(|nvcc| nvcc.is_file())
 }
 
-/// Compiles each unit whose inputs changed, as many at once as there are cores.
-fn compile(nvcc: &Path, out: &Path) -> Result<(), String> {
-    let targets = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| DEFAULT_TARGETS.into());
-    let mut flags: Vec<String> = NVCC_FLAGS.iter().map(|flag| flag.to_string()).collect();
-    for target in targets.split(',').map(str::trim) {
-        if !target.trim_end_matches(['a', 'f']).parse::<u32>().is_ok_and(|cap| cap >= 80) {
-            return Err(format!(
-                "CUDA_COMPUTE_CAP={targets}: {target:?} is not a compute capability from 80 on, like 80, 90a or 120"
-            ));
+/// nvcc's flags for compute capabilities like `80,90a,120`: SASS and PTX for each.
+fn target_flags(targets: &str) -> Result<Vec<String>> {
+    let flag = |target: &str| {
+        let number = target.trim_end_matches(['a', 'f']);
+        if number.parse::<u32>().is_ok_and(|number| number >= 80) {
+            Ok(format!(
+                "-gencode=arch=compute_{target},code=[sm_{target},compute_{target}]"
+            ))
+        } else {
+            Err(format!(
+                "CUDA_COMPUTE_CAP=\"{targets}\": \"{target}\" is not a compute capability of 80 or more, \
+                 like 80, 90a or 120"
+            ))
         }
-        flags.push(format!("-gencode=arch=compute_{target},code=[sm_{target},compute_{target}]"));
-    }
-    let units = abi::units();
-    let next = AtomicUsize::new(0);
-    let reports = Mutex::new(vec![String::new(); units.len()]);
-    let failure = Mutex::new(None);
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get());
-    thread::scope(|scope| {
-        for _ in 0..workers.min(units.len()) {
-            scope.spawn(|| {
-                while let Some((index, unit)) = { let i = next.fetch_add(1, Ordering::Relaxed); units.get(i).map(|u| (i, u)) } {
-                    match compile_unit(nvcc, &flags, unit, out) {
-                        Ok(report) => reports.lock().unwrap()[index] = report,
-                        Err(message) => { failure.lock().unwrap().get_or_insert(message); return; }
-                    }
-                }
-            });
+    };
+    targets.split(',').map(str::trim).map(flag).collect()
+}
+
+/// Compiles the units, as many at a time as there are cores.
+fn compile(
+    nvcc: &Path,
+    target_flags: &[String],
+    units: &[Unit],
+    out: &Path,
+) -> Result<Vec<Report>> {
+    let version = run(Command::new(nvcc).arg("--version"))?;
+    let queue: Mutex<VecDeque<&Unit>> = Mutex::new(units.iter().collect());
+    let next = || {
+        queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    };
+    let worker = || {
+        let mut reports = Vec::new();
+        while let Some(unit) = next() {
+            let log = compile_unit(nvcc, &version, target_flags, unit, out)?;
+            reports.extend(ptxas_reports(&log, unit)?);
         }
+        Ok(reports)
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let results: Vec<Result<Vec<Report>>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+            worker
+                .join()
+                .unwrap_or_else(|_| Err("a compiling thread panicked".into()))
+        };
+        workers.into_iter().map(join).collect()
     });
-    if let Some(message) = failure.into_inner().unwrap() {
-        return Err(message);
+    let mut reports = Vec::new();
+    for result in results {
+        reports.extend(result?);
     }
-    let _ = reports;
-    write_images(out, &targets, &units)
+    reports.sort_by(|a, b| (&a.name, &a.arch).cmp(&(&b.name, &b.arch)));
+    Ok(reports)
 }
 
-fn compile_unit(nvcc: &Path, flags: &[String], unit: &Unit, out: &Path) -> Result<String, String> {
-    let source = out.join(format!("{}.cu", unit.name));
-    fs::write(&source, stub(unit)).map_err(|e| e.to_string())?;
-    let output = Command::new(nvcc).args(flags).arg("-fatbin").arg("-o").arg(out.join(format!("{}.fatbin", unit.name))).arg(&source).output().map_err(|e| e.to_string())?;
-    let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    if !output.status.success() { return Err(report); }
-    Ok(report)
+/// Compiles a unit, unless its fatbin is newer than all that went into it; returns what nvcc said.
+fn compile_unit(
+    nvcc: &Path,
+    version: &str,
+    target_flags: &[String],
+    unit: &Unit,
+    out: &Path,
+) -> Result<String> {
+    let file = |extension: &str| out.join(format!("{}.{extension}", unit.name));
+    let (source, fatbin, log) = (file("cu"), file("fatbin"), file("log"));
+    let stub = stub(unit);
+    // the inputs themselves, not a hash of them: equal means equal
+    let mut inputs = format!("{version}\n{NVCC_FLAGS:?}\n{target_flags:?}\n{stub}");
+    let operation = unit.header.split('/').next().unwrap_or_default();
+    for folder in ["common", operation] {
+        append_files(&Path::new("kernels").join(folder), &mut inputs).map_err(in_file(folder))?;
+    }
+    let current = fs::read_to_string(file("inputs")).is_ok_and(|built| built == inputs);
+    if current && fatbin.is_file() {
+        return fs::read_to_string(&log).map_err(in_file(&log));
+    }
+    let start = Instant::now();
+    fs::write(&source, stub).map_err(in_file(&source))?;
+    let mut command = Command::new(nvcc);
+    command
+        .args(NVCC_FLAGS)
+        .args(target_flags)
+        .arg("-o")
+        .arg(&fatbin)
+        .arg(&source);
+    let said = run(&mut command)?;
+    for warning in said.lines().filter(|line| line.contains("warning")) {
+        println!("cargo::warning={warning}");
+    }
+    fs::write(&log, &said).map_err(in_file(&log))?;
+    // last, so that an interrupted build compiles again
+    fs::write(file("inputs"), inputs).map_err(in_file(&source))?;
+    eprintln!(
+        "compiled {} in {:.1} s",
+        unit.name,
+        start.elapsed().as_secs_f32()
+    );
+    Ok(said)
 }
 
+fn append_files(folder: &Path, text: &mut String) -> io::Result<()> {
+    let files: io::Result<Vec<_>> = fs::read_dir(folder)?
+        .map(|file| file.map(|f| f.path()))
+        .collect();
+    let mut files = files?;
+    files.sort();
+    for file in files {
+        text.push_str(&fs::read_to_string(file)?);
+    }
+    Ok(())
+}
+
+/// Runs nvcc; returns its output, or as the error all that helps to see what went wrong.
+fn run(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .map_err(|error| format!("cannot run {name}: {error}; is NVCC the path of an nvcc?"))?;
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if output.status.success() {
+        return Ok(text);
+    }
+    let mut message = format!("{name} failed ({}): {command:?}\n{text}", output.status);
+    if text.contains("host compiler") || text.contains("not found") {
+        message.push_str(
+            "\nnvcc needs a host C++ compiler: install g++, or set NVCC_CCBIN to one that it supports",
+        );
+    }
+    Err(message)
+}
+
+/// The CUDA source of a unit: its kernels, each after the assertions that C++ agrees with Rust.
 fn stub(unit: &Unit) -> String {
-    let mut cu = format!("#include \"{}\"\n", unit.header);
+    let mut cu = format!("#include <cstddef>\n#include \"{}\"\n", unit.header);
+    let mut assert = |condition: String, what: &str| {
+        let message = format!("{what}: src/abi and the kernel disagree");
+        writeln!(cu, "static_assert({condition}, \"{message}\");").unwrap_or_default();
+    };
     for dtype in Dtype::ALL {
-        let _ = writeln!(cu, "static_assert(sizeof({}) == {}, \"{}\");", dtype.cpp(), dtype.bytes(), dtype.name());
+        assert(
+            format!("sizeof({}) == {}", dtype.cpp(), dtype.bytes()),
+            dtype.name(),
+        );
+    }
+    let mut kernels = String::new();
+    for entry in &unit.entries {
+        let Entry {
+            name,
+            instance,
+            params,
+            threads,
+            shared_bytes,
+        } = entry;
+        let cpp = params.cpp;
+        assert(format!("sizeof({cpp}) == {}", params.bytes), cpp);
+        for (field, offset) in params.fields {
+            assert(
+                format!("offsetof({cpp}, {field}) == {offset}"),
+                &format!("{cpp}::{field}"),
+            );
+        }
+        // in parentheses: the instance holds commas
+        assert(
+            format!("({instance}::kThreads == {threads})"),
+            &format!("{name}: threads"),
+        );
+        assert(
+            format!("(sizeof({instance}::Smem) == {shared_bytes})"),
+            &format!("{name}: Smem"),
+        );
+        kernels.push_str(&format!(
+            "\n\
+             extern \"C\" __global__ void __launch_bounds__({threads})\n\
+             {name}(const __grid_constant__ {cpp} params) {{\n    \
+                 using Kernel = {instance};\n    \
+                 extern __shared__ __align__(128) unsigned char smem[];\n    \
+                 Kernel::run(params, *reinterpret_cast<Kernel::Smem*>(smem));\n\
+             }}\n"
+        ));
+    }
+    cu + &kernels
+}
+
+/// Reads `ptxas -v`: for each kernel and target a line with its name, one with its spills, and one
+/// with its registers and static shared memory.
+fn ptxas_reports(log: &str, unit: &Unit) -> Result<Vec<Report>> {
+    let mut reports: Vec<Report> = Vec::new();
+    for line in log.lines() {
+        let number_before = |unit: &str| -> Option<u32> {
+            line.split(unit)
+                .next()?
+                .split(' ')
+                .next_back()?
+                .parse()
+                .ok()
+        };
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let mut words = rest.split('\'');
+            reports.push(Report {
+                name: words.next().unwrap_or_default().into(),
+                arch: words.nth(1).unwrap_or_default().into(),
+                registers: 0,
+                spill_bytes: 0,
+                shared_bytes: 0,
+            });
+        } else if let Some(report) = reports.last_mut() {
+            if line.contains("spill stores") {
+                let spills = [" bytes spill stores", " bytes spill loads"];
+                report.spill_bytes += spills
+                    .iter()
+                    .filter_map(|unit| number_before(unit))
+                    .sum::<u32>();
+            } else if line.contains("Used ") {
+                report.registers = number_before(" registers").unwrap_or(0);
+                report.shared_bytes += number_before(" bytes smem").unwrap_or(0);
+            }
+        }
     }
     for entry in &unit.entries {
-        let Entry { name, instance, params, threads, shared_bytes } = entry;
-        let _ = writeln!(cu, "static_assert(sizeof({}) == {}, \"{name}: bytes of the parameters\");", params.cpp, params.bytes);
-        for (field, offset) in params.fields {
-            let _ = writeln!(cu, "static_assert(offsetof({}, {field}) == {offset}, \"{name}: offset of {field}\");", params.cpp);
+        let mut of_entry = reports
+            .iter()
+            .filter(|report| report.name == entry.name)
+            .peekable();
+        if of_entry.peek().is_none() || of_entry.any(|report| report.registers == 0) {
+            return Err(format!(
+                "cannot read what ptxas says of {}:\n{log}",
+                entry.name
+            ));
         }
-        let _ = writeln!(cu, "using {name}_kernel = {instance};\nstatic_assert({name}_kernel::kThreads == {threads}, \"{name}: threads\");\nstatic_assert(sizeof({name}_kernel::Smem) == {shared_bytes}, \"{name}: shared memory\");");
-        let _ = writeln!(cu, "extern \"C\" __global__ void __launch_bounds__({threads}) {name}(const __grid_constant__ {} params) {{\n  extern __shared__ __align__(128) unsigned char smem[];\n  {name}_kernel::run(params, *reinterpret_cast<{name}_kernel::Smem*>(smem));\n}}", params.cpp);
     }
-    cu
+    Ok(reports)
 }
 
-fn write_images(out: &Path, targets: &str, units: &[Unit]) -> Result<(), String> {
+/// Writes the Rust constants that src/images.rs includes.
+fn write_images(out: &Path, targets: &str, units: &[Unit], reports: &[Report]) -> Result<()> {
     let mut rust = String::from("const IMAGES: &[Image] = &[\n");
     for unit in units {
-        let _ = writeln!(rust, "    Image {{ unit: {0:?}, targets: {targets:?}, fatbin: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{0}.fatbin\")) }},", unit.name);
+        let fatbin = out.join(format!("{}.fatbin", unit.name));
+        rust.push_str(&format!(
+            "    Image {{ unit: {:?}, targets: {targets:?}, fatbin: include_bytes!({fatbin:?}) }},\n",
+            unit.name
+        ));
     }
-    rust.push_str("];\nconst KERNELS: &[KernelInfo] = &[];\n");
-    fs::write(out.join("images.rs"), rust).map_err(|e: io::Error| e.to_string())
+    rust.push_str("];\n\nconst KERNELS: &[KernelInfo] = &[\n");
+    for Report {
+        name,
+        arch,
+        registers,
+        spill_bytes,
+        shared_bytes,
+    } in reports
+    {
+        let entry = units
+            .iter()
+            .flat_map(|unit| &unit.entries)
+            .find(|entry| entry.name == *name);
+        let (threads, dynamic) = entry.map_or((0, 0), |entry| (entry.threads, entry.shared_bytes));
+        let shared_bytes = *shared_bytes as usize + dynamic;
+        rust.push_str(&format!(
+            "    KernelInfo {{ name: {name:?}, arch: {arch:?}, threads: {threads}, registers: {registers}, \
+             spill_bytes: {spill_bytes}, shared_bytes: {shared_bytes} }},\n"
+        ));
+    }
+    rust.push_str("];\n");
+    let path = out.join("images.rs");
+    fs::write(&path, rust).map_err(in_file(&path))
+}
+
+fn in_file(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{}: {error}", path.as_ref().display())
 }

@@ -89,7 +89,10 @@ mod tests {
         let error = probe(&["libno_such_driver.so", "libnor_this.so.1"]).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::NoDriver { .. }));
-        for word in ["libno_such_driver.so, libnor_this.so.1", "install the NVIDIA driver"] {
+        for word in [
+            "libno_such_driver.so, libnor_this.so.1",
+            "install the NVIDIA driver",
+        ] {
             assert!(text.contains(word), "{text}");
         }
     }

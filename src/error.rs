@@ -108,7 +108,9 @@ pub enum Error {
     },
 
     /// The workspace is smaller than the operation needs.
-    #[error("a workspace of {needed} bytes is needed, {reserved} are reserved: call Workspace::reserve first")]
+    #[error(
+        "a workspace of {needed} bytes is needed, {reserved} are reserved: call Workspace::reserve first"
+    )]
     Workspace {
         /// Bytes that are needed.
         needed: usize,

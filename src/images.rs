@@ -93,7 +93,12 @@ mod tests {
         let error = find(&[], "attention_forward_f16_d64").unwrap_err();
         assert_eq!(error, Error::KernelsNotBuilt);
         let text = error.to_string();
-        for word in ["no nvcc was found", "cargo xtask toolkit", "NVCC", "CUDA_HOME"] {
+        for word in [
+            "no nvcc was found",
+            "cargo xtask toolkit",
+            "NVCC",
+            "CUDA_HOME",
+        ] {
             assert!(text.contains(word), "{text}");
         }
     }

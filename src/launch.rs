@@ -131,7 +131,7 @@ impl<'a> Launch<'a> {
         alignment: u64,
         written: bool,
     ) -> Result<u64> {
-        if elements > 0 && address % alignment != 0 {
+        if elements > 0 && !address.is_multiple_of(alignment) {
             return Err(Error::Layout {
                 op: self.op,
                 tensor,
@@ -189,8 +189,8 @@ impl<'a> Launch<'a> {
 fn disjoint(op: &'static str, regions: &[Region]) -> Result<()> {
     for (index, output) in regions.iter().enumerate().filter(|(_, r)| r.written) {
         for (other_index, other) in regions.iter().enumerate() {
-            let overlap = output.bytes.start.max(other.bytes.start)
-                < output.bytes.end.min(other.bytes.end);
+            let overlap =
+                output.bytes.start.max(other.bytes.start) < output.bytes.end.min(other.bytes.end);
             if overlap && index != other_index {
                 return Err(Error::Overlap {
                     op,
@@ -205,7 +205,10 @@ fn disjoint(op: &'static str, regions: &[Region]) -> Result<()> {
 
 /// The grid in the driver's type, within the limits of every device.
 fn grid_dim(op: &'static str, grid: [usize; 3]) -> Result<(u32, u32, u32)> {
-    for (axis, (blocks, limit)) in ["x", "y", "z"].into_iter().zip(grid.into_iter().zip(GRID_LIMITS)) {
+    for (axis, (blocks, limit)) in ["x", "y", "z"]
+        .into_iter()
+        .zip(grid.into_iter().zip(GRID_LIMITS))
+    {
         if blocks > limit {
             return Err(Error::Unsupported {
                 op,
@@ -222,7 +225,11 @@ mod tests {
     use super::*;
 
     fn region(tensor: &'static str, bytes: Range<u64>, written: bool) -> Region {
-        Region { tensor, bytes, written }
+        Region {
+            tensor,
+            bytes,
+            written,
+        }
     }
 
     #[test]
@@ -232,7 +239,10 @@ mod tests {
         let out = region("out", 150..200, true);
         let lse = region("lse", 200..210, true);
         let empty = region("empty", 160..160, true);
-        assert_eq!(disjoint("op", &[q.clone(), k.clone(), out.clone(), lse, empty]), Ok(()));
+        assert_eq!(
+            disjoint("op", &[q.clone(), k.clone(), out.clone(), lse, empty]),
+            Ok(())
+        );
 
         let in_place = region("out", 99..120, true);
         let error = disjoint("op", &[q, in_place]).unwrap_err();
@@ -245,7 +255,10 @@ mod tests {
 
     #[test]
     fn grids_stay_within_what_every_device_allows() {
-        assert_eq!(grid_dim("op", [1 << 20, 65_535, 1]), Ok((1 << 20, 65_535, 1)));
+        assert_eq!(
+            grid_dim("op", [1 << 20, 65_535, 1]),
+            Ok((1 << 20, 65_535, 1))
+        );
         for grid in [[1 << 31, 1, 1], [1, 65_536, 1], [1, 1, 65_536]] {
             assert!(grid_dim("op", grid).is_err(), "{grid:?}");
         }

@@ -137,7 +137,7 @@ pub fn ptx<'a>(image: &'a [u8], device: &Device) -> Result<Cow<'a, str>, ImageEr
 /// # Safety
 /// `pointer` is null or points to NUL-terminated text, a whole fatbin, a whole cubin, or a fatbin
 /// wrapper whose data pointer is valid; all of it stays unchanged for `'a`.
-pub unsafe fn at<'a>(pointer: *const c_void) -> Result<&'a [u8], ImageError> {
+pub(crate) unsafe fn at<'a>(pointer: *const c_void) -> Result<&'a [u8], ImageError> {
     if pointer.is_null() {
         return Err(ImageError::Empty);
     }
@@ -452,8 +452,9 @@ mod tests {
     fn the_arch_decides_which_ptx_is_taken() {
         const A: u64 = FLAG_ARCH_SPECIFIC;
         const F: u64 = FLAG_FAMILY_SPECIFIC;
+        type Entries = &'static [(u32, u64)];
         #[rustfmt::skip]
-        let cases: &[(&str, &[(u32, u64)], &str, &str)] = &[
+        let cases: &[(&str, Entries, &str, &str)] = &[
             ("a variant of the arch wins",  &[(80, 0), (90, 0), (90, A)], ".80.0", ".90.a"),
             ("no variant of another arch",  &[(80, 0), (86, A)],          ".80.0", ".80.0"),
             ("the highest below",           &[(75, 0), (70, 0)],          ".75.0", ".75.0"),

@@ -492,7 +492,7 @@ pub(crate) enum Code {
     Mma(Box<Mma>),
     Fence,
     /// Generic address to the window of a space (`to`) or back.
-    AddressSpace { space: Space, to_space: bool, narrow: bool, d: Slot, a: Slot },
+    AddressSpace { space: Space, to_space: bool, d: Slot, a: Slot },
     /// `isspacep`
     IsSpace { space: Space, d: Pred, a: Slot },
     Clock { d: Slot, wide: bool },

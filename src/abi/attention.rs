@@ -84,18 +84,26 @@ const fn forward(dtype: Dtype, dim: usize, tile: (usize, usize), warps: usize) -
     }
 }
 
-/// No kernel exists that is not a row here, and no row without a kernel.
-/// Of the rows that fit a problem the first is used.
+/// No kernel exists that is not a row here, and no row without a kernel. Of the rows that fit a
+/// problem the first is used.
+///
+/// The mask is no column: a kernel runs its code for the blocks of keys at the edge only, so a
+/// causal kernel and a full one would have the same inner loop.
 #[rustfmt::skip]
 pub const FORWARD: &[Forward] = &[
+    // A warp of 32 rows uses each fragment of k and v twice. With 16 rows shared memory, at 128
+    // bytes a cycle, would only just feed the tensor cores of an A100, and not those of an H100.
+    // 255 registers of 128 threads and at most 80 KiB leave room for two blocks on a multiprocessor.
+    // Tiles up to 160 are those that FlashAttention-2 found best on A100 and H100.
     //      dtype dim   (q,   k) warps
     forward(F16,   32, (128, 128), 4),
-    forward(F16,   64, (128, 128), 4),
-    forward(F16,   96, (128,  64), 4),
-    forward(F16,  128, (128,  64), 4),
-    forward(F16,  160, (128,  32), 4),
-    forward(F16,  192, (128,  64), 8),
-    forward(F16,  256, ( 64,  64), 4),
+    forward(F16,   64, (128, 128), 4), // outputs and scores take 192 registers of a lane
+    forward(F16,   96, (128,  64), 4), // (128, 128) would take 224
+    forward(F16,  128, (128,  64), 4), // 192 again
+    forward(F16,  160, (128,  32), 4), // 192 again
+    forward(F16,  192, (128,  64), 8), // 16 rows a warp: outputs of 32 would take 192 alone
+    forward(F16,  256, ( 64,  64), 4), // (128, 64) would take 128 KiB: some GPUs have 99, and on
+                                       // an H100 two blocks of 96 KiB run side by side
     forward(BF16,  32, (128, 128), 4),
     forward(BF16,  64, (128, 128), 4),
     forward(BF16,  96, (128,  64), 4),
@@ -140,4 +148,52 @@ pub fn units() -> Vec<Unit> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What GPUs of compute capability 8.6, 8.9 and 12.0 give to one block: the least since 8.0.
+    const SHARED_BYTES: usize = 99 << 10;
+
+    #[test]
+    fn rows_fit_every_gpu_since_ampere() {
+        for row in FORWARD {
+            let Entry { name, threads, .. } = row.entry();
+            assert!(row.shared_bytes() <= SHARED_BYTES, "{name}");
+            assert!(threads <= 1024, "{name}");
+            assert_eq!(
+                row.tile.0 % (16 * row.warps),
+                0,
+                "{name}: a warp owns tiles of 16 rows"
+            );
+        }
+    }
+
+    #[test]
+    fn each_dtype_has_each_head_dim_once_and_in_order() {
+        for dtype in [F16, BF16] {
+            let dims: Vec<usize> = FORWARD
+                .iter()
+                .filter(|row| row.dtype == dtype)
+                .map(|row| row.dim)
+                .collect();
+            assert_eq!(dims, [32, 64, 96, 128, 160, 192, 256], "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_spells_its_kernel() {
+        let row = FORWARD
+            .iter()
+            .find(|row| row.dtype == BF16 && row.dim == 192);
+        let entry = row.unwrap().entry();
+        assert_eq!(entry.name, "attention_forward_bf16_d192");
+        assert_eq!(
+            entry.instance,
+            "seqmix::attention::Forward<__nv_bfloat16, 192, 128, 64, 8>"
+        );
+        assert_eq!((entry.threads, entry.shared_bytes), (256, 98_304));
+    }
 }

@@ -124,3 +124,41 @@ macro_rules! params {
     };
 }
 use params;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn symbols_and_images_have_names_of_their_own() {
+        let units = units();
+        let images: HashSet<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+        assert_eq!(images.len(), units.len());
+        let entries: Vec<&Entry> = units.iter().flat_map(|unit| &unit.entries).collect();
+        let symbols: HashSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(symbols.len(), entries.len());
+        for symbol in symbols {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            assert!(symbol.chars().all(plain), "{symbol}");
+        }
+    }
+
+    #[test]
+    fn parameters_have_no_holes_and_fit_a_launch() {
+        for entry in units().iter().flat_map(|unit| &unit.entries) {
+            let params = entry.params;
+            assert!(
+                params.bytes <= 4096,
+                "{}: what every driver takes",
+                params.cpp
+            );
+            assert_eq!(params.fields.first().map(|field| field.1), Some(0));
+            for pair in params.fields.windows(2) {
+                let bytes = pair[1].1 - pair[0].1;
+                assert!(bytes == 4 || bytes == 8, "a hole after {}", pair[0].0);
+            }
+        }
+    }
+}

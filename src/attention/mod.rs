@@ -2,6 +2,8 @@
 
 mod plan;
 mod problem;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

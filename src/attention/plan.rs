@@ -16,17 +16,16 @@ pub(super) struct Plan {
 impl Plan {
     /// Plans `problem` with the first of `rows` that can run it.
     pub(super) fn forward(op: &'static str, problem: &Problem, rows: &[Forward]) -> Result<Self> {
-        let fits = |row: &Forward| row.dtype == problem.dtype && row.dim as i32 >= problem.head_dim;
+        // `Problem` holds no negative head_dim
+        let head_dim = problem.head_dim as usize;
+        let fits = |row: &Forward| row.dtype == problem.dtype && row.dim >= head_dim;
         let Some(row) = rows.iter().position(fits) else {
-            let dims: Vec<String> = rows
-                .iter()
-                .filter(|row| row.dtype == problem.dtype)
-                .map(|row| row.dim.to_string())
-                .collect();
+            let dims = rows.iter().filter(|row| row.dtype == problem.dtype);
+            let largest = dims.map(|row| row.dim).max();
             return Err(Error::Unsupported {
                 op,
                 request: format!("{} head_dim {}", problem.dtype.name(), problem.head_dim),
-                available: format!("head_dim up to one of [{}] on this GPU", dims.join(", ")),
+                available: format!("head_dim up to {} on this GPU", largest.unwrap_or(0)),
             });
         };
         let (tile_q, _) = rows[row].tile;

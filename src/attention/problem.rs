@@ -124,7 +124,11 @@ impl Problem {
         let causal = check.options(config)?;
         let tiles = |name, layout: &Layout<3>| -> Result<Strides> {
             let [row, head, _] = check.strides(name, layout, COPY)?;
-            Ok(Strides { batch: 0, row, head })
+            Ok(Strides {
+                batch: 0,
+                row,
+                head,
+            })
         };
         Ok(Self {
             dtype,
@@ -144,7 +148,11 @@ impl Problem {
             lse: match lse {
                 Some(lse) => {
                     let [head, row] = check.strides("lse", lse, 1)?;
-                    Strides { batch: 0, row, head }
+                    Strides {
+                        batch: 0,
+                        row,
+                        head,
+                    }
                 }
                 None => Strides::default(),
             },
@@ -237,7 +245,7 @@ impl Check {
         let largest = FORWARD.iter().map(|row| row.dim).max().unwrap_or(0);
         i32::try_from(head_dim)
             .ok()
-            .filter(|_| head_dim > 0 && head_dim % COPY == 0 && head_dim <= largest)
+            .filter(|_| head_dim > 0 && head_dim.is_multiple_of(COPY) && head_dim <= largest)
             .ok_or_else(|| {
                 let available = format!("each multiple of {COPY} up to {largest}");
                 self.unsupported(&format!("head_dim {head_dim}"), &available)
@@ -309,7 +317,7 @@ impl Check {
                 (stride == 1, "a last stride of 1".into())
             } else {
                 let expected = format!("strides that are multiples of {multiple} elements");
-                (stride % multiple == 0, expected)
+                (stride.is_multiple_of(multiple), expected)
             };
             let (true, Ok(stride)) = (fits, i64::try_from(stride)) else {
                 return Err(Error::Layout {

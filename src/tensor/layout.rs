@@ -125,10 +125,10 @@ mod tests {
     fn tensors_to_write_reach_no_element_twice() {
         let good = [
             layout([2, 3, 4], [12, 4, 1]),
-            layout([2, 3, 4], [4, 8, 1]),   // the two outer axes swapped
+            layout([2, 3, 4], [4, 8, 1]), // the two outer axes swapped
             layout([2, 3, 4], [100, 30, 5]), // padded
-            layout([1, 3], [0, 1]),         // an axis of one element may have any stride
-            layout([0, 3], [0, 0]),         // nothing is written
+            layout([1, 3, 1], [0, 1, 0]), // an axis of one element may have any stride
+            layout([0, 3, 2], [0, 0, 0]), // nothing is written
         ];
         for layout in good {
             assert_eq!(layout.injective(), Ok(layout));

@@ -7,9 +7,7 @@ mod layout;
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
-};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
 use half::{bf16, f16};
 
 pub use crate::abi::Dtype;
@@ -226,9 +224,7 @@ impl<'a, T, const N: usize> TensorMut<'a, T, N> {
     /// [`Error::OutOfBounds`] if an element would lie outside the slice, [`Error::SelfOverlap`] if
     /// two indices may reach one element.
     pub fn new(slice: CudaViewMut<'a, T>, shape: [usize; N], strides: [usize; N]) -> Result<Self> {
-        let layout = Layout { shape, strides }
-            .within(slice.len())?
-            .injective()?;
+        let layout = Layout { shape, strides }.within(slice.len())?.injective()?;
         Ok(Self { slice, layout })
     }
 

@@ -6,7 +6,6 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use super::error::{Error, Result, code};
@@ -14,7 +13,6 @@ use super::event::State;
 use super::ffi::{CUresult, Handle, Out, call, lock};
 use super::graph::{Graph, Node};
 use super::handle::fresh;
-use super::state::Driver;
 use super::stream::{Stream, current_stream};
 use super::work::Work;
 

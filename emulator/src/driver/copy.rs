@@ -67,9 +67,9 @@ impl Transfer {
             };
             let (to, from, width) = (at(&self.to)?, at(&self.from)?, self.width);
             match (to, from) {
-                // SAFETY: the caller of the copy gives host memory of this size and leaves it to the
-                // copy until this returns; device addresses are never followed.
                 (Place::Device(to), Place::Host(from)) => {
+                    // SAFETY: the caller of a copy gives host memory of its size, and leaves that to
+                    // the copy until it is done.
                     driver.memory.write(to, unsafe { from.bytes(width) }?)?;
                 }
                 (Place::Host(to), Place::Device(from)) => {

@@ -1,12 +1,12 @@
 //! Errors of the driver API: the code a call returns, the text behind it, and the names of all codes.
 //!
-//! A bare code says little, so every error carries a text. It is kept for the thread that made the
-//! call, and `cuGetErrorString` gives it out while that code is the thread's last error: cudarc's
-//! `DriverError`, which prints that string, then shows the whole story of a fault.
+//! A bare code says little, so every error carries a text. Each thread keeps the text of its last error
+//! of each code, and `cuGetErrorString` gives that out: cudarc's `DriverError`, which prints the string,
+//! then shows the whole story of a fault.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString, c_char};
 use std::sync::Mutex;
 
@@ -106,19 +106,19 @@ impl From<crate::fault::Fault> for Error {
 }
 
 thread_local! {
-    /// The last error of this thread.
-    static LAST: RefCell<Option<Error>> = const { RefCell::new(None) };
+    /// The text of this thread's last error of each code.
+    static LAST: RefCell<BTreeMap<CUresult, String>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Keeps `error` as the calling thread's last one.
+/// Keeps the text of an error as the calling thread's last one of this code.
 pub(super) fn remember(error: Error) {
-    LAST.with_borrow_mut(|last| *last = Some(error));
+    LAST.with_borrow_mut(|last| last.insert(error.code, error.text));
 }
 
-/// The text of the calling thread's last error.
+/// The text of the calling thread's last error of a code.
 #[cfg(test)]
-pub(super) fn last_text() -> String {
-    LAST.with_borrow(|last| last.as_ref().map_or_else(String::new, |e| e.text.clone()))
+pub(super) fn last_text(code: CUresult) -> String {
+    LAST.with_borrow(|last| last.get(&code).cloned().unwrap_or_default())
 }
 
 /// A C string that lives as long as the process, as callers of `cuGetErrorString` expect. Each
@@ -160,9 +160,8 @@ pub(super) extern "C" fn cuGetErrorString(error: CUresult, text: Out<*const c_ch
     call("cuGetErrorString", || {
         let general = entry(error)?.2;
         let own = LAST.with_borrow(|last| {
-            (last.as_ref())
-                .filter(|last| last.code == error && !last.text.is_empty())
-                .map(|last| lasting(&last.text))
+            let text = last.get(&error).filter(|text| !text.is_empty());
+            text.map(|text| lasting(text))
         });
         text.set(own.unwrap_or(general).as_ptr())
     })
@@ -298,8 +297,10 @@ mod tests {
     }
 
     #[test]
-    fn the_last_error_lends_its_text_to_its_own_code_only() {
+    fn the_last_error_of_a_code_lends_it_its_text() {
+        remember(Error::new(code::NOT_FOUND, "no kernel `e`"));
         remember(Error::new(code::NOT_FOUND, "no kernel \0 `f`"));
+        remember(Error::new(code::INVALID_VALUE, "a value"));
         assert_eq!(string(code::NOT_FOUND), "no kernel   `f`");
         assert_eq!(string(code::INVALID_HANDLE), "the handle is not valid");
         remember(Error::new(code::NOT_FOUND, ""));
@@ -310,7 +311,7 @@ mod tests {
     fn a_number_that_is_no_code_is_refused() {
         let mut name = std::ptr::null();
         assert_eq!(cuGetErrorName(12345, Out::to(&mut name)), code::INVALID_VALUE);
-        assert_eq!(cuGetErrorName(0, Out::null()), code::INVALID_VALUE);
+        assert_eq!(cuGetErrorName(0, Out::NULL), code::INVALID_VALUE);
         assert_eq!(cuGetErrorName(700, Out::to(&mut name)), code::SUCCESS);
         // SAFETY: the call succeeded, so this is a C string that lasts.
         assert_eq!(unsafe { CStr::from_ptr(name) }, c"CUDA_ERROR_ILLEGAL_ADDRESS");

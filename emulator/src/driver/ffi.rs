@@ -69,6 +69,9 @@ pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 pub(super) struct Out<T>(*mut T);
 
 impl<T> Out<T> {
+    /// As C passes `NULL`.
+    pub(super) const NULL: Out<T> = Out(std::ptr::null_mut());
+
     /// Writes a result that the caller must take.
     pub(super) fn set(&self, value: T) -> Result<()> {
         self.check()?;
@@ -146,11 +149,6 @@ impl<T> Out<T> {
     /// As C passes `&mut value`.
     pub(super) fn to(value: &mut T) -> Out<T> {
         Out(value)
-    }
-
-    /// As C passes `NULL`.
-    pub(super) fn null() -> Out<T> {
-        Out(std::ptr::null_mut())
     }
 }
 
@@ -299,13 +297,14 @@ mod tests {
     fn a_panic_becomes_a_code_with_its_message() {
         let code = call("cuTest", || panic!("lost {}", 3));
         assert_eq!(code, code::UNKNOWN);
-        assert!(super::super::error::last_text().contains("cuTest: the emulator panicked"));
-        assert!(super::super::error::last_text().ends_with("lost 3"));
+        let text = super::super::error::last_text(code);
+        assert!(text.starts_with("cuTest: the emulator panicked"), "{text}");
+        assert!(text.ends_with("lost 3"), "{text}");
     }
 
     #[test]
     fn null_arguments_are_errors() {
-        assert_eq!(Out::<u32>::null().set(1).unwrap_err().code, code::INVALID_VALUE);
+        assert_eq!(Out::<u32>::NULL.set(1).unwrap_err().code, code::INVALID_VALUE);
         assert_eq!(In::<u32>(std::ptr::null()).get().unwrap_err().code, code::INVALID_VALUE);
         assert_eq!(Text(std::ptr::null()).get().unwrap_err().code, code::INVALID_VALUE);
         // SAFETY: null is allowed.

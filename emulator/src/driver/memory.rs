@@ -109,7 +109,8 @@ impl Driver {
             return Ok(());
         }
         let mut notes = lock(&self.allocations.0);
-        if !notes.live.contains_key(&address) && self.memory.extent(address).is_some() {
+        let starts = self.memory.extent(address).is_some_and(|(base, _)| base == address);
+        if starts && !notes.live.contains_key(&address) {
             let text = format!("{address:#x} was not given out by an allocating call");
             return Err(Error::value(text));
         }

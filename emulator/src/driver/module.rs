@@ -1,6 +1,6 @@
 //! Modules: loading images, and their global variables. A library is a module that no context owns.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::c_char;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -42,29 +42,28 @@ impl LoadedModule {
 
 /// Programs by the image that they came from; the least recently used are dropped first.
 #[derive(Default)]
-pub(super) struct Programs(Mutex<VecDeque<(Box<[u8]>, Arc<Program>)>>);
+pub(super) struct Programs(Mutex<Vec<Cached>>);
+
+/// An image and its program.
+type Cached = (Box<[u8]>, Arc<Program>);
 
 impl Programs {
     /// The program of an image.
     fn get(&self, image: &[u8], device: &Device) -> Result<Arc<Program>> {
         let mut cached = lock(&self.0);
         if let Some(at) = cached.iter().position(|(key, _)| **key == *image) {
-            // Move it to the recent end.
-            cached[at..].rotate_left(1);
-            if let Some((_, program)) = cached.back() {
-                return Ok(Arc::clone(program));
-            }
+            let recent = cached.remove(at);
+            let program = Arc::clone(&recent.1);
+            cached.push(recent);
+            return Ok(program);
         }
         // Parsed under the lock: another thread that wants the same image waits and then finds it.
         let text = image::ptx(image, device)?;
         let program = Arc::new(Program::parse(&text)?);
-        cached.push_back((image.into(), Arc::clone(&program)));
+        cached.push((image.into(), Arc::clone(&program)));
         let mut bytes: usize = cached.iter().map(|(key, _)| key.len()).sum();
         while bytes > CACHE_BYTES {
-            let Some((key, _)) = cached.pop_front() else {
-                break;
-            };
-            bytes -= key.len();
+            bytes -= cached.remove(0).0.len();
         }
         Ok(program)
     }

@@ -67,7 +67,7 @@ pub(super) fn configure(settings: &Settings) -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = lock(&ONE_AT_A_TIME);
     let before = config()?;
-    let after = before.with(settings)?;
+    let after = before.clone().with(settings)?;
     if after.device != before.device {
         state::replace_device(&after.device)?;
     }

@@ -66,7 +66,8 @@ pub(super) fn submit(
     stream_handle: Handle,
     work: Work,
 ) -> Result<()> {
-    submit_to(driver, &stream(driver, context, stream_handle)?, work)
+    let stream = stream(driver, context, stream_handle)?;
+    submit_to(driver, &stream, work)
 }
 
 /// Gives work to a stream: it is recorded if the stream captures, else done before this returns.

@@ -253,6 +253,13 @@ pub(super) fn count_shared(traffic: &mut SharedTraffic, addresses: &[u64; LANES]
         if phase == 0 {
             continue;
         }
+        // most accesses meet every bank once, or not at all
+        let met = lanes(phase).fold(0u32, |met, lane| met | 1 << (addresses[start + lane] / unit % banks));
+        if met.count_ones() == phase.count_ones() {
+            traffic.wavefronts += 1;
+            traffic.ideal_wavefronts += 1;
+            continue;
+        }
         // the first unit that each bank serves, and those that come on top
         let mut first = [0; LANES];
         let mut depth = [0u64; LANES];

@@ -1,5 +1,7 @@
 //! Floating-point arithmetic, comparisons and conversions of all lanes.
 
+use std::cmp::Ordering;
+
 use half::{bf16, f16};
 
 use super::registers::Registers;
@@ -111,58 +113,61 @@ pub(super) struct Single {
 }
 
 #[inline(always)]
-pub(super) fn single(r: &mut Registers, mask: u32, how: Single, d: Slot, abc: (Slot, Slot, Slot)) {
-    if how.rounding != Rounding::Nearest {
-        return r.map3(mask, d, abc, |a: f32, b: f32, c: f32| {
-            let flush = |value| flush_if(how.flush, value);
-            saturate_if(how.saturate, flush(directed(how.op, how.rounding, flush(a), flush(b), flush(c))))
-        });
+pub(super) fn single(r: &mut Registers, mask: u32, how: Single, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+    if how.saturate || how.rounding != Rounding::Nearest || (how.flush && how.op != FloatOp::Ex2) {
+        return single_slow(r, mask, how, d, (a, b, c));
     }
-    match (how.flush, how.saturate) {
-        (false, false) => nearest::<false, false>(r, mask, how.op, d, abc),
-        (true, false) => nearest::<true, false>(r, mask, how.op, d, abc),
-        (false, true) => nearest::<false, true>(r, mask, how.op, d, abc),
-        (true, true) => nearest::<true, true>(r, mask, how.op, d, abc),
+    match how.op {
+        FloatOp::Add => r.map2(mask, d, (a, b), |x: f32, y: f32| x + y),
+        FloatOp::Sub => r.map2(mask, d, (a, b), |x: f32, y: f32| x - y),
+        FloatOp::Mul => r.map2(mask, d, (a, b), |x: f32, y: f32| x * y),
+        FloatOp::Fma => r.map3(mask, d, (a, b, c), |x: f32, y: f32, z: f32| x.mul_add(y, z)),
+        FloatOp::Min => r.map2(mask, d, (a, b), min),
+        FloatOp::Max => r.map2(mask, d, (a, b), max),
+        FloatOp::Neg => r.map1(mask, d, a, |x: f32| -x),
+        FloatOp::Abs => r.map1(mask, d, a, f32::abs),
+        FloatOp::Rcp => r.map1(mask, d, a, |x: f32| 1.0 / x),
+        FloatOp::Ex2 => r.map1(mask, d, a, |x: f32| flush_if(how.flush, exp2(flush_if(how.flush, x)))),
+        _ => single_slow(r, mask, how, d, (a, b, c)),
     }
 }
 
-#[inline(always)]
-fn nearest<const FLUSH: bool, const SATURATE: bool>(r: &mut Registers, mask: u32, op: FloatOp, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
-    let input = |value: f32| flush_if(FLUSH, value);
-    let output = |value: f32| saturate_if(SATURATE, flush_if(FLUSH, value));
-    macro_rules! one {
-        ($f:expr) => {
-            r.map1(mask, d, a, |x: f32| output($f(input(x))))
+/// Every operation with every flag, lane by lane.
+#[inline(never)]
+fn single_slow(r: &mut Registers, mask: u32, how: Single, d: Slot, abc: (Slot, Slot, Slot)) {
+    let flush = |value| flush_if(how.flush, value);
+    r.map3(mask, d, abc, |x: f32, y: f32, z: f32| {
+        let (x, y, z) = (flush(x), flush(y), flush(z));
+        let value = if how.rounding == Rounding::Nearest {
+            nearest(how.op, x, y, z)
+        } else {
+            directed(how.op, how.rounding, x, y, z)
         };
-    }
-    macro_rules! two {
-        ($f:expr) => {
-            r.map2(mask, d, (a, b), |x: f32, y: f32| output($f(input(x), input(y))))
-        };
-    }
+        saturate_if(how.saturate, flush(value))
+    });
+}
+
+fn nearest(op: FloatOp, x: f32, y: f32, z: f32) -> f32 {
     match op {
-        FloatOp::Add => two!(|x: f32, y: f32| x + y),
-        FloatOp::Sub => two!(|x: f32, y: f32| x - y),
-        FloatOp::Mul => two!(|x: f32, y: f32| x * y),
-        FloatOp::Fma => {
-            r.map3(mask, d, (a, b, c), |x: f32, y: f32, z: f32| output(input(x).mul_add(input(y), input(z))));
-        }
-        FloatOp::Div => two!(|x: f32, y: f32| x / y),
-        FloatOp::Abs => one!(f32::abs),
-        FloatOp::Neg => one!(|x: f32| -x),
-        FloatOp::Min => two!(min),
-        FloatOp::Max => two!(max),
-        FloatOp::MinNan => two!(|x: f32, y: f32| if x.is_nan() || y.is_nan() { f32::NAN } else { min(x, y) }),
-        FloatOp::MaxNan => two!(|x: f32, y: f32| if x.is_nan() || y.is_nan() { f32::NAN } else { max(x, y) }),
-        FloatOp::Rcp => one!(|x: f32| 1.0 / x),
-        FloatOp::Sqrt => one!(f32::sqrt),
-        FloatOp::Rsqrt => one!(|x: f32| 1.0 / x.sqrt()),
-        FloatOp::Ex2 => one!(exp2),
-        FloatOp::Lg2 => one!(f32::log2),
-        FloatOp::Sin => one!(f32::sin),
-        FloatOp::Cos => one!(f32::cos),
-        FloatOp::Tanh => one!(f32::tanh),
-        FloatOp::Copysign => two!(|x: f32, y: f32| y.copysign(x)),
+        FloatOp::Add => x + y,
+        FloatOp::Sub => x - y,
+        FloatOp::Mul => x * y,
+        FloatOp::Fma => x.mul_add(y, z),
+        FloatOp::Div => x / y,
+        FloatOp::Abs => x.abs(),
+        FloatOp::Neg => -x,
+        FloatOp::MinNan | FloatOp::MaxNan if x.is_nan() || y.is_nan() => f32::NAN,
+        FloatOp::Min | FloatOp::MinNan => min(x, y),
+        FloatOp::Max | FloatOp::MaxNan => max(x, y),
+        FloatOp::Rcp => 1.0 / x,
+        FloatOp::Sqrt => x.sqrt(),
+        FloatOp::Rsqrt => 1.0 / x.sqrt(),
+        FloatOp::Ex2 => exp2(x),
+        FloatOp::Lg2 => x.log2(),
+        FloatOp::Sin => x.sin(),
+        FloatOp::Cos => x.cos(),
+        FloatOp::Tanh => x.tanh(),
+        FloatOp::Copysign => y.copysign(x),
     }
 }
 
@@ -264,56 +269,65 @@ pub(super) fn half(r: &mut Registers, mask: u32, how: Half, d: Slot, abc: (Slot,
     });
 }
 
-#[inline(always)]
-fn relation<T: PartialOrd + Copy>(cmp: Cmp) -> impl Fn(T, T) -> bool {
-    move |a: T, b: T| match cmp {
-        Cmp::Eq => a == b,
-        Cmp::Ne => a < b || a > b,
-        Cmp::Lt => a < b,
-        Cmp::Le => a <= b,
-        Cmp::Gt => a > b,
-        Cmp::Ge => a >= b,
-        Cmp::Equ => !(a < b || a > b),
-        Cmp::Neu => a != b,
-        Cmp::Ltu => !(a >= b),
-        Cmp::Leu => !(a > b),
-        Cmp::Gtu => !(a <= b),
-        Cmp::Geu => !(a < b),
-        Cmp::Num => a.partial_cmp(&b).is_some(),
-        Cmp::Nan => a.partial_cmp(&b).is_none(),
+/// Ordered relations are false, and unordered ones true, where an operand is NaN.
+fn relation<T: PartialOrd>(cmp: Cmp, a: T, b: T) -> bool {
+    let order = a.partial_cmp(&b);
+    let is = |wanted: &[Ordering]| order.is_some_and(|order| wanted.contains(&order));
+    let unordered = order.is_none();
+    match cmp {
+        Cmp::Eq => is(&[Ordering::Equal]),
+        Cmp::Ne => is(&[Ordering::Less, Ordering::Greater]),
+        Cmp::Lt => is(&[Ordering::Less]),
+        Cmp::Le => is(&[Ordering::Less, Ordering::Equal]),
+        Cmp::Gt => is(&[Ordering::Greater]),
+        Cmp::Ge => is(&[Ordering::Greater, Ordering::Equal]),
+        Cmp::Equ => unordered || is(&[Ordering::Equal]),
+        Cmp::Neu => unordered || is(&[Ordering::Less, Ordering::Greater]),
+        Cmp::Ltu => unordered || is(&[Ordering::Less]),
+        Cmp::Leu => unordered || is(&[Ordering::Less, Ordering::Equal]),
+        Cmp::Gtu => unordered || is(&[Ordering::Greater]),
+        Cmp::Geu => unordered || is(&[Ordering::Greater, Ordering::Equal]),
+        Cmp::Num => !unordered,
+        Cmp::Nan => unordered,
     }
 }
 
 /// The lanes where a comparison holds.
 #[inline(always)]
 pub(super) fn compare(r: &Registers, cmp: Cmp, kind: Scalar, flush: bool, a: Slot, b: Slot) -> u32 {
-    // one loop a relation, so that the relation is not decided lane by lane
-    macro_rules! by_relation {
+    // one loop for each of the relations that compilers write, so that they are not decided lane by lane
+    match (kind, cmp) {
+        (Scalar::U32 | Scalar::S32, Cmp::Eq) => r.test(a, b, |x: u32, y: u32| x == y),
+        (Scalar::U32 | Scalar::S32, Cmp::Ne) => r.test(a, b, |x: u32, y: u32| x != y),
+        (Scalar::S32, Cmp::Lt) => r.test(a, b, |x: i32, y: i32| x < y),
+        (Scalar::S32, Cmp::Le) => r.test(a, b, |x: i32, y: i32| x <= y),
+        (Scalar::S32, Cmp::Gt) => r.test(a, b, |x: i32, y: i32| x > y),
+        (Scalar::S32, Cmp::Ge) => r.test(a, b, |x: i32, y: i32| x >= y),
+        (Scalar::F32, Cmp::Gt) if !flush => r.test(a, b, |x: f32, y: f32| x > y),
+        (Scalar::F32, Cmp::Lt) if !flush => r.test(a, b, |x: f32, y: f32| x < y),
+        _ => compare_slow(r, cmp, kind, flush, a, b),
+    }
+}
+
+/// Every comparison of every type, lane by lane.
+#[inline(never)]
+fn compare_slow(r: &Registers, cmp: Cmp, kind: Scalar, flush: bool, a: Slot, b: Slot) -> u32 {
+    macro_rules! test {
         ($kind:ty, $wrap:expr) => {
-            match cmp {
-                Cmp::Eq => r.test(a, b, |x: $kind, y: $kind| $wrap(x) == $wrap(y)),
-                Cmp::Lt => r.test(a, b, |x: $kind, y: $kind| $wrap(x) < $wrap(y)),
-                Cmp::Le => r.test(a, b, |x: $kind, y: $kind| $wrap(x) <= $wrap(y)),
-                Cmp::Gt => r.test(a, b, |x: $kind, y: $kind| $wrap(x) > $wrap(y)),
-                Cmp::Ge => r.test(a, b, |x: $kind, y: $kind| $wrap(x) >= $wrap(y)),
-                other => {
-                    let relation = relation(other);
-                    r.test(a, b, move |x: $kind, y: $kind| relation($wrap(x), $wrap(y)))
-                }
-            }
+            r.test(a, b, |x: $kind, y: $kind| relation(cmp, $wrap(x), $wrap(y)))
         };
     }
     match kind {
-        Scalar::U8 | Scalar::U16 => by_relation!(u16, |x: u16| x),
-        Scalar::S8 | Scalar::S16 => by_relation!(i16, |x: i16| x),
-        Scalar::U32 => by_relation!(u32, |x: u32| x),
-        Scalar::S32 => by_relation!(i32, |x: i32| x),
-        Scalar::U64 => by_relation!(u64, |x: u64| x),
-        Scalar::S64 => by_relation!(i64, |x: i64| x),
-        Scalar::F64 => by_relation!(f64, |x: f64| x),
-        Scalar::F16 | Scalar::F16x2 => by_relation!(u16, |x: u16| f16::from_bits(x).to_f32()),
-        Scalar::Bf16 | Scalar::Bf16x2 => by_relation!(u16, |x: u16| bf16::from_bits(x).to_f32()),
-        Scalar::F32 | Scalar::Tf32 => by_relation!(f32, |x: f32| flush_if(flush, x)),
+        Scalar::U8 | Scalar::U16 => test!(u16, |x| x),
+        Scalar::S8 | Scalar::S16 => test!(i16, |x| x),
+        Scalar::U32 => test!(u32, |x| x),
+        Scalar::S32 => test!(i32, |x| x),
+        Scalar::U64 => test!(u64, |x| x),
+        Scalar::S64 => test!(i64, |x| x),
+        Scalar::F64 => test!(f64, |x| x),
+        Scalar::F16 | Scalar::F16x2 => test!(u16, |x| f16::from_bits(x).to_f32()),
+        Scalar::Bf16 | Scalar::Bf16x2 => test!(u16, |x| bf16::from_bits(x).to_f32()),
+        Scalar::F32 | Scalar::Tf32 => test!(f32, |x| flush_if(flush, x)),
     }
 }
 
@@ -434,22 +448,38 @@ fn slow_convert(r: &mut Registers, mask: u32, convert: Convert, d: Slot, a: Slot
     r.put(mask, d, narrow);
 }
 
+/// f32 to f16, to nearest even, without a branch, so that lanes convert side by side.
+#[inline(always)]
+pub(super) fn f32_to_half(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // normal results: move the exponent's bias and round on bit 13
+    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
+    // subnormal results: adding 1/2 moves the last bit of an f16 to the last bit of an f32, which then rounds
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let special = if magnitude > 0x7f80_0000 { 0x7fff } else { 0x7c00 };
+    let half = if magnitude < 113 << 23 { subnormal } else { normal };
+    // from 65,520 on the nearest f16 is infinity
+    let half = if magnitude >= 0x477f_f000 { special } else { half };
+    half | bits >> 16 & 0x8000
+}
+
 #[inline(always)]
 pub(super) fn convert_pair(r: &mut Registers, mask: u32, to: Scalar, relu: bool, d: Slot, (a, b): (Slot, Slot)) {
     let input = |x: f32| if relu && x < 0.0 { 0.0 } else { x };
     if to == Scalar::Bf16x2 {
         return r.map2(mask, d, (a, b), |high: f32, low: f32| {
-            let [high, low] = [high, low].map(|x| {
+            let convert = |x: f32| {
                 let bits = input(x).to_bits();
                 // round to nearest even; NaN stays NaN
                 let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
                 if x.is_nan() { 0x7fff } else { rounded }
-            });
-            high << 16 | low
+            };
+            convert(high) << 16 | convert(low)
         });
     }
     r.map2(mask, d, (a, b), |high: f32, low: f32| {
-        u32::from(f16::from_f32(input(high)).to_bits()) << 16 | u32::from(f16::from_f32(input(low)).to_bits())
+        f32_to_half(input(high)) << 16 | f32_to_half(input(low))
     });
 }
 
@@ -473,6 +503,22 @@ mod tests {
         assert_eq!(exp2(0.0), 1.0);
         assert_eq!(exp2(-149.0), f32::from_bits(1));
         assert!(exp2(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn halves_round_to_nearest_even() {
+        // every f16, the points between neighbours, and their neighbours in f32
+        for bits in 0..0x7c00u16 {
+            let (here, next) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+            let middle = if next.is_finite() { here + (next - here) / 2.0 } else { 65_520.0 };
+            for value in [here, middle, middle.next_down(), middle.next_up()] {
+                for value in [value, -value] {
+                    assert_eq!(f32_to_half(value), u32::from(f16::from_f32(value).to_bits()), "{value:e}");
+                }
+            }
+        }
+        assert_eq!(f32_to_half(f32::INFINITY), 0x7c00);
+        assert_eq!(f32_to_half(f32::NAN) & 0x7fff, 0x7fff);
     }
 
     #[test]

@@ -3,74 +3,94 @@
 use super::registers::Registers;
 use crate::ir::{BitOp, ByteOp, IntOp, Slot, WideOp, Width};
 
-/// One width of [`IntOp`]: the unsigned and the signed type, and types of twice the width.
+/// Every operation of one width, for one lane: the unsigned and the signed type, and types of twice the width.
 macro_rules! width {
     ($name:ident, $u:ty, $s:ty, $du:ty, $ds:ty) => {
-        #[inline(always)]
-        fn $name(r: &mut Registers, mask: u32, op: IntOp, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+        fn $name(op: IntOp, x: $u, y: $u, z: $u) -> $u {
             const BITS: u32 = <$u>::BITS;
-            let high_u = |x: $u, y: $u| ((<$du>::from(x) * <$du>::from(y)) >> BITS) as $u;
-            let high_s = |x: $s, y: $s| ((<$ds>::from(x) * <$ds>::from(y)) >> BITS) as $s;
+            let high_u = || ((<$du>::from(x) * <$du>::from(y)) >> BITS) as $u;
+            let high_s = || ((<$ds>::from(x as $s) * <$ds>::from(y as $s)) >> BITS) as $u;
+            let (sx, sy) = (x as $s, y as $s);
+            // shift amounts are 32-bit whatever the width, and clamp
+            let amount = y as u32;
             match op {
-                IntOp::Add => r.map2(mask, d, (a, b), |x: $u, y: $u| x.wrapping_add(y)),
-                IntOp::Sub => r.map2(mask, d, (a, b), |x: $u, y: $u| x.wrapping_sub(y)),
-                IntOp::Mul => r.map2(mask, d, (a, b), |x: $u, y: $u| x.wrapping_mul(y)),
-                IntOp::MulHighU => r.map2(mask, d, (a, b), high_u),
-                IntOp::MulHighS => r.map2(mask, d, (a, b), high_s),
-                IntOp::Mad => r.map3(mask, d, (a, b, c), |x: $u, y: $u, z: $u| x.wrapping_mul(y).wrapping_add(z)),
-                IntOp::MadHighU => r.map3(mask, d, (a, b, c), |x: $u, y: $u, z: $u| high_u(x, y).wrapping_add(z)),
-                IntOp::MadHighS => r.map3(mask, d, (a, b, c), |x: $s, y: $s, z: $s| high_s(x, y).wrapping_add(z)),
+                IntOp::Add => x.wrapping_add(y),
+                IntOp::Sub => x.wrapping_sub(y),
+                IntOp::Mul => x.wrapping_mul(y),
+                IntOp::MulHighU => high_u(),
+                IntOp::MulHighS => high_s(),
+                IntOp::Mad => x.wrapping_mul(y).wrapping_add(z),
+                IntOp::MadHighU => high_u().wrapping_add(z),
+                IntOp::MadHighS => high_s().wrapping_add(z),
                 // the manual leaves division by zero open; hardware gives all ones
-                IntOp::DivU => r.map2(mask, d, (a, b), |x: $u, y: $u| x.checked_div(y).unwrap_or(<$u>::MAX)),
-                IntOp::DivS => r.map2(mask, d, (a, b), |x: $s, y: $s| if y == 0 { -1 } else { x.wrapping_div(y) }),
-                IntOp::RemU => r.map2(mask, d, (a, b), |x: $u, y: $u| x.checked_rem(y).unwrap_or(x)),
-                IntOp::RemS => r.map2(mask, d, (a, b), |x: $s, y: $s| if y == 0 { x } else { x.wrapping_rem(y) }),
-                IntOp::MinU => r.map2(mask, d, (a, b), |x: $u, y: $u| x.min(y)),
-                IntOp::MinS => r.map2(mask, d, (a, b), |x: $s, y: $s| x.min(y)),
-                IntOp::MaxU => r.map2(mask, d, (a, b), |x: $u, y: $u| x.max(y)),
-                IntOp::MaxS => r.map2(mask, d, (a, b), |x: $s, y: $s| x.max(y)),
-                IntOp::AddSat => r.map2(mask, d, (a, b), |x: $s, y: $s| x.saturating_add(y)),
-                IntOp::SubSat => r.map2(mask, d, (a, b), |x: $s, y: $s| x.saturating_sub(y)),
-                IntOp::Abs => r.map1(mask, d, a, |x: $s| x.wrapping_abs()),
-                IntOp::Neg => r.map1(mask, d, a, |x: $s| x.wrapping_neg()),
-                IntOp::And => r.map2(mask, d, (a, b), |x: $u, y: $u| x & y),
-                IntOp::Or => r.map2(mask, d, (a, b), |x: $u, y: $u| x | y),
-                IntOp::Xor => r.map2(mask, d, (a, b), |x: $u, y: $u| x ^ y),
-                IntOp::Not => r.map1(mask, d, a, |x: $u| !x),
-                IntOp::Cnot => r.map1(mask, d, a, |x: $u| <$u>::from(x == 0)),
-                IntOp::Shl => r.map2(mask, d, (a, b), |x: $u, y: u32| if y < BITS { x << y } else { 0 }),
-                IntOp::ShrU => r.map2(mask, d, (a, b), |x: $u, y: u32| if y < BITS { x >> y } else { 0 }),
-                IntOp::ShrS => r.map2(mask, d, (a, b), |x: $s, y: u32| x >> y.min(BITS - 1)),
-                IntOp::Brev => r.map1(mask, d, a, |x: $u| x.reverse_bits()),
-                IntOp::SadU => r.map3(mask, d, (a, b, c), |x: $u, y: $u, z: $u| z.wrapping_add(x.abs_diff(y))),
-                IntOp::SadS => r.map3(mask, d, (a, b, c), |x: $s, y: $s, z: $u| z.wrapping_add(x.abs_diff(y))),
-                IntOp::Lop3(table) => r.map3(mask, d, (a, b, c), |x: $u, y: $u, z: $u| {
-                    let mut out = 0;
-                    for case in 0..8 {
-                        if table >> case & 1 != 0 {
-                            let x = if case & 4 != 0 { x } else { !x };
-                            let y = if case & 2 != 0 { y } else { !y };
-                            let z = if case & 1 != 0 { z } else { !z };
-                            out |= x & y & z;
-                        }
-                    }
-                    out
+                IntOp::DivU => x.checked_div(y).unwrap_or(<$u>::MAX),
+                IntOp::DivS => if y == 0 { <$u>::MAX } else { sx.wrapping_div(sy) as $u },
+                IntOp::RemU => x.checked_rem(y).unwrap_or(x),
+                IntOp::RemS => if y == 0 { x } else { sx.wrapping_rem(sy) as $u },
+                IntOp::MinU => x.min(y),
+                IntOp::MinS => sx.min(sy) as $u,
+                IntOp::MaxU => x.max(y),
+                IntOp::MaxS => sx.max(sy) as $u,
+                IntOp::AddSat => sx.saturating_add(sy) as $u,
+                IntOp::SubSat => sx.saturating_sub(sy) as $u,
+                IntOp::Abs => sx.wrapping_abs() as $u,
+                IntOp::Neg => sx.wrapping_neg() as $u,
+                IntOp::And => x & y,
+                IntOp::Or => x | y,
+                IntOp::Xor => x ^ y,
+                IntOp::Not => !x,
+                IntOp::Cnot => <$u>::from(x == 0),
+                IntOp::Shl => if amount < BITS { x << amount } else { 0 },
+                IntOp::ShrU => if amount < BITS { x >> amount } else { 0 },
+                IntOp::ShrS => (sx >> amount.min(BITS - 1)) as $u,
+                IntOp::Brev => x.reverse_bits(),
+                IntOp::SadU => z.wrapping_add(x.abs_diff(y)),
+                IntOp::SadS => z.wrapping_add(sx.abs_diff(sy)),
+                IntOp::Lop3(table) => (0..8).filter(|case| table >> case & 1 != 0).fold(0, |out, case| {
+                    let x = if case & 4 != 0 { x } else { !x };
+                    let y = if case & 2 != 0 { y } else { !y };
+                    let z = if case & 1 != 0 { z } else { !z };
+                    out | x & y & z
                 }),
             }
         }
     };
 }
 
-width!(run16, u16, i16, u32, i32);
-width!(run32, u32, i32, u64, i64);
-width!(run64, u64, i64, u128, i128);
+width!(lane16, u16, i16, u32, i32);
+width!(lane32, u32, i32, u64, i64);
+width!(lane64, u64, i64, u128, i128);
 
 #[inline(always)]
-pub(super) fn int(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot, abc: (Slot, Slot, Slot)) {
+pub(super) fn int(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+    // one loop for each of the operations that addresses and indices are made of
+    match (width, op) {
+        (Width::W32, IntOp::Add) => r.map2(mask, d, (a, b), |x: u32, y: u32| x.wrapping_add(y)),
+        (Width::W32, IntOp::Sub) => r.map2(mask, d, (a, b), |x: u32, y: u32| x.wrapping_sub(y)),
+        (Width::W32, IntOp::Mul) => r.map2(mask, d, (a, b), |x: u32, y: u32| x.wrapping_mul(y)),
+        (Width::W32, IntOp::And) => r.map2(mask, d, (a, b), |x: u32, y: u32| x & y),
+        (Width::W32, IntOp::Or) => r.map2(mask, d, (a, b), |x: u32, y: u32| x | y),
+        (Width::W32, IntOp::Xor) => r.map2(mask, d, (a, b), |x: u32, y: u32| x ^ y),
+        (Width::W32, IntOp::Shl) => r.map2(mask, d, (a, b), |x: u32, y: u32| if y < 32 { x << y } else { 0 }),
+        (Width::W64, IntOp::Add) => r.map2(mask, d, (a, b), |x: u64, y: u64| x.wrapping_add(y)),
+        (Width::W64, IntOp::Mul) => r.map2(mask, d, (a, b), |x: u64, y: u64| x.wrapping_mul(y)),
+        _ => int_slow(r, mask, op, width, d, (a, b, c)),
+    }
+}
+
+/// Every operation of every width, lane by lane.
+#[inline(never)]
+fn int_slow(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
     match width {
-        Width::W32 => run32(r, mask, op, d, abc),
-        Width::W64 => run64(r, mask, op, d, abc),
-        Width::W16 => run16(r, mask, op, d, abc),
+        Width::W32 => r.map3(mask, d, (a, b, c), |x: u32, y: u32, z: u32| lane32(op, x, y, z)),
+        Width::W16 if matches!(op, IntOp::Shl | IntOp::ShrS | IntOp::ShrU) => {
+            r.map2(mask, d, (a, b), |x: u16, y: u32| lane16(op, x, y.min(16) as u16, 0));
+        }
+        Width::W16 => r.map3(mask, d, (a, b, c), |x: u16, y: u16, z: u16| lane16(op, x, y, z)),
+        Width::W64 if matches!(op, IntOp::Shl | IntOp::ShrS | IntOp::ShrU) => {
+            r.map2(mask, d, (a, b), |x: u64, y: u32| lane64(op, x, y.into(), 0));
+        }
+        Width::W64 => r.map3(mask, d, (a, b, c), |x: u64, y: u64, z: u64| lane64(op, x, y, z)),
     }
 }
 
@@ -169,7 +189,7 @@ fn permute(a: u32, b: u32, selector: u32) -> u32 {
     out
 }
 
-#[inline(always)]
+#[inline(never)]
 pub(super) fn bytes(r: &mut Registers, mask: u32, op: ByteOp, d: Slot, abc: (Slot, Slot, Slot)) {
     let amount = |c: u32, wrap: bool| if wrap { c & 31 } else { c.min(32) };
     match op {

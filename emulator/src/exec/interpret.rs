@@ -168,7 +168,7 @@ fn run_group(
                 warp.copies.commit(active);
                 copy::wait(warp, context, 0, active);
             }
-            Code::AddressSpace { space, to_space, d, a, .. } => memory::address_space(warp, *space, *to_space, *d, *a, active)?,
+            Code::AddressSpace { space, to_space, d, a } => memory::address_space(warp, *space, *to_space, *d, *a, active)?,
             &Code::IsSpace { space, d, a } => memory::is_space(r, active, space, d, a),
             &Code::Clock { d, wide } => {
                 if wide {

@@ -3,9 +3,8 @@
 //! Each register of a fragment holds two neighbours of an 8x8 tile of 16-bit elements: lane 4 r + c holds columns 2c and
 //! 2c + 1 of row r. All lanes of a register in order are therefore the tile in row-major order.
 
-use half::{bf16, f16};
-
 use super::context::{Context, Done, count_shared};
+use super::float::f32_to_half;
 use super::memory::addresses;
 use super::registers::{FULL, LANES, Registers};
 use super::warp::Warp;
@@ -74,20 +73,31 @@ pub(super) fn store(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix)
 }
 
 /// The tile a register holds, in row-major order.
-#[inline(always)]
 fn halves(r: &Registers, slot: Slot) -> [u16; TILE * TILE] {
-    let words = r.get::<u32>(slot);
+    let words = r.row(slot);
     std::array::from_fn(|at| (words[at / 2] >> (16 * (at % 2))) as u16)
 }
 
-/// The tile a register holds, as f32.
+/// The even and the odd columns of the tile a register holds, as f32.
 #[inline(always)]
-fn tile(r: &Registers, slot: Slot, kind: Scalar) -> [f32; TILE * TILE] {
-    let halves = halves(r, slot);
+fn columns(r: &Registers, slot: Slot, kind: Scalar) -> ([f32; LANES], [f32; LANES]) {
+    let words = r.row(slot);
+    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
     match kind {
-        Scalar::Bf16 => halves.map(|bits| bf16::from_bits(bits).to_f32()),
-        _ => halves.map(half_to_f32),
+        Scalar::Bf16 => {
+            for lane in 0..LANES {
+                even[lane] = f32::from_bits(words[lane] << 16);
+                odd[lane] = f32::from_bits(words[lane] & 0xffff_0000);
+            }
+        }
+        _ => {
+            for lane in 0..LANES {
+                even[lane] = half_to_f32(words[lane] as u16);
+                odd[lane] = half_to_f32((words[lane] >> 16) as u16);
+            }
+        }
     }
+    (even, odd)
 }
 
 /// f16 to f32 without a branch, so that a tile converts eight at a time.
@@ -101,6 +111,9 @@ fn half_to_f32(bits: u16) -> f32 {
     f32::from_bits(value.to_bits() | special | sign)
 }
 
+/// Eight columns of a row: the even ones, then the odd ones, as registers hold them.
+type Vector = [f32; TILE];
+
 /// `mma.sync`: D = A B + C with f32 arithmetic; hardware accumulates in f32 too, in an order of its own.
 #[inline(always)]
 pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
@@ -108,65 +121,74 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
     let mut acc = [[0f32; TILE]; 2 * TILE];
     read_accumulator(r, mma, &mut acc);
     for step in 0..depth {
-        let b = tile(r, mma.b[step], mma.kind);
-        // B comes column by column: its columns become the lanes of a vector
-        let mut columns = [[0f32; TILE]; TILE];
-        for n in 0..TILE {
-            for k in 0..TILE {
-                columns[k][n] = b[TILE * n + k];
+        // B lies column by column: lane 4 n + c holds rows 2c and 2c + 1 of column n
+        let (even, odd) = columns(r, mma.b[step], mma.kind);
+        let mut rows: [Vector; TILE] = [[0.0; TILE]; TILE];
+        for c in 0..TILE / 2 {
+            for place in 0..TILE {
+                let n = 2 * (place % 4) + place / 4;
+                rows[2 * c][place] = even[4 * n + c];
+                rows[2 * c + 1][place] = odd[4 * n + c];
             }
         }
         for half in 0..2 {
-            let a = tile(r, mma.a[2 * step + half], mma.kind);
-            for row in 0..TILE {
-                let mut sum = acc[TILE * half + row];
-                for k in 0..TILE {
-                    let x = a[TILE * row + k];
-                    for n in 0..TILE {
-                        sum[n] = x.mul_add(columns[k][n], sum[n]);
-                    }
+            let (even, odd) = columns(r, mma.a[2 * step + half], mma.kind);
+            // two rows at a time: each row of B is loaded once for both
+            for pair in 0..TILE / 2 {
+                let (mut first, mut second) = (acc[TILE * half + 2 * pair], acc[TILE * half + 2 * pair + 1]);
+                for c in 0..TILE / 2 {
+                    let (at, next) = (8 * pair + c, 8 * pair + 4 + c);
+                    add_product(&mut first, even[at], &rows[2 * c]);
+                    add_product(&mut second, even[next], &rows[2 * c]);
+                    add_product(&mut first, odd[at], &rows[2 * c + 1]);
+                    add_product(&mut second, odd[next], &rows[2 * c + 1]);
                 }
-                acc[TILE * half + row] = sum;
+                acc[TILE * half + 2 * pair] = first;
+                acc[TILE * half + 2 * pair + 1] = second;
             }
         }
     }
     write_accumulator(r, mma, &acc);
 }
 
+#[inline(always)]
+fn add_product(sum: &mut Vector, x: f32, row: &Vector) {
+    for place in 0..TILE {
+        sum[place] = x.mul_add(row[place], sum[place]);
+    }
+}
+
 /// Rows 0 to 7 lie in the first half of the registers, rows 8 to 15 in the second; lane 4 r + c holds columns 2c, 2c + 1.
 #[inline(always)]
-fn read_accumulator(r: &Registers, mma: &Mma, acc: &mut [[f32; TILE]; 2 * TILE]) {
+fn read_accumulator(r: &Registers, mma: &Mma, acc: &mut [Vector; 2 * TILE]) {
     for half in 0..2 {
-        if mma.half_accumulator {
-            let values = tile(r, mma.c[half], Scalar::F16);
-            for at in 0..TILE * TILE {
-                acc[TILE * half + at / TILE][at % TILE] = values[at];
-            }
-            continue;
-        }
-        let (even, odd) = (r.get::<f32>(mma.c[2 * half]), r.get::<f32>(mma.c[2 * half + 1]));
-        for lane in 0..LANES {
-            acc[TILE * half + lane / 4][2 * (lane % 4)] = even[lane];
-            acc[TILE * half + lane / 4][2 * (lane % 4) + 1] = odd[lane];
+        let (even, odd) = if mma.half_accumulator {
+            columns(r, mma.c[half], Scalar::F16)
+        } else {
+            (r.get::<f32>(mma.c[2 * half]), r.get::<f32>(mma.c[2 * half + 1]))
+        };
+        for row in 0..TILE {
+            acc[TILE * half + row][..4].copy_from_slice(&even[4 * row..4 * row + 4]);
+            acc[TILE * half + row][4..].copy_from_slice(&odd[4 * row..4 * row + 4]);
         }
     }
 }
 
 #[inline(always)]
-fn write_accumulator(r: &mut Registers, mma: &Mma, acc: &[[f32; TILE]; 2 * TILE]) {
+fn write_accumulator(r: &mut Registers, mma: &Mma, acc: &[Vector; 2 * TILE]) {
     for half in 0..2 {
         let mut even = [0f32; LANES];
         let mut odd = [0f32; LANES];
-        for lane in 0..LANES {
-            even[lane] = acc[TILE * half + lane / 4][2 * (lane % 4)];
-            odd[lane] = acc[TILE * half + lane / 4][2 * (lane % 4) + 1];
+        for row in 0..TILE {
+            even[4 * row..4 * row + 4].copy_from_slice(&acc[TILE * half + row][..4]);
+            odd[4 * row..4 * row + 4].copy_from_slice(&acc[TILE * half + row][4..]);
         }
         if mma.half_accumulator {
-            let pack = |lane: usize| {
-                let half = |x: f32| u32::from(f16::from_f32(x).to_bits());
-                half(even[lane]) | half(odd[lane]) << 16
-            };
-            r.put(FULL, mma.d[half], std::array::from_fn::<u32, LANES, _>(pack));
+            let mut out = [0; LANES];
+            for lane in 0..LANES {
+                out[lane] = f32_to_half(even[lane]) | f32_to_half(odd[lane]) << 16;
+            }
+            r.put(FULL, mma.d[half], out);
         } else {
             r.put(FULL, mma.d[2 * half], even);
             r.put(FULL, mma.d[2 * half + 1], odd);
@@ -176,6 +198,8 @@ fn write_accumulator(r: &mut Registers, mma: &Mma, acc: &[[f32; TILE]; 2 * TILE]
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     #[test]

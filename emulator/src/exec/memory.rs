@@ -15,11 +15,19 @@ const MOST: usize = 64;
 /// The addresses that all lanes hold.
 #[inline(always)]
 pub(super) fn addresses(r: &Registers, slot: Slot, narrow: bool, offset: i64) -> [u64; LANES] {
+    let mut out = [0; LANES];
     if narrow {
-        r.get::<u32>(slot).map(|address| u64::from(address.wrapping_add_signed(offset as i32)))
+        let addresses = r.row(slot);
+        for lane in 0..LANES {
+            out[lane] = addresses[lane].wrapping_add_signed(offset as i32).into();
+        }
     } else {
-        r.get::<u64>(slot).map(|address| address.wrapping_add_signed(offset))
+        let addresses = r.get::<u64>(slot);
+        for lane in 0..LANES {
+            out[lane] = addresses[lane].wrapping_add_signed(offset);
+        }
     }
+    out
 }
 
 /// Addresses within one space; a generic address must be the same space in every lane for the counters, so lanes are

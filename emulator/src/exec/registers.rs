@@ -116,15 +116,20 @@ impl Registers {
 
 /// Writes the lanes of `mask`.
 #[inline(always)]
-fn blend<T: Copy>(mask: u32, to: &mut [T; LANES], values: [T; LANES]) {
+fn blend(mask: u32, to: &mut [u32; LANES], values: [u32; LANES]) {
     if mask == FULL {
         *to = values;
-        return;
+    } else {
+        blend_some(mask, to, &values);
     }
+}
+
+/// Out of line: it would stand in every operation otherwise.
+#[inline(never)]
+fn blend_some(mask: u32, to: &mut [u32; LANES], values: &[u32; LANES]) {
     for lane in 0..LANES {
-        if mask >> lane & 1 != 0 {
-            to[lane] = values[lane];
-        }
+        let keep = (mask >> lane & 1).wrapping_sub(1);
+        to[lane] = to[lane] & keep | values[lane] & !keep;
     }
 }
 
@@ -155,8 +160,13 @@ impl Lane for u64 {
     #[inline(always)]
     fn write(registers: &mut Registers, mask: u32, slot: Slot, values: [u64; LANES]) {
         let rows = &mut registers.rows[usize::from(slot)..usize::from(slot) + 2];
-        blend(mask, &mut rows[0].0, values.map(|value| value as u32));
-        blend(mask, &mut rows[1].0, values.map(|value| (value >> 32) as u32));
+        let (mut low, mut high) = ([0; LANES], [0; LANES]);
+        for lane in 0..LANES {
+            low[lane] = values[lane] as u32;
+            high[lane] = (values[lane] >> 32) as u32;
+        }
+        blend(mask, &mut rows[0].0, low);
+        blend(mask, &mut rows[1].0, high);
     }
 }
 
@@ -166,22 +176,31 @@ macro_rules! lane_as {
         impl Lane for $kind {
             #[inline(always)]
             fn read(registers: &Registers, slot: Slot) -> [$kind; LANES] {
-                <$store>::read(registers, slot).map($read)
+                let stored = <$store>::read(registers, slot);
+                let mut out = [<$kind>::default(); LANES];
+                for lane in 0..LANES {
+                    out[lane] = $read(stored[lane]);
+                }
+                out
             }
 
             #[inline(always)]
             fn write(registers: &mut Registers, mask: u32, slot: Slot, values: [$kind; LANES]) {
-                <$store>::write(registers, mask, slot, values.map($write));
+                let mut out = [<$store>::default(); LANES];
+                for lane in 0..LANES {
+                    out[lane] = $write(values[lane]);
+                }
+                <$store>::write(registers, mask, slot, out);
             }
         }
     )*};
 }
 
 lane_as! {
-    i32: u32, |value| value as i32, |value| value as u32;
-    i64: u64, |value| value as i64, |value| value as u64;
-    u16: u32, |value| value as u16, u32::from;
-    i16: u32, |value| value as i16, |value| u32::from(value as u16);
+    i32: u32, u32::cast_signed, i32::cast_unsigned;
+    i64: u64, u64::cast_signed, i64::cast_unsigned;
+    u16: u32, (|value: u32| value as u16), u32::from;
+    i16: u32, (|value: u32| value as i16), (|value: i16| u32::from(value as u16));
     f32: u32, f32::from_bits, f32::to_bits;
     f64: u64, f64::from_bits, f64::to_bits;
 }

@@ -101,7 +101,7 @@ pub(super) fn cvta<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[O
         return Err("cvta of 32-bit addresses is not emulated".into());
     }
     let (d, a) = (l.wide_out(&operands[0])?, l.wide(&operands[1])?);
-    Ok(Code::AddressSpace { space, to_space, narrow: false, d, a })
+    Ok(Code::AddressSpace { space, to_space, d, a })
 }
 
 pub(super) fn is_space<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {

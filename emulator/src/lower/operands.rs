@@ -134,12 +134,6 @@ impl<'t> Lowerer<'t> {
         self.constant(if wide { Constant::Double(address as u64) } else { Constant::Word(address as u32) })
     }
 
-    /// A source register or literal of its own width; true if it has 64 bits.
-    pub(super) fn either(&mut self, operand: &Operand<'t>) -> Lowered<(Slot, bool)> {
-        let wide = self.is_wide(operand);
-        Ok((self.source(operand, wide)?, wide))
-    }
-
     pub(super) fn is_wide(&self, operand: &Operand<'t>) -> bool {
         matches!(operand, Operand::Name(name) if matches!(self.register(name), Some((Kind::Wide, _))))
     }

@@ -2,6 +2,7 @@
 
 mod counters;
 mod dense;
+mod mutants;
 mod queue;
 mod varlen;
 

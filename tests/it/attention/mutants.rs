@@ -1,0 +1,383 @@
+//! Bugs planted in the kernel's PTX, to know that the tests would find them: each mutant lacks one barrier, wait,
+//! mask or bound, and the emulator must stop it or its numbers must be wrong.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use cuda_emulator::{Device, Fault, FaultKind, Launch, Memory, Module, Options, Program};
+use half::f16;
+use seqmix::reference::attention as reference;
+
+use super::widen;
+use crate::measure::{Bound, Verdict};
+use crate::naive::{Narrow, bound, lse_bound, normal};
+
+const KERNEL: &str = "attention_forward_f16_d64";
+
+/// A kernel's text, a line an element.
+struct Ptx(Vec<String>);
+
+impl Ptx {
+    /// The lines whose instruction, after a predicate, begins with `opcode`.
+    fn find(&self, opcode: &str) -> Vec<usize> {
+        let instruction = |line: &str| match line.trim_start().split_once(' ') {
+            Some((predicate, rest)) if predicate.starts_with('@') => rest.trim_start().to_owned(),
+            _ => line.trim_start().to_owned(),
+        };
+        let lines = self.0.iter().enumerate();
+        lines
+            .filter(|(_, line)| instruction(line).starts_with(opcode))
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    /// Edits the `which`-th instruction of this opcode, from 0.
+    fn edit(&mut self, opcode: &str, which: usize, edit: impl FnOnce(&str) -> String) {
+        let found = self.find(opcode);
+        let at = *found
+            .get(which)
+            .unwrap_or_else(|| panic!("{} {opcode}, no number {which}", found.len()));
+        self.0[at] = edit(&self.0[at]);
+    }
+
+    fn delete(&mut self, opcode: &str, which: usize) {
+        self.edit(opcode, which, |_| String::new());
+    }
+
+    /// Deletes the last branch before the first instruction of this opcode: the guard that skips it.
+    fn delete_guard(&mut self, opcode: &str) {
+        let first = self.find(opcode)[0];
+        let guard = self
+            .find("bra")
+            .into_iter()
+            .rfind(|&at| at < first && self.0[at].trim_start().starts_with('@'));
+        self.0[guard.expect("a guard")].clear();
+    }
+
+    /// Lets every copy of the `which`-th group of `cp.async` read 16 bytes, wherever the row ends.
+    fn copy_all(&mut self, which: usize) {
+        let ends = self.find("cp.async.commit_group");
+        let start = if which == 0 { 0 } else { ends[which - 1] };
+        for at in self
+            .find("cp.async.cg")
+            .into_iter()
+            .filter(|&at| start < at && at < ends[which])
+        {
+            let operands = self.0[at].rfind(',').expect("the bytes to read");
+            self.0[at].replace_range(operands.., ", 16;");
+        }
+    }
+
+    /// Edits the choices between a score and -inf: the comparison that decides, and the choice.
+    fn edit_masks(&mut self, edit: impl Fn(&mut String, &mut String)) {
+        let choices = self
+            .find("selp.f32")
+            .into_iter()
+            .filter(|&at| self.0[at].contains("0fFF800000"));
+        let choices: Vec<usize> = choices.collect();
+        assert!(choices.len() > 16, "{} masked scores", choices.len());
+        for choice in choices {
+            let comparison = self
+                .find("setp")
+                .into_iter()
+                .rfind(|&at| at < choice)
+                .expect("a comparison");
+            let [comparison, choice] = self
+                .0
+                .get_disjoint_mut([comparison, choice])
+                .expect("two lines");
+            edit(comparison, choice);
+        }
+    }
+}
+
+/// The instruction `opcode to, from, ...` as `mov.b32 to, from`; what follows `|` in `to` is dropped.
+fn to_move(line: &str) -> String {
+    let operands = line
+        .trim()
+        .split_once(char::is_whitespace)
+        .expect("operands")
+        .1;
+    let mut operands = operands.split([',', ';']).map(str::trim);
+    let to = operands
+        .next()
+        .and_then(|to| to.split('|').next())
+        .expect("a destination");
+    format!("mov.b32 {to}, {};", operands.next().expect("a source"))
+}
+
+/// How a mutant must be caught.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Caught {
+    /// The emulator stops it.
+    By(FaultKind),
+    /// It runs to its end and returns wrong numbers.
+    Numbers,
+}
+use Caught::{By, Numbers};
+
+/// What is planted, how, and what must catch it.
+type Mutant = (&'static str, fn(&mut Ptx), Caught);
+
+#[rustfmt::skip]
+const MUTANTS: &[Mutant] = &[
+    // Barriers: the first of the loop is passed when k has landed, the second when v has.
+    ("no barrier before q k^T", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Race)),
+    ("no barrier before p v", |ptx| ptx.delete("bar.sync", 1), By(FaultKind::Race)),
+    ("a barrier for more warps than there are", |ptx| ptx.edit("bar.sync", 0, |_| "bar.sync 0, 512;".into()), By(FaultKind::Deadlock)),
+    ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 1, half_of_each_warp), By(FaultKind::Divergence)),
+    ("no barrier between the output's rows and their store", |ptx| ptx.delete("bar.warp.sync", 0), By(FaultKind::Race)),
+    // Waits, and the groups that they wait for: q with the first k, v, the next k.
+    ("no wait before q k^T", |ptx| ptx.delete("cp.async.wait_group", 0), By(FaultKind::MissingWait)),
+    ("no wait before p v", |ptx| ptx.delete("cp.async.wait_group", 1), By(FaultKind::MissingWait)),
+    ("a wait that leaves k under way", |ptx| ptx.edit("cp.async.wait_group", 0, |_| "cp.async.wait_group 1;".into()), By(FaultKind::MissingWait)),
+    ("a wait that leaves v under way", |ptx| ptx.edit("cp.async.wait_group", 1, |_| "cp.async.wait_group 1;".into()), By(FaultKind::MissingWait)),
+    ("q and the first k belong to no group", |ptx| ptx.delete("cp.async.commit_group", 0), By(FaultKind::MissingWait)),
+    ("v belongs to no group", |ptx| ptx.delete("cp.async.commit_group", 1), By(FaultKind::MissingWait)),
+    ("the next k belongs to no group", |ptx| ptx.delete("cp.async.commit_group", 2), By(FaultKind::MissingWait)),
+    // Bounds.
+    ("q and k are read past their last rows", |ptx| ptx.copy_all(0), By(FaultKind::OutOfBounds)),
+    ("v is read past its last row", |ptx| ptx.copy_all(1), By(FaultKind::OutOfBounds)),
+    ("out is written past its last row", |ptx| ptx.delete_guard("st.global.v4"), By(FaultKind::OutOfBounds)),
+    ("lse is written past its last row", |ptx| ptx.delete_guard("st.global.f32"), By(FaultKind::OutOfBounds)),
+    ("lengths from the device are trusted", trust_lengths, By(FaultKind::OutOfBounds)),
+    ("a matrix begins between two rows", |ptx| ptx.edit("ldmatrix", 0, |line| line.replace(']', "+4]")), By(FaultKind::Misaligned)),
+    // Masks and sums.
+    ("no score is masked", |ptx| ptx.edit_masks(|_, choice| choice.clear()), Numbers),
+    ("each row sees one key too many", |ptx| ptx.edit_masks(|comparison, _| *comparison = see_one_more(comparison)), Numbers),
+    ("lanes do not share their sums", |ptx| share_nothing(ptx), Numbers),
+];
+
+/// The barrier, passed by the lower half of each warp only.
+fn half_of_each_warp(barrier: &str) -> String {
+    format!(
+        "{{ .reg .u32 %lane; .reg .pred %low; mov.u32 %lane, %laneid; setp.lt.u32 %low, %lane, 16; @%low {barrier} }}"
+    )
+}
+
+/// Every minimum before the first copy becomes its first operand: lengths are clamped there.
+fn trust_lengths(ptx: &mut Ptx) {
+    let first_copy = ptx.find("cp.async.cg")[0];
+    for at in ptx
+        .find("min.s32")
+        .into_iter()
+        .filter(|&at| at < first_copy)
+    {
+        ptx.0[at] = to_move(&ptx.0[at]);
+    }
+}
+
+/// A comparison that also holds for equal operands, or no longer does.
+fn see_one_more(comparison: &str) -> String {
+    let pairs = [
+        (".gt.", ".ge."),
+        (".lt.", ".le."),
+        (".ge.", ".gt."),
+        (".le.", ".lt."),
+    ];
+    let (from, to) = pairs
+        .into_iter()
+        .find(|(from, _)| comparison.contains(from))
+        .expect("an order");
+    comparison.replace(from, to)
+}
+
+/// Lanes keep their own value instead of a neighbour's.
+fn share_nothing(ptx: &mut Ptx) {
+    for at in ptx.find("shfl.sync") {
+        ptx.0[at] = to_move(&ptx.0[at]);
+    }
+}
+
+/// As `attention::ForwardParams` of kernels/attention/params.h. The kernel without a bug has to pass, so a difference
+/// shows.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    q: u64,
+    k: u64,
+    v: u64,
+    out: u64,
+    lse: u64,
+    cu_seqlens_q: u64,
+    cu_seqlens_k: u64,
+    /// Batch, row and head of q, k, v and out.
+    strides: [[i64; 3]; 4],
+    lse_strides: [i64; 2],
+    rows_q: i32,
+    rows_k: i32,
+    head_dim: i32,
+    heads_per_kv: i32,
+    causal: i32,
+    scale_log2: f32,
+}
+
+/// One causal sequence that fills no tile, in buffers of its exact size, so that every wrong bound leaves them. Its
+/// lengths claim more rows than there are.
+const ROWS_Q: usize = 140;
+const ROWS_K: usize = 257;
+const DIM: usize = 64;
+const CU_SEQLENS_Q: [i32; 2] = [0, 1000];
+const CU_SEQLENS_K: [i32; 2] = [0, i32::MAX];
+
+/// Runs the kernel of this text; `Ok` with a verdict on each of out and lse if nothing stopped it.
+fn run(ptx: &str, expected: &Expected) -> Result<[Verdict; 2], Box<Fault>> {
+    let device = Device::sm_80();
+    let memory = Memory::new(1 << 24);
+    let program = Program::parse(ptx).unwrap_or_else(|error| panic!("{error}"));
+    let module = Module::load(Arc::new(program), &memory).unwrap();
+    let alloc = |bytes: usize| memory.alloc(bytes as u64).unwrap();
+    let upload = |bytes: &[u8]| {
+        let address = alloc(bytes.len());
+        memory.write(address, bytes).unwrap();
+        address
+    };
+    let [q, k, v] = expected
+        .inputs
+        .each_ref()
+        .map(|x| upload(bytemuck::cast_slice(x)));
+    let (out, lse) = (alloc(2 * ROWS_Q * DIM), alloc(4 * ROWS_Q));
+    let row = DIM as i64;
+    let params = Params {
+        q,
+        k,
+        v,
+        out,
+        lse,
+        cu_seqlens_q: upload(bytemuck::cast_slice(&CU_SEQLENS_Q)),
+        cu_seqlens_k: upload(bytemuck::cast_slice(&CU_SEQLENS_K)),
+        strides: [[0, row, row]; 4],
+        lse_strides: [0, ROWS_Q as i64],
+        rows_q: ROWS_Q as i32,
+        rows_k: ROWS_K as i32,
+        head_dim: DIM as i32,
+        heads_per_kv: 1,
+        causal: 1,
+        scale_log2: std::f32::consts::LOG2_E / (DIM as f32).sqrt(),
+    };
+    let info = seqmix::kernels()
+        .iter()
+        .find(|info| info.name == KERNEL)
+        .expect("a kernel");
+    let launch = Launch {
+        module: &module,
+        kernel: KERNEL,
+        // Blocks past the last row return at once: no need to know the size of a tile.
+        grid: [ROWS_Q.div_ceil(16) as u32, 1, 1],
+        block: [info.threads, 1, 1],
+        dynamic_shared: info.shared_bytes,
+        dynamic_shared_limit: info.shared_bytes,
+        params: bytemuck::bytes_of(&params),
+        cooperative: false,
+    };
+    cuda_emulator::launch(&launch, &device, &memory, &Options::default()).map_err(Box::new)?;
+    let (mut found_out, mut found_lse) = ([f16::ZERO; ROWS_Q * DIM], [0.0_f32; ROWS_Q]);
+    memory
+        .read(out, bytemuck::cast_slice_mut(&mut found_out))
+        .unwrap();
+    memory
+        .read(lse, bytemuck::cast_slice_mut(&mut found_lse))
+        .unwrap();
+    let found_lse = found_lse.map(f64::from);
+    let (out_bound, lse_bound) = expected.bounds;
+    Ok([
+        Verdict::of(&widen(&found_out), &expected.output.out, DIM, out_bound),
+        Verdict::of(&found_lse, &expected.output.lse, 1, lse_bound),
+    ])
+}
+
+/// The inputs and what the reference makes of them.
+struct Expected {
+    inputs: [Vec<f16>; 3],
+    output: reference::Output,
+    bounds: (Bound, Bound),
+}
+
+impl Expected {
+    fn new() -> Self {
+        let inputs = [(1, ROWS_Q), (2, ROWS_K), (3, ROWS_K)]
+            .map(|(seed, rows)| normal::<f16>(seed, rows * DIM, 1.0));
+        let [q, k, v] = inputs.each_ref().map(|x| widen(x));
+        let problem = reference::Forward {
+            batch: 1,
+            seq_q: ROWS_Q,
+            seq_k: ROWS_K,
+            heads: 1,
+            heads_kv: 1,
+            head_dim: DIM,
+            q: &q,
+            k: &k,
+            v: &v,
+            right: Some(0),
+            ..reference::Forward::default()
+        };
+        let (output, naive) = (
+            problem.run().unwrap(),
+            problem.run_rounded(f16::round).unwrap(),
+        );
+        let bounds = (
+            bound::<f16>(&output.out, &naive.out, DIM).unwrap(),
+            lse_bound(&output.lse),
+        );
+        Self {
+            inputs,
+            output,
+            bounds,
+        }
+    }
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    let image = seqmix::images()
+        .iter()
+        .find(|image| image.unit == KERNEL)
+        .expect("an image");
+    let ptx = cuda_emulator::ptx(image.fatbin, &Device::sm_80()).unwrap();
+    let expected = Expected::new();
+    for verdict in run(&ptx, &expected).unwrap_or_else(|fault| panic!("without a bug: {fault}")) {
+        assert!(verdict.pass(), "without a bug: {verdict}");
+    }
+    let missed: Vec<String> = MUTANTS
+        .iter()
+        .filter_map(|mutant| missed(&ptx, mutant, &expected))
+        .collect();
+    assert!(
+        missed.is_empty(),
+        "{} of {} mutants:\n{}",
+        missed.len(),
+        MUTANTS.len(),
+        missed.join("\n")
+    );
+}
+
+/// Plants a bug; says why it was not caught as it must be.
+fn missed(ptx: &str, (name, plant, caught): &Mutant, expected: &Expected) -> Option<String> {
+    let mut mutant = Ptx(ptx.lines().map(str::to_owned).collect());
+    plant(&mut mutant);
+    let why = match (run(&mutant.0.join("\n"), expected), caught) {
+        (Err(fault), By(kind)) if fault.kind == *kind => silent(&fault)?,
+        (Err(fault), _) => format!("stopped by another fault: {fault}"),
+        (Ok(_), By(kind)) => format!("no {} was found", kind.name()),
+        (Ok(verdicts), Numbers) if verdicts.iter().any(|verdict| !verdict.pass()) => return None,
+        (Ok(_), Numbers) => "the numbers are right".into(),
+    };
+    Some(format!("{name}: {why}"))
+}
+
+/// What the text of a fault fails to name, of the kernel, block, thread, PTX line and CUDA line, and the other access
+/// of a race. A deadlock has no one thread: it names each warp.
+fn silent(fault: &Fault) -> Option<String> {
+    let text = fault.to_string();
+    let who = if fault.kind == FaultKind::Deadlock {
+        "warp"
+    } else {
+        "thread ("
+    };
+    let words = [KERNEL, "block (", who, "PTX line ", ".cuh:"];
+    let word = words.into_iter().find(|word| !text.contains(word));
+    let word = word
+        .or((fault.kind == FaultKind::Race && fault.others.is_empty())
+            .then_some("the other access"));
+    word.map(|word| format!("{word:?} is not in: {text}"))
+}
