@@ -128,7 +128,7 @@ fn target_flags(targets: &str) -> Result<Vec<String>> {
     targets.split(',').map(str::trim).map(flag).collect()
 }
 
-/// Compiles the units, as many at a time as there are cores.
+/// Compiles the units, some at a time; returns what ptxas said, sorted.
 fn compile(
     nvcc: &Path,
     target_flags: &[String],
@@ -151,9 +151,13 @@ fn compile(
         }
         Ok(reports)
     };
-    let cores = thread::available_parallelism().map_or(1, usize::from);
+    // as many as cargo itself would run
+    let jobs = env::var("NUM_JOBS")
+        .ok()
+        .and_then(|jobs| jobs.parse().ok())
+        .unwrap_or(1);
     let results: Vec<Result<Vec<Report>>> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
         let join = |worker: thread::ScopedJoinHandle<'_, _>| {
             worker
                 .join()
@@ -169,7 +173,7 @@ fn compile(
     Ok(reports)
 }
 
-/// Compiles a unit, unless its fatbin is newer than all that went into it; returns what nvcc said.
+/// Compiles a unit, unless nothing has changed that goes into it; returns what nvcc said.
 fn compile_unit(
     nvcc: &Path,
     version: &str,
@@ -186,9 +190,13 @@ fn compile_unit(
     for folder in ["common", operation] {
         append_files(&Path::new("kernels").join(folder), &mut inputs).map_err(in_file(folder))?;
     }
-    let current = fs::read_to_string(file("inputs")).is_ok_and(|built| built == inputs);
-    if current && fatbin.is_file() {
+    let record = file("inputs");
+    if fs::read_to_string(&record).is_ok_and(|built| built == inputs) && fatbin.is_file() {
         return fs::read_to_string(&log).map_err(in_file(&log));
+    }
+    // removed first and written last, so that an interrupted build compiles again
+    if record.exists() {
+        fs::remove_file(&record).map_err(in_file(&record))?;
     }
     let start = Instant::now();
     fs::write(&source, stub).map_err(in_file(&source))?;
@@ -204,8 +212,7 @@ fn compile_unit(
         println!("cargo::warning={warning}");
     }
     fs::write(&log, &said).map_err(in_file(&log))?;
-    // last, so that an interrupted build compiles again
-    fs::write(file("inputs"), inputs).map_err(in_file(&source))?;
+    fs::write(&record, inputs).map_err(in_file(&record))?;
     eprintln!(
         "compiled {} in {:.1} s",
         unit.name,
@@ -241,7 +248,7 @@ fn run(command: &mut Command) -> Result<String> {
         return Ok(text);
     }
     let mut message = format!("{name} failed ({}): {command:?}\n{text}", output.status);
-    if text.contains("host compiler") || text.contains("not found") {
+    if text.contains("host compiler") {
         message.push_str(
             "\nnvcc needs a host C++ compiler: install g++, or set NVCC_CCBIN to one that it supports",
         );

@@ -160,7 +160,7 @@ fn count<T: Narrow>(
     problem
         .verify(stream)
         .map_err(|why| format!("{id}: {why}"))?;
-    for report in cuda_emulator::take_reports() {
+    for report in cuda_emulator::take_thread_reports() {
         println!("\n{id}: emulator counters\n{report}");
     }
     Ok(())

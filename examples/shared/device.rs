@@ -1,6 +1,7 @@
 //! Which device the tests, benches and examples run on.
 
 use std::error::Error;
+use std::io::Write;
 use std::sync::Arc;
 
 use cuda_emulator::Driver;
@@ -13,9 +14,11 @@ pub(crate) fn open() -> Result<(Arc<CudaContext>, Driver), Box<dyn Error>> {
     let driver = cuda_emulator::select(choice.as_deref())?;
     let context = seqmix::context(0)?;
     let (major, minor) = context.compute_capability()?;
-    eprintln!(
-        "device: {} (compute capability {major}.{minor}), through the {driver}",
-        context.name()?
-    );
+    let name = context.name()?;
+    // Not eprintln: the test harness would keep it to itself.
+    writeln!(
+        std::io::stderr(),
+        "device: {name} (compute capability {major}.{minor}), through the {driver}"
+    )?;
     Ok((context, driver))
 }

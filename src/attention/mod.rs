@@ -117,7 +117,8 @@ pub struct Attention {
     ctx: Arc<CudaContext>,
 }
 
-// SAFETY: `repr(C)` without padding bytes that matter, and build.rs asserts its layout in C++.
+// SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
+// struct in C++ has the same size and offsets.
 unsafe impl DeviceRepr for ForwardParams {}
 
 impl Attention {

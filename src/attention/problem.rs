@@ -116,7 +116,7 @@ impl Problem {
         }
         let [starts] = cu_seqlens_q.shape;
         let Some(batch) = starts.checked_sub(1) else {
-            return Err(check.shape("cu_seqlens_q", "batch + 1 elements", "none"));
+            return Err(check.shape("cu_seqlens_q", "batch + 1 elements", "no elements"));
         };
         check.sizes("cu_seqlens_k", cu_seqlens_q.shape, cu_seqlens_k.shape)?;
         check.strides("cu_seqlens_q", &cu_seqlens_q, 1)?;

@@ -221,7 +221,7 @@ fn sizes_of_varlen_that_disagree_are_named() {
         (
             varlen(),
             [0, 0],
-            "cu_seqlens_q has none, expected batch + 1 elements",
+            "cu_seqlens_q has no elements, expected batch + 1 elements",
         ),
     ];
     for (layouts, starts, message) in cases {

@@ -354,7 +354,7 @@ fn layouts_that_the_copies_cannot_use() {
         &["q", "[1300, 260, 65, 1]", "multiples of 8"],
     );
     assert_says(
-        queue(view(0, [1280, 256, 1, 4])),
+        queue(view(0, [1280, 256, 64, 2])),
         &["q", "last stride of 1"],
     );
 }

@@ -2,43 +2,61 @@
 
 use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
-use super::registers::{FULL, LANES};
+use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
 use super::{atomic, copy, exchange, float, integer, matrix, memory};
 use crate::fault::FaultKind;
-use crate::ir::{Code, Logic, Pc};
+use crate::ir::{Code, Logic, Mma, Pc};
+
+/// The host has AVX2 and what comes with it.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx2() -> bool {
+    use std::arch::is_x86_feature_detected as detected;
+    detected!("avx2") && detected!("fma") && detected!("f16c")
+}
 
 /// Runs a warp until it waits, ends, or has executed `slice` instructions.
 pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: both features were just detected.
+    if has_avx2() {
+        // SAFETY: the features were just detected.
         return unsafe { run_avx2(warp, context, schedule, slice) };
     }
-    run_anywhere(warp, context, schedule, slice)
+    run_on::<false>(warp, context, schedule, slice)
 }
 
 /// The same loop compiled for AVX2 and FMA: lanes run eight at a time, and fma is one instruction.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
-    run_anywhere(warp, context, schedule, slice)
+    run_on::<true>(warp, context, schedule, slice)
 }
 
 #[inline(always)]
-fn run_anywhere(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
+fn run_on<const AVX2: bool>(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
     let end = context.clock + slice;
     while let Some((group, limit)) = warp.pick(context, schedule)? {
-        if let Some(stop) = run_group(warp, context, group, limit, end)? {
+        if let Some(stop) = run_group::<AVX2>(warp, context, group, limit, end)? {
             return Ok(stop);
         }
     }
     Ok(Stop::Exited)
 }
 
+/// `mma.sync` by the host's means; `AVX2` is true only in [`run_avx2`].
+#[inline(always)]
+fn multiply<const AVX2: bool>(r: &mut Registers, mma: &Mma) {
+    #[cfg(target_arch = "x86_64")]
+    if AVX2 && !mma.half_accumulator {
+        // SAFETY: only `run_avx2` passes true, and it runs where the features were detected.
+        return unsafe { super::avx2::multiply(r, mma) };
+    }
+    matrix::multiply(r, mma);
+}
+
 /// Runs lanes that stand together until they part, park, meet others, or stop.
 #[inline(always)]
-fn run_group(
+fn run_group<const AVX2: bool>(
     warp: &mut Warp,
     context: &mut Context<'_>,
     group: Group,
@@ -195,7 +213,7 @@ fn run_group(
                 }
                 match &op.code {
                     Code::Mma(mma) => {
-                        matrix::multiply(&mut warp.registers, mma);
+                        multiply::<AVX2>(&mut warp.registers, mma);
                         context.report.mma_multiply_adds += 16 * 8 * u64::from(mma.k);
                     }
                     Code::LoadMatrix(matrix) => matrix::load(warp, context, matrix)?,

@@ -115,7 +115,6 @@ fn half_to_f32(bits: u16) -> f32 {
 type Vector = [f32; TILE];
 
 /// `mma.sync`: D = A B + C with f32 arithmetic; hardware accumulates in f32 too, in an order of its own.
-#[inline(always)]
 pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
     let depth = usize::from(mma.k) / TILE;
     let mut acc = [[0f32; TILE]; 2 * TILE];
@@ -201,6 +200,39 @@ mod tests {
     use half::f16;
 
     use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_avx2_product_is_the_plain_one() {
+        if !crate::exec::interpret::has_avx2() {
+            return;
+        }
+        let fill = |r: &mut Registers| {
+            for slot in 0..14 {
+                let word = |lane: u32| (lane * 37 + u32::from(slot) * 101) % 64;
+                // small whole numbers: sums are exact in any order
+                let half = |x: u32| u32::from(f16::from_f32(x as f32 - 32.0).to_bits());
+                let values = std::array::from_fn(|lane| match slot {
+                    0..4 => (word(lane as u32) as f32).to_bits(),
+                    _ => half(word(lane as u32)) | half(word(lane as u32 + 7)) << 16,
+                });
+                r.put::<u32>(FULL, slot, values);
+            }
+        };
+        for (k, kind) in [(16, Scalar::F16), (8, Scalar::F16), (16, Scalar::Bf16)] {
+            // the destination overlaps the accumulator, as compilers write it
+            let mma = Mma { kind, k, half_accumulator: false, d: [0, 1, 2, 3], a: [4, 5, 6, 7], b: [8, 9], c: [0, 1, 2, 3] };
+            let (mut plain, mut fast) = (Registers::new(14, 2), Registers::new(14, 2));
+            fill(&mut plain);
+            fill(&mut fast);
+            multiply(&mut plain, &mma);
+            // SAFETY: `has_avx2` said so.
+            unsafe { crate::exec::avx2::multiply(&mut fast, &mma) };
+            for slot in 0..4 {
+                assert_eq!(plain.row(slot), fast.row(slot), "{kind:?} k {k} register {slot}");
+            }
+        }
+    }
 
     #[test]
     fn every_half_converts_as_the_standard_says() {

@@ -1,6 +1,8 @@
 //! Runs a launch: blocks over host threads, warps of a block in turn, operations lane by lane.
 
 mod atomic;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod block;
 mod context;
 mod copy;

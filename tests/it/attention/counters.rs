@@ -29,8 +29,7 @@ fn every_kernel_uses_shared_and_global_memory_well() {
             check::<f16>(case);
             check::<bf16>(case);
             if driver == Driver::Emulator {
-                // Those of the tests that run beside this one as well: the claims hold for every problem.
-                let reports = cuda_emulator::take_reports();
+                let reports = cuda_emulator::take_thread_reports();
                 launched.extend(
                     reports
                         .into_iter()

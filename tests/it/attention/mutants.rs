@@ -44,14 +44,23 @@ impl Ptx {
         self.edit(opcode, which, |_| String::new());
     }
 
-    /// Deletes the last branch before the first instruction of this opcode: the guard that skips it.
+    /// Deletes the guard of the first instruction of this opcode: the last branch that skips it.
     fn delete_guard(&mut self, opcode: &str) {
-        let first = self.find(opcode)[0];
-        let guard = self
-            .find("bra")
-            .into_iter()
-            .rfind(|&at| at < first && self.0[at].trim_start().starts_with('@'));
-        self.0[guard.expect("a guard")].clear();
+        let guarded = self.find(opcode)[0];
+        let skips = |&at: &usize| {
+            let target = self.0[at]
+                .trim()
+                .trim_end_matches(';')
+                .rsplit(char::is_whitespace)
+                .next();
+            let label = format!("{}:", target.unwrap_or_default());
+            at < guarded
+                && self.0[guarded..]
+                    .iter()
+                    .any(|line| line.starts_with(&label))
+        };
+        let guard = self.find("bra").into_iter().rfind(skips).expect("a guard");
+        self.0[guard].clear();
     }
 
     /// Lets every copy of the `which`-th group of `cp.async` read 16 bytes, wherever the row ends.
@@ -124,7 +133,7 @@ const MUTANTS: &[Mutant] = &[
     // Barriers: the first of the loop is passed when k has landed, the second when v has.
     ("no barrier before q k^T", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Race)),
     ("no barrier before p v", |ptx| ptx.delete("bar.sync", 1), By(FaultKind::Race)),
-    ("a barrier for more warps than there are", |ptx| ptx.edit("bar.sync", 0, |_| "bar.sync 0, 512;".into()), By(FaultKind::Deadlock)),
+    ("the first warp waits for one that does not come", |ptx| ptx.edit("bar.sync", 0, wait_alone), By(FaultKind::Deadlock)),
     ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 1, half_of_each_warp), By(FaultKind::Divergence)),
     ("no barrier between the output's rows and their store", |ptx| ptx.delete("bar.warp.sync", 0), By(FaultKind::Race)),
     // Waits, and the groups that they wait for: q with the first k, v, the next k.
@@ -152,6 +161,13 @@ const MUTANTS: &[Mutant] = &[
 fn half_of_each_warp(barrier: &str) -> String {
     format!(
         "{{ .reg .u32 %lane; .reg .pred %low; mov.u32 %lane, %laneid; setp.lt.u32 %low, %lane, 16; @%low {barrier} }}"
+    )
+}
+
+/// The barrier, after another one that only the first warp reaches and that wants two.
+fn wait_alone(barrier: &str) -> String {
+    format!(
+        "{{ .reg .u32 %t; .reg .pred %first; mov.u32 %t, %tid.x; setp.lt.u32 %first, %t, 32; @%first bar.sync 1, 64; }} {barrier}"
     )
 }
 

@@ -1,0 +1,80 @@
+//! The tensor-core product with AVX2: what `matrix.rs` says in plain loops, eight columns at a time.
+
+use std::arch::x86_64::{
+    __m256, _mm_loadu_si128, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+};
+
+use super::registers::{LANES, Registers};
+use crate::ir::{Mma, Scalar, Slot};
+
+const TILE: usize = 8;
+
+/// Row `index` of the 8x8 tile that a register holds.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn row(words: &[u32; LANES], index: usize, kind: Scalar) -> __m256 {
+    let four = &words[4 * index..4 * index + 4];
+    // SAFETY: `four` is 16 bytes long.
+    let halves = unsafe { _mm_loadu_si128(four.as_ptr().cast()) };
+    match kind {
+        Scalar::Bf16 => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))),
+        _ => _mm256_cvtph_ps(halves),
+    }
+}
+
+/// Rows to columns: pairs, then fours, then halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose(rows: [__m256; TILE]) -> [__m256; TILE] {
+    let [a, b, c, d, e, f, g, h] = rows;
+    let pairs = |x, y| (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+    let ((ab, ab2), (cd, cd2), (ef, ef2), (gh, gh2)) = (pairs(a, b), pairs(c, d), pairs(e, f), pairs(g, h));
+    let fours = |x, y| (_mm256_shuffle_ps::<0x44>(x, y), _mm256_shuffle_ps::<0xee>(x, y));
+    let ((l0, l1), (l2, l3)) = (fours(ab, cd), fours(ab2, cd2));
+    let ((h0, h1), (h2, h3)) = (fours(ef, gh), fours(ef2, gh2));
+    let low = |x, y| _mm256_permute2f128_ps::<0x20>(x, y);
+    let high = |x, y| _mm256_permute2f128_ps::<0x31>(x, y);
+    [low(l0, h0), low(l1, h1), low(l2, h2), low(l3, h3), high(l0, h0), high(l1, h1), high(l2, h2), high(l3, h3)]
+}
+
+/// [`super::matrix::multiply`] for f32 accumulators.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
+    // even columns, then odd columns: the order in which accumulators lie in their registers
+    const ORDER: [usize; TILE] = [0, 2, 4, 6, 1, 3, 5, 7];
+    let steps = usize::from(mma.k) / TILE;
+    let mut b = [[_mm256_setzero_ps(); TILE]; 2];
+    for (step, columns) in b.iter_mut().enumerate().take(steps) {
+        let words = r.row(mma.b[step]);
+        *columns = transpose(ORDER.map(|n| row(words, n, mma.kind)));
+    }
+    for half in 0..2 {
+        let mut a = [[0f32; TILE * TILE]; 2];
+        for (step, tile) in a.iter_mut().enumerate().take(steps) {
+            let words = r.row(mma.a[2 * step + half]);
+            for index in 0..TILE {
+                // SAFETY: the slice is eight floats long.
+                unsafe { _mm256_storeu_ps(tile[TILE * index..TILE * (index + 1)].as_mut_ptr(), row(words, index, mma.kind)) };
+            }
+        }
+        let (even, odd): (Slot, Slot) = (2 * half as Slot, 2 * half as Slot + 1);
+        for index in 0..TILE {
+            let mut vector = [0u32; TILE];
+            vector[..4].copy_from_slice(&r.row(mma.c[usize::from(even)])[4 * index..4 * index + 4]);
+            vector[4..].copy_from_slice(&r.row(mma.c[usize::from(odd)])[4 * index..4 * index + 4]);
+            // SAFETY: `vector` is eight words long, and any bits are a float.
+            let mut sum = unsafe { _mm256_loadu_ps(vector.as_ptr().cast()) };
+            for step in 0..steps {
+                for k in 0..TILE {
+                    sum = _mm256_fmadd_ps(_mm256_broadcast_ss(&a[step][TILE * index + k]), b[step][k], sum);
+                }
+            }
+            // SAFETY: `vector` is eight words long.
+            unsafe { _mm256_storeu_ps(vector.as_mut_ptr().cast(), sum) };
+            r.row_mut(mma.d[usize::from(even)])[4 * index..4 * index + 4].copy_from_slice(&vector[..4]);
+            r.row_mut(mma.d[usize::from(odd)])[4 * index..4 * index + 4].copy_from_slice(&vector[4..]);
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Tests of the emulator's core: one instruction or one fault each, straight through the library, with no driver.
+//!
+//! - `../pass/*.ptx`: kernels that must give the values in the table at the top of their file ([`case`] has the format);
+//! - `../fail/*.ptx`: kernels that must be refused, with the fault and the line that the file names;
+//! - here: matrix multiplication, counters, limits of a launch, and mutants of a pipelined kernel.
+
+mod case;
+mod counters;
+mod coverage;
+mod emulator;
+mod fail;
+mod matrix;
+mod mutants;
+mod pass;
+mod resources;
+mod value;
