@@ -15,6 +15,8 @@ fn main() {
     // OUT_DIR is target/<profile>/build/<package>/out; the library lies in target/<profile>/deps.
     let out = env::var("OUT_DIR").unwrap_or_default();
     let profile = Path::new(&out).ancestors().nth(3);
-    let deps = profile.map(|folder| folder.join("deps")).unwrap_or_default();
+    let deps = profile
+        .map(|folder| folder.join("deps"))
+        .unwrap_or_default();
     println!("cargo::rustc-env=CUDA_EMULATOR_FOLDER={}", deps.display());
 }

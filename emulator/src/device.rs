@@ -153,7 +153,11 @@ mod tests {
             ("90a", 90),
             ("sm_90a", 90),
         ] {
-            assert_eq!(Device::by_name(name).map(|d| d.arch()), Some(arch), "{name}");
+            assert_eq!(
+                Device::by_name(name).map(|d| d.arch()),
+                Some(arch),
+                "{name}"
+            );
         }
         for name in ["", "sm_", "75", "sm_80a", "hopper"] {
             assert_eq!(Device::by_name(name), None, "{name}");

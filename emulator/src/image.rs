@@ -18,9 +18,12 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_void};
-use std::io::Read;
 
 use crate::device::Device;
+
+mod unpack;
+
+use unpack::{lz4, zstd};
 
 const FATBIN_MAGIC: u32 = 0xba55_ed50;
 /// First word of the structure that nvcc's host code passes: it points to the fatbin.
@@ -267,6 +270,7 @@ fn from_fatbin<'a>(image: &'a [u8], device: &Device) -> Result<Cow<'a, str>, Ima
         });
     };
     let compression = |codec, reason: String| ImageError::Compression { codec, reason };
+    let size = || bounded("PTX", entry.uncompressed);
     let compressed = || {
         (entry.payload.get(..entry.compressed as usize)).ok_or(ImageError::Truncated {
             what: "compressed PTX",
@@ -275,9 +279,9 @@ fn from_fatbin<'a>(image: &'a [u8], device: &Device) -> Result<Cow<'a, str>, Ima
         })
     };
     let unpacked = if entry.flags & FLAG_ZSTD != 0 {
-        zstd(compressed()?, entry.uncompressed).map_err(|reason| compression("zstd", reason))?
+        zstd(compressed()?, size()?).map_err(|reason| compression("zstd", reason))?
     } else if entry.flags & FLAG_LZ4 != 0 {
-        lz4(compressed()?, entry.uncompressed).map_err(|reason| compression("LZ4", reason))?
+        lz4(compressed()?, size()?).map_err(|reason| compression("LZ4", reason))?
     } else {
         return text(entry.payload).map(Cow::Borrowed);
     };
@@ -320,64 +324,6 @@ fn entries(image: &[u8]) -> Result<Vec<Entry<'_>>, ImageError> {
     Ok(found)
 }
 
-fn zstd(payload: &[u8], size: u64) -> Result<Vec<u8>, String> {
-    bounded("PTX", size).map_err(|e| e.to_string())?;
-    let mut unpacked = Vec::new();
-    ruzstd::decoding::StreamingDecoder::new(payload)
-        .map_err(|e| e.to_string())?
-        .take(size)
-        .read_to_end(&mut unpacked)
-        .map_err(|e| e.to_string())?;
-    check_size(unpacked, size)
-}
-
-/// Decodes one block of the LZ4 block format: sequences of literals and of matches that copy from
-/// what was already written.
-fn lz4(payload: &[u8], size: u64) -> Result<Vec<u8>, String> {
-    let size = bounded("PTX", size).map_err(|e| e.to_string())?;
-    let mut input = payload.iter().copied();
-    let mut next = || input.next().ok_or_else(|| "it ends early".to_owned());
-    // A length of 15 goes on in bytes that are added up until one is below 255.
-    let length = |nibble: u8, next: &mut dyn FnMut() -> Result<u8, String>| {
-        let mut total = usize::from(nibble);
-        let mut more = nibble == 15;
-        while more {
-            let byte = next()?;
-            total += usize::from(byte);
-            more = byte == 255;
-        }
-        Ok::<usize, String>(total)
-    };
-    let mut out: Vec<u8> = Vec::with_capacity(size);
-    loop {
-        let token = next()?;
-        for _ in 0..length(token >> 4, &mut next)? {
-            out.push(next()?);
-        }
-        // The last sequence has literals only.
-        if out.len() >= size {
-            break;
-        }
-        let offset = usize::from(u16::from_le_bytes([next()?, next()?]));
-        let matched = length(token & 15, &mut next)? + 4;
-        if offset == 0 || offset > out.len() || out.len() + matched > size {
-            return Err(format!("a match reaches {offset} bytes back from byte {}", out.len()));
-        }
-        for _ in 0..matched {
-            out.push(out[out.len() - offset]); // a match may overlap what it writes
-        }
-    }
-    check_size(out, size as u64)
-}
-
-fn check_size(unpacked: Vec<u8>, size: u64) -> Result<Vec<u8>, String> {
-    if unpacked.len() as u64 == size {
-        Ok(unpacked)
-    } else {
-        Err(format!("{} bytes instead of {size}", unpacked.len()))
-    }
-}
-
 /// A size from a header as a `usize`, if it can be one.
 fn bounded(what: &'static str, claimed: u64) -> Result<usize, ImageError> {
     (usize::try_from(claimed).ok())
@@ -392,20 +338,33 @@ fn bounded(what: &'static str, claimed: u64) -> Result<usize, ImageError> {
 /// The arch of a cubin, as 80. Its place in the ELF flags moved with ABI version 8 (CUDA 13).
 fn cubin_arch(image: &[u8]) -> u32 {
     let flags = word(image, 48).unwrap_or(0);
-    let shift = if image.get(8).is_some_and(|&v| v >= 8) { 8 } else { 0 };
+    let shift = if image.get(8).is_some_and(|&v| v >= 8) {
+        8
+    } else {
+        0
+    };
     (flags >> shift) & 0xff
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes[..].get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|b| u16::from_le_bytes(*b))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|b| u32::from_le_bytes(*b))
 }
 
 fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|b| u64::from_le_bytes(*b))
 }
 
 #[cfg(test)]
@@ -424,7 +383,10 @@ mod tests {
     #[test]
     fn text_may_end_in_a_nul_and_begin_with_space() {
         for image in ["\n.version 9.0", "\n.version 9.0\0junk", "\n.version 9.0\0"] {
-            assert_eq!(pick(image.as_bytes(), &Device::sm_80()).unwrap(), "\n.version 9.0");
+            assert_eq!(
+                pick(image.as_bytes(), &Device::sm_80()).unwrap(),
+                "\n.version 9.0"
+            );
         }
     }
 
@@ -432,20 +394,13 @@ mod tests {
     fn every_packing_unpacks() {
         let text = format!("// {}\n.version 9.0", "x".repeat(700));
         for packing in [Packing::Plain, Packing::Zstd, Packing::Lz4] {
-            let entry = Part { packing, ..part(80, &text) };
+            let entry = Part {
+                packing,
+                ..part(80, &text)
+            };
             let found = pick(&fatbin(&[entry]), &Device::sm_80());
             assert_eq!(found.as_deref(), Ok(&*text), "{packing:?}");
         }
-    }
-
-    #[test]
-    fn lz4_matches_may_overlap() {
-        // "ab", then a match of 6 from 2 bytes back, then 5 literals.
-        let block = [0x22, b'a', b'b', 2, 0, 0x50, b'c', b'd', b'e', b'f', b'g'];
-        assert_eq!(lz4(&block, 13).unwrap(), b"ababababcdefg");
-        assert!(lz4(&block, 14).is_err());
-        assert!(lz4(&[0x10, b'a', 2, 0, 0], 10).unwrap_err().contains("2 bytes back from byte 1"));
-        assert!(lz4(&block[..4], 13).unwrap_err().contains("ends early"));
     }
 
     #[test]
@@ -465,22 +420,43 @@ mod tests {
         for (case, entries, on_80, on_90) in cases {
             let texts: Vec<String> = (entries.iter())
                 .map(|(arch, v)| {
-                    let variant = if *v == A { "a" } else if *v == F { "f" } else { "0" };
+                    let variant = if *v == A {
+                        "a"
+                    } else if *v == F {
+                        "f"
+                    } else {
+                        "0"
+                    };
                     format!(".{arch}.{variant}")
                 })
                 .collect();
             let parts: Vec<Part<'_>> = (entries.iter().zip(&texts))
-                .map(|((arch, variant), text)| Part { variant: *variant, ..part(*arch, text) })
+                .map(|((arch, variant), text)| Part {
+                    variant: *variant,
+                    ..part(*arch, text)
+                })
                 .collect();
             let image = fatbin(&parts);
-            assert_eq!(pick(&image, &Device::sm_80()).unwrap(), *on_80, "{case}, sm_80");
-            assert_eq!(pick(&image, &Device::sm_90()).unwrap(), *on_90, "{case}, sm_90");
+            assert_eq!(
+                pick(&image, &Device::sm_80()).unwrap(),
+                *on_80,
+                "{case}, sm_80"
+            );
+            assert_eq!(
+                pick(&image, &Device::sm_90()).unwrap(),
+                *on_90,
+                "{case}, sm_90"
+            );
         }
     }
 
     #[test]
     fn images_that_cannot_run_say_what_to_build() {
-        let sass = |arch, variant| Part { kind: KIND_ELF, variant, ..part(arch, "code") };
+        let sass = |arch, variant| Part {
+            kind: KIND_ELF,
+            variant,
+            ..part(arch, "code")
+        };
         let cubin = |abi: u8, flags: u32| {
             let mut header = b"\x7fELF\x02\x01\x01\x41".to_vec();
             header.push(abi);
@@ -510,15 +486,28 @@ mod tests {
 
     #[test]
     fn damaged_fatbins_are_refused() {
-        let whole = fatbin(&[Part { packing: Packing::Zstd, ..part(80, ".version 9.0") }]);
+        let whole = fatbin(&[Part {
+            packing: Packing::Zstd,
+            ..part(80, ".version 9.0")
+        }]);
         for len in 4..whole.len() {
-            assert!(pick(&whole[..len], &Device::sm_80()).is_err(), "cut at {len}");
+            assert!(
+                pick(&whole[..len], &Device::sm_80()).is_err(),
+                "cut at {len}"
+            );
         }
-        for (at, name) in [(16 + 4, "header size"), (16 + 8, "size"), (16 + 16, "compressed size")] {
+        for (at, name) in [
+            (16 + 4, "header size"),
+            (16 + 8, "size"),
+            (16 + 16, "compressed size"),
+        ] {
             let mut image = whole.clone();
             image[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
             let error = pick(&image, &Device::sm_80()).unwrap_err();
-            assert!(matches!(error, ImageError::Truncated { .. }), "{name}: {error}");
+            assert!(
+                matches!(error, ImageError::Truncated { .. }),
+                "{name}: {error}"
+            );
         }
         let mut image = whole.clone();
         image[16 + 56] += 1;

@@ -16,6 +16,7 @@
 
 use std::env;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::error::Error;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::path::PathBuf;
@@ -76,7 +77,9 @@ pub enum InstallError {
         reason: String,
     },
     /// This process already uses another driver.
-    #[error("this process already uses the {present}: the choice is made once, before the first CUDA call")]
+    #[error(
+        "this process already uses the {present}: the choice is made once, before the first CUDA call"
+    )]
     AlreadySelected {
         /// The driver in use.
         present: Driver,
@@ -204,7 +207,9 @@ pub fn configure(settings: &Settings) -> Result<(), InstallError> {
     };
     match code {
         0 => Ok(()),
-        _ => Err(settings_error(String::from_utf8_lossy(&reason).into_owned())),
+        _ => Err(settings_error(
+            String::from_utf8_lossy(&reason).into_owned(),
+        )),
     }
 }
 
@@ -272,7 +277,7 @@ fn probe() -> Result<(), String> {
         let library = match unsafe { Library::new(*name) } {
             Ok(library) => library,
             Err(error) => {
-                reasons.push(error.to_string());
+                reasons.push(describe(&error));
                 continue;
             }
         };
@@ -295,11 +300,19 @@ fn probe() -> Result<(), String> {
     Err(reasons.join("; "))
 }
 
+/// What the loader said, which the error keeps as its source.
+fn describe(error: &libloading::Error) -> String {
+    match error.source() {
+        Some(source) => source.to_string(),
+        None => error.to_string(),
+    }
+}
+
 /// The number of devices of a driver, if above zero.
 fn devices(library: &Library) -> Result<c_int, String> {
     type Init = unsafe extern "C" fn(c_int) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
-    let missing = |error: libloading::Error| error.to_string();
+    let missing = |error: libloading::Error| describe(&error);
     // SAFETY: these are the signatures of the driver API.
     let (init, count) = unsafe {
         let init = library.get::<Init>("cuInit").map_err(missing)?;
@@ -332,7 +345,7 @@ fn load() -> Result<Installed, InstallError> {
         // SAFETY: the file is this crate's own library, which has no initialisers.
         match unsafe { Library::new(&place) } {
             Ok(library) => return open(library, &place.display().to_string()),
-            Err(error) => tried.push(error.to_string()),
+            Err(error) => tried.push(describe(&error)),
         }
     }
     let tried = tried.join("; ");
@@ -367,7 +380,9 @@ fn open(library: Library, file: &str) -> Result<Installed, InstallError> {
         let unknown = |_| other("unknown");
         (
             *library.get::<VersionFn>(VERSION_SYMBOL).map_err(unknown)?,
-            *library.get::<ConfigureFn>(CONFIGURE_SYMBOL).map_err(unknown)?,
+            *library
+                .get::<ConfigureFn>(CONFIGURE_SYMBOL)
+                .map_err(unknown)?,
             *library.get::<TakeFn>(TAKE_SYMBOL).map_err(unknown)?,
         )
     };

@@ -28,24 +28,30 @@
 //! The emulator knows no kernel. An operand is always a slot. An unknown opcode is an error at load, never a guess.
 
 mod device;
+mod driver;
 mod exec;
 mod fault;
 mod image;
+mod install;
 mod ir;
 mod lower;
 mod memory;
 mod module;
-
-mod syntax;
 mod race;
 mod report;
+mod syntax;
 
 pub use device::Device;
+pub use driver::Settings;
 pub use exec::{Launch, Options, Schedule, launch};
 pub use fault::{Fault, FaultKind, Site};
 pub use image::{ImageError, ptx};
+pub use install::{
+    Driver, InstallError, configure, install, select, take_faults, take_reports, take_thread_faults,
+    take_thread_reports,
+};
 pub use ir::Class;
 pub use memory::{Memory, MemoryError};
 pub use module::{Kernel, LoadError, Module, Param, Program};
-pub use syntax::ParseError;
 pub use report::{GlobalTraffic, Report, SharedTraffic};
+pub use syntax::ParseError;

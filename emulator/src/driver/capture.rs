@@ -105,7 +105,10 @@ impl Session {
                 next.extend(dependencies.get(&node).into_iter().copied().flatten());
             }
         }
-        self.tips.values().flatten().all(|tip| reached.contains(tip))
+        self.tips
+            .values()
+            .flatten()
+            .all(|tip| reached.contains(tip))
     }
 }
 
@@ -118,7 +121,12 @@ impl Captures {
     /// The session of a stream, if it can still take nodes.
     fn sound(&mut self, stream: &Stream) -> Result<Option<(u64, &mut Session)>> {
         match self.session(stream) {
-            Some((_, Session { spoiled: Some(why), .. })) => {
+            Some((
+                _,
+                Session {
+                    spoiled: Some(why), ..
+                },
+            )) => {
                 let text = format!("the capture was spoiled before: {why}");
                 Err(Error::new(code::STREAM_CAPTURE_INVALIDATED, text))
             }
@@ -137,7 +145,10 @@ impl Captures {
             return Err(Error::new(code::STREAM_CAPTURE_UNSUPPORTED, text));
         }
         if self.is_capturing(stream) {
-            return Err(Error::new(code::ILLEGAL_STATE, "the stream captures already"));
+            return Err(Error::new(
+                code::ILLEGAL_STATE,
+                "the stream captures already",
+            ));
         }
         self.begun += 1;
         let session = Session {
@@ -158,7 +169,10 @@ impl Captures {
     /// Ends the capture of a stream and gives its nodes, in an order that they can run in.
     fn end(&mut self, stream: &Stream) -> Result<Vec<Node>> {
         let Some((id, session)) = self.session(stream) else {
-            return Err(Error::new(code::ILLEGAL_STATE, "the stream does not capture"));
+            return Err(Error::new(
+                code::ILLEGAL_STATE,
+                "the stream does not capture",
+            ));
         };
         if session.origin != stream.handle {
             let text = "the capture was begun on another stream, where it must end";
@@ -194,7 +208,10 @@ impl Captures {
     /// Records work of a stream that captures.
     pub(super) fn record(&mut self, stream: &Stream, work: Work) -> Result<()> {
         let Some((_, session)) = self.sound(stream)? else {
-            return Err(Error::new(code::ILLEGAL_STATE, "the stream does not capture"));
+            return Err(Error::new(
+                code::ILLEGAL_STATE,
+                "the stream does not capture",
+            ));
         };
         let node = fresh();
         let tips = session.tips.entry(stream.handle).or_default();
@@ -225,7 +242,8 @@ impl Captures {
                 let Some((_, session)) = self.session(stream) else {
                     return self.check_implicit(stream);
                 };
-                let text = "a stream that captures may not wait for an event from outside the capture";
+                let text =
+                    "a stream that captures may not wait for an event from outside the capture";
                 return Err(session.spoil(code::STREAM_CAPTURE_ISOLATION, text.to_owned()));
             }
             State::Captured { capture, nodes } => (*capture, nodes),
@@ -260,7 +278,10 @@ impl Captures {
 
     /// Refuses a call that may have to wait for the device, if a capture restricts this thread.
     pub(super) fn forbid(&mut self, name: &str) -> Result<()> {
-        let mut restricting = self.sessions.values_mut().filter(|s| s.restricts_this_thread());
+        let mut restricting = self
+            .sessions
+            .values_mut()
+            .filter(|s| s.restricts_this_thread());
         let Some(session) = restricting.next() else {
             return Ok(());
         };
@@ -421,7 +442,12 @@ pub(super) extern "C" fn cuStreamGetCaptureInfo_v3(
     count: Out<usize>,
 ) -> CUresult {
     call("cuStreamGetCaptureInfo", || {
-        let wanted = [!graph.is_null(), !dependencies.is_null(), !edges.is_null(), !count.is_null()];
+        let wanted = [
+            !graph.is_null(),
+            !dependencies.is_null(),
+            !edges.is_null(),
+            !count.is_null(),
+        ];
         refuse_graph(&wanted)?;
         info(stream, &status, &id)
     })

@@ -21,11 +21,11 @@ const API_VERSION: u32 = 3020;
 
 /// `CUlimit` values that can be read and set. They change nothing here.
 const LIMITS: [(u32, usize); 5] = [
-    (0, 1024),      // bytes of stack of a thread
-    (1, 1 << 20),   // bytes of the printf buffer
-    (2, 8 << 20),   // bytes of the device-side heap
-    (5, 64),        // bytes of an L2 fetch
-    (6, 0),         // bytes of L2 set aside for persisting accesses
+    (0, 1024),    // bytes of stack of a thread
+    (1, 1 << 20), // bytes of the printf buffer
+    (2, 8 << 20), // bytes of the device-side heap
+    (5, 64),      // bytes of an L2 fetch
+    (6, 0),       // bytes of L2 set aside for persisting accesses
 ];
 
 /// A context.
@@ -141,7 +141,10 @@ impl Driver {
         lock(&self.captures).end_of_context(handle);
         self.streams.extract(|stream| stream.context == handle);
         self.events.extract(|event| event.context == handle);
-        for module in self.modules.extract(|module| module.context == Some(handle)) {
+        for module in self
+            .modules
+            .extract(|module| module.context == Some(handle))
+        {
             self.unload(&module);
         }
         self.allocations.end_of_context(&self.memory, handle);
@@ -358,7 +361,9 @@ fn given_or_current(context: Handle) -> Result<(Arc<Driver>, Arc<Context>)> {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuCtxGetFlags(out: Out<u32>) -> CUresult {
-    call("cuCtxGetFlags", || out.set(current()?.1.flags.load(Relaxed)))
+    call("cuCtxGetFlags", || {
+        out.set(current()?.1.flags.load(Relaxed))
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -371,7 +376,9 @@ pub(super) extern "C" fn cuCtxSetFlags(flags: u32) -> CUresult {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuCtxGetId(context: Handle, out: Out<u64>) -> CUresult {
-    call("cuCtxGetId", || out.set(given_or_current(context)?.1.handle as u64))
+    call("cuCtxGetId", || {
+        out.set(given_or_current(context)?.1.handle as u64)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -418,7 +425,10 @@ pub(super) extern "C" fn cuCtxSetLimit(limit: u32, value: usize) -> CUresult {
 }
 
 fn no_limit(limit: u32) -> Error {
-    Error::new(code::UNSUPPORTED_LIMIT, format!("CUlimit {limit} is not emulated"))
+    Error::new(
+        code::UNSUPPORTED_LIMIT,
+        format!("CUlimit {limit} is not emulated"),
+    )
 }
 
 #[unsafe(no_mangle)]

@@ -13,7 +13,8 @@ use super::log::{Scope, take_faults, take_reports};
 use super::settings::{Settings, configure};
 
 /// Takes the bytes of an answer, within the call that gives it.
-pub(crate) type Sink = unsafe extern "C" fn(argument: *mut c_void, text: *const c_char, bytes: usize);
+pub(crate) type Sink =
+    unsafe extern "C" fn(argument: *mut c_void, text: *const c_char, bytes: usize);
 
 /// The name of [`cuda_emulator_version`], which tells the emulator from a real driver.
 pub(crate) const VERSION_SYMBOL: &str = "cuda_emulator_version";
@@ -84,7 +85,11 @@ unsafe extern "C" fn cuda_emulator_take(
         let scope = match whose {
             OF_PROCESS => Scope::Process,
             OF_THREAD => Scope::Thread,
-            _ => return Err(Error::value(format!("{whose} says not whose entries to take"))),
+            _ => {
+                return Err(Error::value(format!(
+                    "{whose} says not whose entries to take"
+                )));
+            }
         };
         let json = match what {
             REPORTS => json(&take_reports(scope)),

@@ -63,7 +63,8 @@ impl Transfer {
         for row in 0..self.height {
             let at = |side: &Side| {
                 let offset = row.checked_mul(side.pitch);
-                side.place.after(offset.ok_or_else(|| Error::value("the rows overflow"))?)
+                side.place
+                    .after(offset.ok_or_else(|| Error::value("the rows overflow"))?)
             };
             let (to, from, width) = (at(&self.to)?, at(&self.from)?, self.width);
             match (to, from) {
@@ -110,7 +111,9 @@ fn unified(driver: &Driver, address: CUdeviceptr) -> Place {
     if driver.allocations.is_device(address) {
         Place::Device(address)
     } else {
-        Place::Host(HostPtr(std::ptr::with_exposed_provenance_mut(address as usize)))
+        Place::Host(HostPtr(std::ptr::with_exposed_provenance_mut(
+            address as usize,
+        )))
     }
 }
 
@@ -136,11 +139,7 @@ pub(super) extern "C" fn cuMemcpyAsync(
 }
 
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn cuMemcpyHtoD_v2(
-    to: CUdeviceptr,
-    from: HostPtr,
-    bytes: usize,
-) -> CUresult {
+pub(super) extern "C" fn cuMemcpyHtoD_v2(to: CUdeviceptr, from: HostPtr, bytes: usize) -> CUresult {
     call("cuMemcpyHtoD", || {
         linear(Place::Device(to), Place::Host(from), bytes, 0)
     })
@@ -159,11 +158,7 @@ pub(super) extern "C" fn cuMemcpyHtoDAsync_v2(
 }
 
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn cuMemcpyDtoH_v2(
-    to: HostPtr,
-    from: CUdeviceptr,
-    bytes: usize,
-) -> CUresult {
+pub(super) extern "C" fn cuMemcpyDtoH_v2(to: HostPtr, from: CUdeviceptr, bytes: usize) -> CUresult {
     call("cuMemcpyDtoH", || {
         linear(Place::Host(to), Place::Device(from), bytes, 0)
     })

@@ -18,7 +18,9 @@ const BUS_ID: &str = "0000:00:00.0";
 pub(super) extern "C" fn cuInit(flags: u32) -> CUresult {
     call("cuInit", || {
         if flags != 0 {
-            return Err(Error::value(format!("cuInit takes no flags, not {flags:#x}")));
+            return Err(Error::value(format!(
+                "cuInit takes no flags, not {flags:#x}"
+            )));
         }
         init().inspect_err(|error| eprintln!("cuda-emulator: {}", error.text))
     })
@@ -49,8 +51,13 @@ pub(super) extern "C" fn cuDeviceGetCount(count: Out<i32>) -> CUresult {
 /// Writes a text, cut to the buffer and ended by a NUL.
 fn give_text(text: &str, buffer: &Out<c_char>, size: i32) -> Result<()> {
     buffer.check()?;
-    let Some(room) = usize::try_from(size).ok().and_then(|size| size.checked_sub(1)) else {
-        return Err(Error::value(format!("a buffer of {size} chars holds no text")));
+    let Some(room) = usize::try_from(size)
+        .ok()
+        .and_then(|size| size.checked_sub(1))
+    else {
+        return Err(Error::value(format!(
+            "a buffer of {size} chars holds no text"
+        )));
     };
     let chars: Vec<c_char> = (text.bytes().take(room))
         .chain([0])
@@ -152,7 +159,7 @@ fn attribute_of(device: &Device, attribute: u32) -> Option<i32> {
         13 => device.clock_khz,
         14 => 512, // alignment of a texture
         16 => device.multiprocessors,
-        31 => 1,  // several kernels at once
+        31 => 1, // several kernels at once
         36 => device.memory_clock_khz,
         37 => device.memory_bus_bits,
         38 => device.l2_bytes,
@@ -301,8 +308,16 @@ mod tests {
             (5, i32::MAX, i32::MAX), (19, 0, 0), (83, 0, 0), (115, 1, 1), (120, 0, 0),
         ];
         for (attribute, on_80, on_90) in cases {
-            assert_eq!(attribute_of(&a100, attribute), Some(on_80), "{attribute} of sm_80");
-            assert_eq!(attribute_of(&h100, attribute), Some(on_90), "{attribute} of sm_90");
+            assert_eq!(
+                attribute_of(&a100, attribute),
+                Some(on_80),
+                "{attribute} of sm_80"
+            );
+            assert_eq!(
+                attribute_of(&h100, attribute),
+                Some(on_90),
+                "{attribute} of sm_90"
+            );
         }
         for attribute in [0, LAST_ATTRIBUTE + 1, u32::MAX] {
             assert_eq!(attribute_of(&a100, attribute), None);

@@ -310,10 +310,16 @@ mod tests {
     #[test]
     fn a_number_that_is_no_code_is_refused() {
         let mut name = std::ptr::null();
-        assert_eq!(cuGetErrorName(12345, Out::to(&mut name)), code::INVALID_VALUE);
+        assert_eq!(
+            cuGetErrorName(12345, Out::to(&mut name)),
+            code::INVALID_VALUE
+        );
         assert_eq!(cuGetErrorName(0, Out::NULL), code::INVALID_VALUE);
         assert_eq!(cuGetErrorName(700, Out::to(&mut name)), code::SUCCESS);
         // SAFETY: the call succeeded, so this is a C string that lasts.
-        assert_eq!(unsafe { CStr::from_ptr(name) }, c"CUDA_ERROR_ILLEGAL_ADDRESS");
+        assert_eq!(
+            unsafe { CStr::from_ptr(name) },
+            c"CUDA_ERROR_ILLEGAL_ADDRESS"
+        );
     }
 }

@@ -63,7 +63,9 @@ pub(super) extern "C" fn cuEventCreate(out: Out<Handle>, flags: u32) -> CUresult
             return Err(Error::value(format!("{flags:#x} are no flags of an event")));
         }
         if flags & INTERPROCESS != 0 {
-            return Err(Error::unsupported("events cannot be shared between processes"));
+            return Err(Error::unsupported(
+                "events cannot be shared between processes",
+            ));
         }
         let create = |_| Event {
             context: context.handle,

@@ -184,10 +184,14 @@ impl<T: Copy> In<T> {
             return Ok(Vec::new());
         }
         if self.0.is_null() {
-            return Err(Error::value(format!("an array of {count} elements is null")));
+            return Err(Error::value(format!(
+                "an array of {count} elements is null"
+            )));
         }
         // SAFETY: not null, so valid to read `count` elements (this function's contract).
-        Ok((0..count).map(|i| unsafe { self.0.add(i).read() }).collect())
+        Ok((0..count)
+            .map(|i| unsafe { self.0.add(i).read() })
+            .collect())
     }
 }
 
@@ -283,7 +287,9 @@ impl HostPtr {
             return Err(Error::value("the host pointer is null"));
         }
         if isize::try_from(len).is_err() {
-            return Err(Error::value(format!("{len} bytes of host memory cannot be")));
+            return Err(Error::value(format!(
+                "{len} bytes of host memory cannot be"
+            )));
         }
         Ok(())
     }
@@ -304,9 +310,18 @@ mod tests {
 
     #[test]
     fn null_arguments_are_errors() {
-        assert_eq!(Out::<u32>::NULL.set(1).unwrap_err().code, code::INVALID_VALUE);
-        assert_eq!(In::<u32>(std::ptr::null()).get().unwrap_err().code, code::INVALID_VALUE);
-        assert_eq!(Text(std::ptr::null()).get().unwrap_err().code, code::INVALID_VALUE);
+        assert_eq!(
+            Out::<u32>::NULL.set(1).unwrap_err().code,
+            code::INVALID_VALUE
+        );
+        assert_eq!(
+            In::<u32>(std::ptr::null()).get().unwrap_err().code,
+            code::INVALID_VALUE
+        );
+        assert_eq!(
+            Text(std::ptr::null()).get().unwrap_err().code,
+            code::INVALID_VALUE
+        );
         // SAFETY: null is allowed.
         let (none, some) = unsafe {
             let null = In::<u32>(std::ptr::null());

@@ -92,7 +92,11 @@ impl Function {
             MAX_DYNAMIC_SHARED_SIZE => self.dynamic_shared_limit(),
             PREFERRED_CARVEOUT => return Ok(self.carveout.load(Relaxed)),
             CLUSTER_SIZE_MUST_BE_SET..=CLUSTER_SCHEDULING_POLICY => 0,
-            _ => return Err(Error::value(format!("{attribute} is no function attribute"))),
+            _ => {
+                return Err(Error::value(format!(
+                    "{attribute} is no function attribute"
+                )));
+            }
         };
         i32::try_from(value).map_err(|_| Error::value(format!("{value} does not fit an int")))
     }
@@ -119,13 +123,15 @@ impl Function {
                 self.carveout.store(value, Relaxed);
                 Ok(())
             }
-            PREFERRED_CARVEOUT => {
-                Err(Error::value(format!("a carveout of {value} is not within -1 and 100 percent")))
-            }
+            PREFERRED_CARVEOUT => Err(Error::value(format!(
+                "a carveout of {value} is not within -1 and 100 percent"
+            ))),
             CLUSTER_SIZE_MUST_BE_SET..=CLUSTER_SCHEDULING_POLICY => {
                 Err(Error::unsupported("clusters are not emulated"))
             }
-            _ => Err(Error::value(format!("function attribute {attribute} cannot be set"))),
+            _ => Err(Error::value(format!(
+                "function attribute {attribute} cannot be set"
+            ))),
         }
     }
 }
@@ -216,17 +222,23 @@ pub(super) extern "C" fn cuFuncSetSharedMemConfig(handle: Handle, _preference: i
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuFuncGetModule(out: Out<Handle>, handle: Handle) -> CUresult {
-    call("cuFuncGetModule", || out.set(function(handle)?.1.module.handle))
+    call("cuFuncGetModule", || {
+        out.set(function(handle)?.1.module.handle)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuKernelGetLibrary(out: Out<Handle>, handle: Handle) -> CUresult {
-    call("cuKernelGetLibrary", || out.set(function(handle)?.1.module.handle))
+    call("cuKernelGetLibrary", || {
+        out.set(function(handle)?.1.module.handle)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuKernelGetFunction(out: Out<Handle>, handle: Handle) -> CUresult {
-    call("cuKernelGetFunction", || out.set(function(handle)?.1.handle))
+    call("cuKernelGetFunction", || {
+        out.set(function(handle)?.1.handle)
+    })
 }
 
 /// The name lasts as long as the function.
@@ -246,12 +258,7 @@ pub(super) extern "C" fn cuKernelGetName(name: Out<*const c_char>, handle: Handl
     call("cuKernelGetName", || give_name(&name, handle))
 }
 
-fn parameter(
-    handle: Handle,
-    index: usize,
-    offset: &Out<usize>,
-    size: &Out<usize>,
-) -> Result<()> {
+fn parameter(handle: Handle, index: usize, offset: &Out<usize>, size: &Out<usize>) -> Result<()> {
     let (_, function) = function(handle)?;
     let parameters = &function.kernel()?.params;
     let parameter = parameters.get(index).ok_or_else(|| {
@@ -270,7 +277,9 @@ pub(super) extern "C" fn cuFuncGetParamInfo(
     offset: Out<usize>,
     size: Out<usize>,
 ) -> CUresult {
-    call("cuFuncGetParamInfo", || parameter(handle, index, &offset, &size))
+    call("cuFuncGetParamInfo", || {
+        parameter(handle, index, &offset, &size)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -280,7 +289,9 @@ pub(super) extern "C" fn cuKernelGetParamInfo(
     offset: Out<usize>,
     size: Out<usize>,
 ) -> CUresult {
-    call("cuKernelGetParamInfo", || parameter(handle, index, &offset, &size))
+    call("cuKernelGetParamInfo", || {
+        parameter(handle, index, &offset, &size)
+    })
 }
 
 fn parameter_count(handle: Handle) -> Result<usize> {
@@ -289,12 +300,16 @@ fn parameter_count(handle: Handle) -> Result<usize> {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuFuncGetParamCount(handle: Handle, count: Out<usize>) -> CUresult {
-    call("cuFuncGetParamCount", || count.set(parameter_count(handle)?))
+    call("cuFuncGetParamCount", || {
+        count.set(parameter_count(handle)?)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuKernelGetParamCount(handle: Handle, count: Out<usize>) -> CUresult {
-    call("cuKernelGetParamCount", || count.set(parameter_count(handle)?))
+    call("cuKernelGetParamCount", || {
+        count.set(parameter_count(handle)?)
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -60,7 +60,9 @@ fn instantiate(out: &Out<Handle>, graph: Handle, flags: u64) -> Result<()> {
         return Err(Error::value(text));
     }
     if flags & DEVICE_LAUNCH != 0 {
-        return Err(Error::unsupported("launching a graph from the device is not emulated"));
+        return Err(Error::unsupported(
+            "launching a graph from the device is not emulated",
+        ));
     }
     let work = graph.nodes.iter().map(|node| node.work.clone()).collect();
     out.set(driver.executables.insert(|_| Executable { work, flags }).0)
@@ -72,7 +74,9 @@ pub(super) extern "C" fn cuGraphInstantiateWithFlags(
     graph: Handle,
     flags: u64,
 ) -> CUresult {
-    call("cuGraphInstantiateWithFlags", || instantiate(&out, graph, flags))
+    call("cuGraphInstantiateWithFlags", || {
+        instantiate(&out, graph, flags)
+    })
 }
 
 /// The log stays untouched: an instantiation that fails says why through `cuGetErrorString`.
@@ -121,12 +125,16 @@ pub(super) extern "C" fn cuGraphInstantiateWithParams(
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGraphExecGetFlags(executable: Handle, flags: Out<u64>) -> CUresult {
-    call("cuGraphExecGetFlags", || flags.set(driver()?.executables.get(executable)?.flags))
+    call("cuGraphExecGetFlags", || {
+        flags.set(driver()?.executables.get(executable)?.flags)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGraphExecDestroy(executable: Handle) -> CUresult {
-    call("cuGraphExecDestroy", || driver()?.executables.remove(executable).map(drop))
+    call("cuGraphExecDestroy", || {
+        driver()?.executables.remove(executable).map(drop)
+    })
 }
 
 /// Does the work of the graph, node by node, and stops at the first that fails.
@@ -142,13 +150,19 @@ pub(super) extern "C" fn cuGraphLaunch(executable: Handle, stream: Handle) -> CU
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGraphUpload(executable: Handle, stream: Handle) -> CUresult {
     call("cuGraphUpload", || {
-        current_stream(stream)?.0.executables.get(executable).map(drop)
+        current_stream(stream)?
+            .0
+            .executables
+            .get(executable)
+            .map(drop)
     })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGraphDestroy(graph: Handle) -> CUresult {
-    call("cuGraphDestroy", || driver()?.graphs.remove(graph).map(drop))
+    call("cuGraphDestroy", || {
+        driver()?.graphs.remove(graph).map(drop)
+    })
 }
 
 /// The copy has nodes of its own only by name: a graph does not change, so they are shared.
@@ -197,8 +211,15 @@ pub(super) extern "C" fn cuGraphGetRootNodes(
 ) -> CUresult {
     call("cuGraphGetRootNodes", || {
         let graph = driver()?.graphs.get(graph)?;
-        let roots = graph.nodes.iter().filter(|node| node.dependencies.is_empty());
-        give_list(&roots.map(|node| node.handle).collect::<Vec<_>>(), &nodes, &count)
+        let roots = graph
+            .nodes
+            .iter()
+            .filter(|node| node.dependencies.is_empty());
+        give_list(
+            &roots.map(|node| node.handle).collect::<Vec<_>>(),
+            &nodes,
+            &count,
+        )
     })
 }
 
@@ -265,7 +286,9 @@ fn node(handle: Handle) -> Result<Node> {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGraphNodeGetType(handle: Handle, kind: Out<u32>) -> CUresult {
-    call("cuGraphNodeGetType", || kind.set(node(handle)?.work.node_type()))
+    call("cuGraphNodeGetType", || {
+        kind.set(node(handle)?.work.node_type())
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -105,7 +105,11 @@ mod tests {
             assert_eq!(error.code, code::INVALID_HANDLE);
             assert!(error.text.contains("stream"), "{}", error.text);
         }
-        assert_ne!(streams.insert(|_| 0).0, a, "a handle is never given out again");
+        assert_ne!(
+            streams.insert(|_| 0).0,
+            a,
+            "a handle is never given out again"
+        );
     }
 
     #[test]

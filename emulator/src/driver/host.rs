@@ -44,7 +44,9 @@ impl Drop for Block {
 
 impl HostBlocks {
     fn allocate(&self, context: Handle, bytes: usize, flags: u32) -> Result<*mut c_void> {
-        let layout = Layout::from_size_align(bytes, PAGE).ok().filter(|_| bytes > 0);
+        let layout = Layout::from_size_align(bytes, PAGE)
+            .ok()
+            .filter(|_| bytes > 0);
         let layout = layout
             .ok_or_else(|| Error::value(format!("{bytes} bytes of host memory cannot be")))?;
         // SAFETY: the layout has a size above 0.
@@ -96,7 +98,9 @@ impl HostBlocks {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuMemAllocHost_v2(out: Out<*mut c_void>, bytes: usize) -> CUresult {
-    call("cuMemAllocHost", || allocate("cuMemAllocHost", &out, bytes, 0))
+    call("cuMemAllocHost", || {
+        allocate("cuMemAllocHost", &out, bytes, 0)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -105,7 +109,9 @@ pub(super) extern "C" fn cuMemHostAlloc(
     bytes: usize,
     flags: u32,
 ) -> CUresult {
-    call("cuMemHostAlloc", || allocate("cuMemHostAlloc", &out, bytes, flags))
+    call("cuMemHostAlloc", || {
+        allocate("cuMemHostAlloc", &out, bytes, flags)
+    })
 }
 
 fn allocate(name: &str, out: &Out<*mut c_void>, bytes: usize, flags: u32) -> Result<()> {
@@ -133,7 +139,10 @@ pub(super) extern "C" fn cuMemHostRegister_v2(
     call("cuMemHostRegister", || {
         let (driver, context) = current()?;
         if pointer.address() == 0 || bytes == 0 || pointer.address().checked_add(bytes).is_none() {
-            let text = format!("{bytes} bytes at {:#x} cannot be registered", pointer.address());
+            let text = format!(
+                "{bytes} bytes at {:#x} cannot be registered",
+                pointer.address()
+            );
             return Err(Error::value(text));
         }
         let last = pointer.address() + bytes - 1;
@@ -184,7 +193,9 @@ pub(super) extern "C" fn cuMemHostGetFlags(flags: Out<u32>, pointer: HostPtr) ->
         let blocks = lock(&driver.host.0);
         let block = blocks.get(&pointer.address()).ok_or_else(|| {
             let address = pointer.address();
-            Error::value(format!("{address:#x} is not the start of pinned memory that is alive"))
+            Error::value(format!(
+                "{address:#x} is not the start of pinned memory that is alive"
+            ))
         })?;
         flags.set(block.flags)
     })

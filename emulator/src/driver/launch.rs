@@ -60,9 +60,10 @@ impl Launch {
         let shared =
             u64::from(self.function.kernel()?.static_shared) + u64::from(self.dynamic_shared);
         let device = &driver.device;
-        let most = u64::from(device.multiprocessors)
-            * u64::from(resident_blocks(device, threads, shared));
-        let blocks = (self.grid.iter()).fold(1u64, |product, n| product.saturating_mul((*n).into()));
+        let most =
+            u64::from(device.multiprocessors) * u64::from(resident_blocks(device, threads, shared));
+        let blocks =
+            (self.grid.iter()).fold(1u64, |product, n| product.saturating_mul((*n).into()));
         if blocks <= most {
             return Ok(());
         }
@@ -97,7 +98,9 @@ unsafe fn parameters(
         (true, true) if kernel.params.is_empty() => {}
         (true, true) => {
             let (name, count) = (&kernel.name, kernel.params.len());
-            return Err(Error::value(format!("{name} has {count} parameters, none were given")));
+            return Err(Error::value(format!(
+                "{name} has {count} parameters, none were given"
+            )));
         }
         (false, true) => {
             // SAFETY: there is a pointer for each parameter (this function's contract).
@@ -148,11 +151,17 @@ unsafe fn buffer<'a>(extra: &In<HostPtr>) -> Result<&'a [u8]> {
             POINTER => pointer = Some(value),
             // SAFETY: the value of this key points to a `size_t`.
             SIZE => size = Some(unsafe { In::<usize>::from_pointer(value) }.get()?),
-            other => return Err(Error::value(format!("{other} is no key of launch parameters"))),
+            other => {
+                return Err(Error::value(format!(
+                    "{other} is no key of launch parameters"
+                )));
+            }
         }
     }
     let (Some(pointer), Some(size)) = (pointer, size) else {
-        return Err(Error::value("the launch parameters lack their buffer or its size"));
+        return Err(Error::value(
+            "the launch parameters lack their buffer or its size",
+        ));
     };
     // SAFETY: the list says that the buffer has this size.
     unsafe { pointer.bytes(size) }

@@ -39,8 +39,8 @@ impl<T> Log<T> {
     fn take(&self, scope: Scope) -> Vec<T> {
         let mut entries = lock(&self.0);
         let own = thread::current().id();
-        let (taken, left) = (entries.drain(..))
-            .partition(|(thread, _)| scope == Scope::Process || *thread == own);
+        let (taken, left) =
+            (entries.drain(..)).partition(|(thread, _)| scope == Scope::Process || *thread == own);
         *entries = left;
         let taken: VecDeque<(ThreadId, T)> = taken;
         taken.into_iter().map(|(_, entry)| entry).collect()

@@ -109,7 +109,10 @@ impl Driver {
             return Ok(());
         }
         let mut notes = lock(&self.allocations.0);
-        let starts = self.memory.extent(address).is_some_and(|(base, _)| base == address);
+        let starts = self
+            .memory
+            .extent(address)
+            .is_some_and(|(base, _)| base == address);
         if starts && !notes.live.contains_key(&address) {
             let text = format!("{address:#x} was not given out by an allocating call");
             return Err(Error::value(text));
@@ -149,7 +152,9 @@ pub(super) extern "C" fn cuMemAllocPitch_v2(
         let row = width.checked_next_multiple_of(PITCH);
         let bytes = row.and_then(|row| row.checked_mul(height));
         let (Some(row), Some(bytes)) = (row, bytes) else {
-            return Err(Error::value(format!("{height} rows of {width} bytes overflow")));
+            return Err(Error::value(format!(
+                "{height} rows of {width} bytes overflow"
+            )));
         };
         pitch.set(row)?;
         out.set(driver.allocate(context.handle, None, bytes)?)

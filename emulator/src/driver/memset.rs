@@ -27,13 +27,7 @@ impl Fill {
         Fill::rows(address, 0, value, width, 1)
     }
 
-    fn rows(
-        address: CUdeviceptr,
-        pitch: usize,
-        bytes: &[u8],
-        width: usize,
-        height: usize,
-    ) -> Fill {
+    fn rows(address: CUdeviceptr, pitch: usize, bytes: &[u8], width: usize, height: usize) -> Fill {
         let mut value = [0; 4];
         value[..bytes.len()].copy_from_slice(bytes);
         Fill {
@@ -88,12 +82,10 @@ fn fill(fill: Fill, stream: Handle) -> Result<()> {
 }
 
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn cuMemsetD8_v2(
-    address: CUdeviceptr,
-    value: u8,
-    count: usize,
-) -> CUresult {
-    call("cuMemsetD8", || fill(Fill::row(address, &value.to_le_bytes(), count), 0))
+pub(super) extern "C" fn cuMemsetD8_v2(address: CUdeviceptr, value: u8, count: usize) -> CUresult {
+    call("cuMemsetD8", || {
+        fill(Fill::row(address, &value.to_le_bytes(), count), 0)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -103,7 +95,9 @@ pub(super) extern "C" fn cuMemsetD8Async(
     count: usize,
     stream: Handle,
 ) -> CUresult {
-    call("cuMemsetD8Async", || fill(Fill::row(address, &value.to_le_bytes(), count), stream))
+    call("cuMemsetD8Async", || {
+        fill(Fill::row(address, &value.to_le_bytes(), count), stream)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -112,7 +106,9 @@ pub(super) extern "C" fn cuMemsetD16_v2(
     value: u16,
     count: usize,
 ) -> CUresult {
-    call("cuMemsetD16", || fill(Fill::row(address, &value.to_le_bytes(), count), 0))
+    call("cuMemsetD16", || {
+        fill(Fill::row(address, &value.to_le_bytes(), count), 0)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -122,7 +118,9 @@ pub(super) extern "C" fn cuMemsetD16Async(
     count: usize,
     stream: Handle,
 ) -> CUresult {
-    call("cuMemsetD16Async", || fill(Fill::row(address, &value.to_le_bytes(), count), stream))
+    call("cuMemsetD16Async", || {
+        fill(Fill::row(address, &value.to_le_bytes(), count), stream)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -131,7 +129,9 @@ pub(super) extern "C" fn cuMemsetD32_v2(
     value: u32,
     count: usize,
 ) -> CUresult {
-    call("cuMemsetD32", || fill(Fill::row(address, &value.to_le_bytes(), count), 0))
+    call("cuMemsetD32", || {
+        fill(Fill::row(address, &value.to_le_bytes(), count), 0)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -141,7 +141,9 @@ pub(super) extern "C" fn cuMemsetD32Async(
     count: usize,
     stream: Handle,
 ) -> CUresult {
-    call("cuMemsetD32Async", || fill(Fill::row(address, &value.to_le_bytes(), count), stream))
+    call("cuMemsetD32Async", || {
+        fill(Fill::row(address, &value.to_le_bytes(), count), stream)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -153,7 +155,10 @@ pub(super) extern "C" fn cuMemsetD2D8_v2(
     height: usize,
 ) -> CUresult {
     call("cuMemsetD2D8", || {
-        fill(Fill::rows(address, pitch, &value.to_le_bytes(), width, height), 0)
+        fill(
+            Fill::rows(address, pitch, &value.to_le_bytes(), width, height),
+            0,
+        )
     })
 }
 
@@ -167,7 +172,10 @@ pub(super) extern "C" fn cuMemsetD2D8Async(
     stream: Handle,
 ) -> CUresult {
     call("cuMemsetD2D8Async", || {
-        fill(Fill::rows(address, pitch, &value.to_le_bytes(), width, height), stream)
+        fill(
+            Fill::rows(address, pitch, &value.to_le_bytes(), width, height),
+            stream,
+        )
     })
 }
 
@@ -180,7 +188,10 @@ pub(super) extern "C" fn cuMemsetD2D16_v2(
     height: usize,
 ) -> CUresult {
     call("cuMemsetD2D16", || {
-        fill(Fill::rows(address, pitch, &value.to_le_bytes(), width, height), 0)
+        fill(
+            Fill::rows(address, pitch, &value.to_le_bytes(), width, height),
+            0,
+        )
     })
 }
 
@@ -194,7 +205,10 @@ pub(super) extern "C" fn cuMemsetD2D16Async(
     stream: Handle,
 ) -> CUresult {
     call("cuMemsetD2D16Async", || {
-        fill(Fill::rows(address, pitch, &value.to_le_bytes(), width, height), stream)
+        fill(
+            Fill::rows(address, pitch, &value.to_le_bytes(), width, height),
+            stream,
+        )
     })
 }
 
@@ -207,7 +221,10 @@ pub(super) extern "C" fn cuMemsetD2D32_v2(
     height: usize,
 ) -> CUresult {
     call("cuMemsetD2D32", || {
-        fill(Fill::rows(address, pitch, &value.to_le_bytes(), width, height), 0)
+        fill(
+            Fill::rows(address, pitch, &value.to_le_bytes(), width, height),
+            0,
+        )
     })
 }
 
@@ -221,6 +238,9 @@ pub(super) extern "C" fn cuMemsetD2D32Async(
     stream: Handle,
 ) -> CUresult {
     call("cuMemsetD2D32Async", || {
-        fill(Fill::rows(address, pitch, &value.to_le_bytes(), width, height), stream)
+        fill(
+            Fill::rows(address, pitch, &value.to_le_bytes(), width, height),
+            stream,
+        )
     })
 }

@@ -282,7 +282,9 @@ pub(super) extern "C" fn cuModuleGetGlobal_v2(
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuModuleGetFunctionCount(count: Out<u32>, module: Handle) -> CUresult {
-    call("cuModuleGetFunctionCount", || count.set(kernel_count(&*driver()?, module)?))
+    call("cuModuleGetFunctionCount", || {
+        count.set(kernel_count(&*driver()?, module)?)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -291,7 +293,9 @@ pub(super) extern "C" fn cuModuleEnumerateFunctions(
     count: u32,
     module: Handle,
 ) -> CUresult {
-    call("cuModuleEnumerateFunctions", || enumerate(&functions, count, module))
+    call("cuModuleEnumerateFunctions", || {
+        enumerate(&functions, count, module)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -367,7 +371,10 @@ pub(super) extern "C" fn cuLibraryUnload(library: Handle) -> CUresult {
     call("cuLibraryUnload", || {
         let driver = driver()?;
         if driver.modules.get(library)?.context.is_some() {
-            return Err(Error::new(code::INVALID_HANDLE, "this is a module, not a library"));
+            return Err(Error::new(
+                code::INVALID_HANDLE,
+                "this is a module, not a library",
+            ));
         }
         driver.unload(&*driver.modules.remove(library)?);
         Ok(())
@@ -399,7 +406,9 @@ pub(super) extern "C" fn cuLibraryEnumerateKernels(
     count: u32,
     library: Handle,
 ) -> CUresult {
-    call("cuLibraryEnumerateKernels", || enumerate(&kernels, count, library))
+    call("cuLibraryEnumerateKernels", || {
+        enumerate(&kernels, count, library)
+    })
 }
 
 #[unsafe(no_mangle)]

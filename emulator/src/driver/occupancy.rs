@@ -29,10 +29,14 @@ pub(super) fn resident_blocks(device: &Device, threads: u64, shared: u64) -> u32
     {
         return 0;
     }
-    let by_threads = u64::from(device.max_threads_per_multiprocessor) / threads.next_multiple_of(warp);
-    let per_block = shared.next_multiple_of(SHARED_GRANULE) + u64::from(device.shared_reserved_per_block);
+    let by_threads =
+        u64::from(device.max_threads_per_multiprocessor) / threads.next_multiple_of(warp);
+    let per_block =
+        shared.next_multiple_of(SHARED_GRANULE) + u64::from(device.shared_reserved_per_block);
     let by_shared = u64::from(device.shared_per_multiprocessor) / per_block;
-    let most = by_threads.min(by_shared).min(device.max_blocks_per_multiprocessor.into());
+    let most = by_threads
+        .min(by_shared)
+        .min(device.max_blocks_per_multiprocessor.into());
     most as u32 // at most `max_blocks_per_multiprocessor`
 }
 
@@ -76,10 +80,13 @@ pub(super) extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     dynamic_shared: usize,
     _flags: u32,
 ) -> CUresult {
-    call("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags", || {
-        let (driver, function) = function(handle)?;
-        count.set(blocks(&driver, &function, threads, dynamic_shared)? as i32)
-    })
+    call(
+        "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags",
+        || {
+            let (driver, function) = function(handle)?;
+            count.set(blocks(&driver, &function, threads, dynamic_shared)? as i32)
+        },
+    )
 }
 
 #[unsafe(no_mangle)]
@@ -114,11 +121,19 @@ fn best_block(
     let (driver, function) = function(handle)?;
     let device = &driver.device;
     let own = function.kernel()?.max_threads;
-    let most = own.map_or(device.max_threads_per_block, |own| own.min(device.max_threads_per_block));
-    let most = u32::try_from(limit).ok().filter(|n| *n > 0).map_or(most, |n| n.min(most));
+    let most = own.map_or(device.max_threads_per_block, |own| {
+        own.min(device.max_threads_per_block)
+    });
+    let most = u32::try_from(limit)
+        .ok()
+        .filter(|n| *n > 0)
+        .map_or(most, |n| n.min(most));
     let mut best = (0, 0, 0); // resident threads, threads of a block, blocks
     // From the largest down, so that among equals the largest block wins.
-    for threads in (1..=most).rev().filter(|n| n % device.warp_size == 0 || *n == most) {
+    for threads in (1..=most)
+        .rev()
+        .filter(|n| n % device.warp_size == 0 || *n == most)
+    {
         let count = blocks(&driver, &function, threads as i32, shared(threads as i32))?;
         if count * threads > best.0 {
             best = (count * threads, threads, count);
@@ -180,7 +195,10 @@ pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
         let (driver, function) = function(handle)?;
         let config = config.get()?;
         config.check_attributes()?;
-        let threads = config.block.iter().fold(1u32, |product, n| product.saturating_mul(*n));
+        let threads = config
+            .block
+            .iter()
+            .fold(1u32, |product, n| product.saturating_mul(*n));
         let threads = i32::try_from(threads).unwrap_or(i32::MAX);
         let per = blocks(&driver, &function, threads, config.dynamic_shared as usize)?;
         count.set((per * driver.device.multiprocessors) as i32)

@@ -82,9 +82,10 @@ impl Target {
             (POOL, Target::Device { pool, .. }) => Value::Pointer(*pool),
             (ALLOWED_HANDLE_TYPES, _) => Value::Long(0),
             (MAPPED, Target::Device { .. }) => Value::Number(1),
-            (SYNC_MEMOPS | IS_MANAGED | DEVICE_ORDINAL | IPC_CAPABLE | RDMA_CAPABLE | MAPPED, _) => {
-                Value::Number(0)
-            }
+            (
+                SYNC_MEMOPS | IS_MANAGED | DEVICE_ORDINAL | IPC_CAPABLE | RDMA_CAPABLE | MAPPED,
+                _,
+            ) => Value::Number(0),
             _ => return None,
         };
         Some(value)
@@ -96,7 +97,10 @@ impl Value {
     /// As for `cuPointerGetAttribute`: `out` is null or takes the attribute's type.
     unsafe fn give(&self, attribute: u32, out: &Out<c_void>) -> Result<()> {
         // The boolean attributes are documented with different types: a byte is all that each has.
-        let is_flag = matches!(attribute, IS_MANAGED | IPC_CAPABLE | MAPPED | RDMA_CAPABLE | SYNC_MEMOPS);
+        let is_flag = matches!(
+            attribute,
+            IS_MANAGED | IPC_CAPABLE | MAPPED | RDMA_CAPABLE | SYNC_MEMOPS
+        );
         // SAFETY: this function's contract, for each type in turn.
         unsafe {
             match *self {
@@ -160,7 +164,9 @@ pub(super) extern "C" fn cuPointerGetAttributes(
             if !(CONTEXT..=POOL).contains(&attribute) {
                 return Err(Error::value(format!("{attribute} is no pointer attribute")));
             }
-            let value = target.as_ref().and_then(|target| target.attribute(attribute, address));
+            let value = target
+                .as_ref()
+                .and_then(|target| target.attribute(attribute, address));
             let value = value.unwrap_or_else(|| Value::none(attribute));
             // SAFETY: C passes a pointer to each attribute's type.
             unsafe { value.give(attribute, &Out::from_address(out)) }?;
@@ -179,7 +185,9 @@ pub(super) extern "C" fn cuPointerSetAttribute(
     call("cuPointerSetAttribute", || {
         let (driver, context) = current()?;
         if attribute != SYNC_MEMOPS {
-            return Err(Error::value(format!("pointer attribute {attribute} cannot be set")));
+            return Err(Error::value(format!(
+                "pointer attribute {attribute} cannot be set"
+            )));
         }
         match Target::find(&driver, context.handle, address) {
             Some(Target::Device { .. }) => Ok(()),

@@ -71,7 +71,9 @@ pub(super) extern "C" fn cuMemPoolCreate(out: Out<Handle>, properties: In<Proper
         let properties = properties.get()?;
         properties.location.check()?;
         if properties.handle_kinds != 0 {
-            return Err(Error::unsupported("memory pools cannot be shared between processes"));
+            return Err(Error::unsupported(
+                "memory pools cannot be shared between processes",
+            ));
         }
         out.set(driver.pools.insert(|_| Pool::default()).0)
     })

@@ -174,14 +174,30 @@ mod tests {
     #[test]
     fn bad_values_are_named() {
         for (name, value, expected) in [
-            ("CUDA_EMULATOR_ARCH", "sm_70", "no emulated device `sm_70`; there are sm_80"),
+            (
+                "CUDA_EMULATOR_ARCH",
+                "sm_70",
+                "no emulated device `sm_70`; there are sm_80",
+            ),
             ("CUDA_EMULATOR_THREADS", "0", "at least one thread"),
-            ("CUDA_EMULATOR_THREADS", "two", "CUDA_EMULATOR_THREADS=two is no number"),
-            ("CUDA_EMULATOR_MEMORY", "8G", "CUDA_EMULATOR_MEMORY=8G is no number"),
+            (
+                "CUDA_EMULATOR_THREADS",
+                "two",
+                "CUDA_EMULATOR_THREADS=two is no number",
+            ),
+            (
+                "CUDA_EMULATOR_MEMORY",
+                "8G",
+                "CUDA_EMULATOR_MEMORY=8G is no number",
+            ),
             ("CUDA_EMULATOR_SCHEDULE", "fair", "schedule `fair`"),
         ] {
             let error = environment(&[(name, value)]).unwrap_err();
-            assert!(error.text.contains(expected), "{name}={value}: {}", error.text);
+            assert!(
+                error.text.contains(expected),
+                "{name}={value}: {}",
+                error.text
+            );
         }
     }
 

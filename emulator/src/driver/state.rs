@@ -55,7 +55,10 @@ pub(super) fn init() -> Result<()> {
 /// The driver.
 pub(super) fn driver() -> Result<Arc<Driver>> {
     (read(&DRIVER).clone()).ok_or_else(|| {
-        Error::new(code::NOT_INITIALIZED, "call cuInit before any other driver function")
+        Error::new(
+            code::NOT_INITIALIZED,
+            "call cuInit before any other driver function",
+        )
     })
 }
 
@@ -99,5 +102,56 @@ impl Driver {
             default_pool,
             current_pool: Mutex::new(default_pool),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::{cuDevicePrimaryCtxRelease_v2, cuDevicePrimaryCtxRetain};
+    use super::super::device::{cuDeviceGetCount, cuInit};
+    use super::super::ffi::Out;
+    use super::super::settings::{Settings, configure};
+    use super::*;
+
+    /// The only unit test that starts the driver of the process.
+    #[test]
+    fn the_device_can_change_while_nothing_is_alive_on_it() {
+        let pose = |arch: &str, memory| {
+            configure(&Settings {
+                arch: Some(arch.to_owned()),
+                memory,
+                ..Settings::default()
+            })
+        };
+        let mut count = 0;
+        assert_eq!(cuDeviceGetCount(Out::to(&mut count)), code::NOT_INITIALIZED);
+        pose("sm_90", Some(1 << 20)).unwrap();
+        assert_eq!(cuInit(1), code::INVALID_VALUE);
+        assert_eq!(cuInit(0), code::SUCCESS);
+        assert_eq!(cuDeviceGetCount(Out::to(&mut count)), code::SUCCESS);
+        let present = || driver().unwrap().device.clone();
+        assert_eq!((present().arch(), present().total_memory), (90, 1 << 20));
+
+        let mut context = 0;
+        for _ in 0..2 {
+            assert_eq!(
+                cuDevicePrimaryCtxRetain(Out::to(&mut context), 0),
+                code::SUCCESS
+            );
+        }
+        for left in [1, 0] {
+            let refused = pose("sm_80", None).unwrap_err();
+            assert_eq!(
+                refused.code,
+                code::NOT_PERMITTED,
+                "{left}: {}",
+                refused.text
+            );
+            pose("sm_90", None).unwrap();
+            assert_eq!(cuDevicePrimaryCtxRelease_v2(0), code::SUCCESS);
+        }
+        assert_eq!(cuDevicePrimaryCtxRelease_v2(0), code::INVALID_CONTEXT);
+        pose("sm_80", None).unwrap();
+        assert_eq!((present().arch(), present().total_memory), (80, 1 << 20));
     }
 }

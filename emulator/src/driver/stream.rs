@@ -97,7 +97,9 @@ pub(super) extern "C" fn cuStreamCreateWithPriority(
     flags: u32,
     priority: i32,
 ) -> CUresult {
-    call("cuStreamCreateWithPriority", || create(&out, flags, priority))
+    call("cuStreamCreateWithPriority", || {
+        create(&out, flags, priority)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -124,7 +126,9 @@ fn settle(name: &str, handle: Handle) -> Result<()> {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuStreamSynchronize(handle: Handle) -> CUresult {
-    call("cuStreamSynchronize", || settle("cuStreamSynchronize", handle))
+    call("cuStreamSynchronize", || {
+        settle("cuStreamSynchronize", handle)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -134,22 +138,30 @@ pub(super) extern "C" fn cuStreamQuery(handle: Handle) -> CUresult {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuStreamGetFlags(handle: Handle, flags: Out<u32>) -> CUresult {
-    call("cuStreamGetFlags", || flags.set(current_stream(handle)?.1.flags))
+    call("cuStreamGetFlags", || {
+        flags.set(current_stream(handle)?.1.flags)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuStreamGetPriority(handle: Handle, priority: Out<i32>) -> CUresult {
-    call("cuStreamGetPriority", || priority.set(current_stream(handle)?.1.priority))
+    call("cuStreamGetPriority", || {
+        priority.set(current_stream(handle)?.1.priority)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuStreamGetId(handle: Handle, id: Out<u64>) -> CUresult {
-    call("cuStreamGetId", || id.set(current_stream(handle)?.1.handle as u64))
+    call("cuStreamGetId", || {
+        id.set(current_stream(handle)?.1.handle as u64)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuStreamGetCtx(handle: Handle, context: Out<Handle>) -> CUresult {
-    call("cuStreamGetCtx", || context.set(current_stream(handle)?.1.context))
+    call("cuStreamGetCtx", || {
+        context.set(current_stream(handle)?.1.context)
+    })
 }
 
 #[unsafe(no_mangle)]

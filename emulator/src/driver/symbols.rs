@@ -265,7 +265,10 @@ fn find(symbol: &Text, version: i32, out: &Out<*mut c_void>, status: &Out<u32>) 
     out.set(found.unwrap_or(std::ptr::null_mut()))?;
     match found {
         Some(_) => Ok(()),
-        None => Err(Error::new(code::NOT_FOUND, format!("the driver has no `{symbol}`"))),
+        None => Err(Error::new(
+            code::NOT_FOUND,
+            format!("the driver has no `{symbol}`"),
+        )),
     }
 }
 
@@ -277,7 +280,9 @@ pub(super) extern "C" fn cuGetProcAddress(
     version: i32,
     _flags: u64,
 ) -> CUresult {
-    call("cuGetProcAddress", || find(&symbol, version, &out, &Out::NULL))
+    call("cuGetProcAddress", || {
+        find(&symbol, version, &out, &Out::NULL)
+    })
 }
 
 /// As [`cuGetProcAddress`]; a symbol that is not there is told by the status, if that is wanted.
@@ -326,7 +331,11 @@ mod tests {
             ("", 13_000, None),
         ];
         for (symbol, version, expected) in cases {
-            assert_eq!(lookup(symbol, version), expected.and_then(address), "{symbol} {version}");
+            assert_eq!(
+                lookup(symbol, version),
+                expected.and_then(address),
+                "{symbol} {version}"
+            );
         }
     }
 

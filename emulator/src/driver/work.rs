@@ -90,7 +90,7 @@ pub(super) fn submit_host(
     function: Option<HostFunction>,
     argument: HostPtr,
 ) -> Result<()> {
-    let function = function
-        .ok_or_else(|| Error::new(code::INVALID_VALUE, "the host function is null"))?;
+    let function =
+        function.ok_or_else(|| Error::new(code::INVALID_VALUE, "the host function is null"))?;
     submit(driver, context, stream, Work::Host(function, argument))
 }

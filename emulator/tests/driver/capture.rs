@@ -60,12 +60,20 @@ fn a_graph_repeats_what_was_captured() {
     let graph = end(&stream).unwrap();
     let none = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     assert_eq!(stream.capture_status(), Ok(none));
-    assert_eq!(stream.clone_dtoh(&sum).unwrap(), [0.0; 100], "nothing ran yet");
+    assert_eq!(
+        stream.clone_dtoh(&sum).unwrap(),
+        [0.0; 100],
+        "nothing ran yet"
+    );
     graph.upload().unwrap();
     graph.launch().unwrap();
     graph.launch().unwrap();
     let copy = stream.clone_dtoh(&copy).unwrap();
-    assert_eq!((copy[0], copy[99]), (1.0, 2.0), "the second run saw the memset of the first");
+    assert_eq!(
+        (copy[0], copy[99]),
+        (1.0, 2.0),
+        "the second run saw the memset of the first"
+    );
     stream.memset_zeros(&mut sum).unwrap();
     graph.launch().unwrap();
     assert_eq!(stream.clone_dtoh(&sum).unwrap()[99], 1.0);
@@ -77,13 +85,21 @@ fn shape(graph: &CudaGraph) -> (Vec<CUgraphNodeType>, usize) {
     let (mut count, mut roots) = (0, 0);
     // SAFETY: null arrays ask for the numbers; then the array has as many elements.
     unsafe {
-        sys::cuGraphGetNodes(graph, null_mut(), &raw mut count).result().unwrap();
+        sys::cuGraphGetNodes(graph, null_mut(), &raw mut count)
+            .result()
+            .unwrap();
         let mut nodes = vec![null_mut(); count];
-        sys::cuGraphGetNodes(graph, nodes.as_mut_ptr(), &raw mut count).result().unwrap();
-        sys::cuGraphGetRootNodes(graph, null_mut(), &raw mut roots).result().unwrap();
+        sys::cuGraphGetNodes(graph, nodes.as_mut_ptr(), &raw mut count)
+            .result()
+            .unwrap();
+        sys::cuGraphGetRootNodes(graph, null_mut(), &raw mut roots)
+            .result()
+            .unwrap();
         let kind = |node| {
             let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
-            sys::cuGraphNodeGetType(node, &raw mut kind).result().unwrap();
+            sys::cuGraphNodeGetType(node, &raw mut kind)
+                .result()
+                .unwrap();
             kind
         };
         (nodes.into_iter().map(kind).collect(), roots)
@@ -115,7 +131,9 @@ fn streams_fork_and_join_by_events() {
         let (from, to) = (from.as_mut_ptr(), to.as_mut_ptr());
         let data = null_mut();
         let graph = graph.cu_graph();
-        sys::cuGraphGetEdges_v2(graph, from, to, data, &raw mut edges).result().unwrap();
+        sys::cuGraphGetEdges_v2(graph, from, to, data, &raw mut edges)
+            .result()
+            .unwrap();
     }
     assert_eq!(edges, 2);
     assert_eq!(to[0], to[1], "both lead to the sum");
@@ -138,7 +156,10 @@ fn a_graph_within_a_capture_is_one_node() {
     inner.launch().unwrap();
     let outer = end(&stream).unwrap();
     drop(inner);
-    assert_eq!(shape(&outer), (vec![CUgraphNodeType::CU_GRAPH_NODE_TYPE_GRAPH], 1));
+    assert_eq!(
+        shape(&outer),
+        (vec![CUgraphNodeType::CU_GRAPH_NODE_TYPE_GRAPH], 1)
+    );
     outer.launch().unwrap();
     let data = stream.clone_dtoh(&data).unwrap();
     assert_eq!((&data[..8], &data[8..]), (&[0; 8][..], &[1; 8][..]));
@@ -160,14 +181,22 @@ fn a_fault_ends_a_replay() {
 
 /// Begins a capture, does something that it cannot hold, and checks that it is spoiled for good.
 #[track_caller]
-fn assert_spoils(code: CUresult, words: &str, act: impl FnOnce(&Arc<CudaStream>) -> Result<(), DriverError>) {
+fn assert_spoils(
+    code: CUresult,
+    words: &str,
+    act: impl FnOnce(&Arc<CudaStream>) -> Result<(), DriverError>,
+) {
     let context = untracked();
     let stream = context.new_stream().unwrap();
     let mut data = stream.clone_htod(&[1u8; 16]).unwrap();
     stream.begin_capture(LOCAL).unwrap();
     assert_error(act(&stream), code, words);
     let spoiled = CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-    assert_error(stream.memset_zeros(&mut data), spoiled, "was spoiled before");
+    assert_error(
+        stream.memset_zeros(&mut data),
+        spoiled,
+        "was spoiled before",
+    );
     assert_error(end(&stream), spoiled, words);
     stream.memset_zeros(&mut data).unwrap();
 }
@@ -175,7 +204,9 @@ fn assert_spoils(code: CUresult, words: &str, act: impl FnOnce(&Arc<CudaStream>)
 #[test]
 fn what_a_capture_cannot_hold_spoils_it() {
     let unsupported = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    assert_spoils(unsupported, "cuStreamSynchronize", |stream| stream.synchronize());
+    assert_spoils(unsupported, "cuStreamSynchronize", |stream| {
+        stream.synchronize()
+    });
     assert_spoils(unsupported, "cuMemAllocAsync", |stream| {
         stream.alloc_zeros::<u8>(4).map(drop)
     });
@@ -217,8 +248,16 @@ fn blocking_streams_do_not_capture_beside_stream_0() {
         (spoiling, ended)
     };
     let words = "stream 0 would wait for a stream that captures";
-    assert_error(spoiling, CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, words);
-    assert_error(ended, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, words);
+    assert_error(
+        spoiling,
+        CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+        words,
+    );
+    assert_error(
+        ended,
+        CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+        words,
+    );
     let result = context.default_stream().begin_capture(LOCAL);
     let code = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     assert_error(result, code, "stream 0 cannot capture");
@@ -260,10 +299,16 @@ fn flags_of_instantiation_are_checked() {
     for (flags, code) in [
         (device | free, CUresult::CUDA_ERROR_INVALID_VALUE),
         (device, CUresult::CUDA_ERROR_NOT_SUPPORTED),
-        (CUgraphInstantiate_flags(1 << 20), CUresult::CUDA_ERROR_INVALID_VALUE),
+        (
+            CUgraphInstantiate_flags(1 << 20),
+            CUresult::CUDA_ERROR_INVALID_VALUE,
+        ),
     ] {
         stream.begin_capture(LOCAL).unwrap();
-        assert_eq!(stream.end_capture(flags).err().map(|error| error.0), Some(code));
+        assert_eq!(
+            stream.end_capture(flags).err().map(|error| error.0),
+            Some(code)
+        );
     }
     stream.begin_capture(LOCAL).unwrap();
     assert!(stream.end_capture(free).unwrap().is_some());

@@ -39,7 +39,10 @@ fn add(len: usize, n: u32, blocks: u32) -> Result<Vec<f32>, DriverError> {
 #[test]
 fn a_kernel_computes_what_it_says() {
     let sum = add(1000, 1000, 16).unwrap();
-    assert!(sum.iter().enumerate().all(|(i, x)| *x == 3.0 * i as f32), "{sum:?}");
+    assert!(
+        sum.iter().enumerate().all(|(i, x)| *x == 3.0 * i as f32),
+        "{sum:?}"
+    );
 }
 
 #[test]
@@ -58,7 +61,10 @@ fn a_report_tells_what_a_launch_did() {
     let grids: Vec<_> = reports.iter().map(|report| report.grid[0]).collect();
     assert_eq!(grids, [1, 3], "oldest first");
     let report = &reports[0];
-    assert_eq!((report.kernel.as_str(), report.block), ("vector_add", [64, 1, 1]));
+    assert_eq!(
+        (report.kernel.as_str(), report.block),
+        ("vector_add", [64, 1, 1])
+    );
     assert_eq!(report.global_loads.bytes, 2 * 64 * 4);
     assert_eq!(report.global_stores.unique_bytes, 64 * 4);
     assert!(report.to_string().contains("vector_add"), "{report}");
@@ -84,12 +90,20 @@ fn a_fault_is_the_text_of_the_error() {
     take_thread_faults();
     // 64 numbers, the kernel is told 65.
     let result = add(64, 65, 2);
-    for words in ["kernel vector_add", "block (1, 0, 0), thread (0, 0, 0)", "ld.global.f32"] {
+    for words in [
+        "kernel vector_add",
+        "block (1, 0, 0), thread (0, 0, 0)",
+        "ld.global.f32",
+    ] {
         assert_error(result.clone(), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, words);
     }
     let faults = take_thread_faults();
     assert_eq!(faults.len(), 1);
-    assert!(faults[0].contains("past the 256-byte allocation"), "{}", faults[0]);
+    assert!(
+        faults[0].contains("past the 256-byte allocation"),
+        "{}",
+        faults[0]
+    );
 }
 
 #[test]
@@ -129,9 +143,8 @@ fn more_dynamic_shared_memory_must_be_asked_for() {
     let kernel = kernel(&context, "through_shared");
     let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     assert_eq!(kernel.get_attribute(most), Ok(48 * 1024));
-    let optin = (context.attribute(
-        sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-    ))
+    let optin = (context
+        .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN))
     .unwrap();
     assert_error(
         kernel.set_attribute(most, optin + 1),
@@ -153,12 +166,27 @@ fn raw(
     mut pointers: Option<[*mut c_void; 2]>,
     mut extra: Option<[*mut c_void; 5]>,
 ) -> Result<(), DriverError> {
-    let pointers = pointers.as_mut().map_or(null_mut(), |list| list.as_mut_ptr());
+    let pointers = pointers
+        .as_mut()
+        .map_or(null_mut(), |list| list.as_mut_ptr());
     let extra = extra.as_mut().map_or(null_mut(), |list| list.as_mut_ptr());
     // SAFETY: each form is null or holds what the kernel takes.
     unsafe {
         let function = kernel.cu_function();
-        sys::cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 128, null_mut(), pointers, extra).result()
+        sys::cuLaunchKernel(
+            function,
+            1,
+            1,
+            1,
+            32,
+            1,
+            1,
+            128,
+            null_mut(),
+            pointers,
+            extra,
+        )
+        .result()
     }
 }
 
@@ -177,7 +205,13 @@ fn parameters_may_come_as_a_buffer() {
     let list = |bytes: *mut usize| {
         // CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
         let [pointer, size, end] = [1, 2, 0].map(|key: usize| key as *mut c_void);
-        Some([pointer, (&raw const buffer).cast_mut().cast(), size, bytes.cast(), end])
+        Some([
+            pointer,
+            (&raw const buffer).cast_mut().cast(),
+            size,
+            bytes.cast(),
+            end,
+        ])
     };
     raw(&kernel, None, list(&raw mut bytes)).unwrap();
     assert_eq!(stream.clone_dtoh(&data).unwrap(), [5; 32]);
@@ -188,8 +222,16 @@ fn parameters_may_come_as_a_buffer() {
     assert_error(raw(&kernel, None, list(&raw mut bytes)), invalid, short);
     let (mut first, mut second) = (address, 6u32);
     let pointers = Some([(&raw mut first).cast(), (&raw mut second).cast()]);
-    assert_error(raw(&kernel, pointers, list(&raw mut bytes)), invalid, "only one");
-    assert_error(raw(&kernel, None, None), invalid, "2 parameters, none were given");
+    assert_error(
+        raw(&kernel, pointers, list(&raw mut bytes)),
+        invalid,
+        "only one",
+    );
+    assert_error(
+        raw(&kernel, None, None),
+        invalid,
+        "2 parameters, none were given",
+    );
     let missing = Some([(&raw mut first).cast(), null_mut()]);
     assert_error(raw(&kernel, missing, None), invalid, "parameter value");
     raw(&kernel, pointers, None).unwrap();
@@ -242,12 +284,29 @@ fn launch_attributes_are_obeyed_or_refused() {
         value
     };
     let number = |n| sys::CUlaunchAttributeValue { cooperative: n };
-    extended(&kernel, &data, Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, number(1)).unwrap();
+    extended(
+        &kernel,
+        &data,
+        Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+        number(1),
+    )
+    .unwrap();
     assert_eq!(stream.clone_dtoh(&data).unwrap(), [9; 32]);
     extended(&kernel, &data, Id::CU_LAUNCH_ATTRIBUTE_PRIORITY, number(-1)).unwrap();
-    extended(&kernel, &data, Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster(1)).unwrap();
+    extended(
+        &kernel,
+        &data,
+        Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        cluster(1),
+    )
+    .unwrap();
     assert_error(
-        extended(&kernel, &data, Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster(2)),
+        extended(
+            &kernel,
+            &data,
+            Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            cluster(2),
+        ),
         CUresult::CUDA_ERROR_NOT_SUPPORTED,
         "clusters of (2, 1, 1) blocks",
     );
@@ -259,9 +318,8 @@ fn a_cooperative_launch_must_fit_the_device() {
     let stream = context.new_stream().unwrap();
     let kernel = kernel(&context, "through_shared");
     let mut data = stream.alloc_zeros::<u32>(1024).unwrap();
-    let multiprocessors = (context.attribute(
-        sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-    ))
+    let multiprocessors = (context
+        .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT))
     .unwrap() as u32;
     // Two blocks of 1024 threads fit a multiprocessor.
     let mut run = |blocks| {
@@ -284,9 +342,18 @@ fn occupancy_is_by_threads_and_shared_memory() {
         kernel.occupancy_max_active_blocks_per_multiprocessor(threads, shared, None)
     };
     assert_eq!(blocks(256, 0), Ok(8));
-    assert_eq!(blocks(256, 48 * 1024), Ok(if is_hopper(&context) { 4 } else { 3 }));
-    assert_eq!(blocks(256, 49 * 1024), Ok(0), "more than the attribute allows");
-    let free = kernel.occupancy_available_dynamic_smem_per_block(2, 256).unwrap();
+    assert_eq!(
+        blocks(256, 48 * 1024),
+        Ok(if is_hopper(&context) { 4 } else { 3 })
+    );
+    assert_eq!(
+        blocks(256, 49 * 1024),
+        Ok(0),
+        "more than the attribute allows"
+    );
+    let free = kernel
+        .occupancy_available_dynamic_smem_per_block(2, 256)
+        .unwrap();
     assert!(blocks(256, free.min(48 * 1024)).unwrap() >= 2, "{free}");
     extern "C" fn four_bytes_a_thread(threads: i32) -> usize {
         4 * threads as usize
@@ -294,7 +361,11 @@ fn occupancy_is_by_threads_and_shared_memory() {
     let best = kernel.occupancy_max_potential_block_size(four_bytes_a_thread, 0, 0, None);
     let (grid, block) = best.unwrap();
     assert_eq!(block, 1024);
-    assert_eq!(grid % 2, 0, "two blocks of 1024 threads on each multiprocessor");
+    assert_eq!(
+        grid % 2,
+        0,
+        "two blocks of 1024 threads on each multiprocessor"
+    );
 }
 
 fn is_hopper(context: &CudaContext) -> bool {
@@ -308,7 +379,11 @@ fn functions_tell_about_themselves() {
     assert_eq!(kernel.max_threads_per_block(), Ok(1024));
     assert_eq!(kernel.shared_size_bytes(), Ok(0));
     assert_eq!(kernel.local_size_bytes(), Ok(0));
-    assert_error(kernel.num_regs(), CUresult::CUDA_ERROR_NOT_SUPPORTED, "ptxas -v");
+    assert_error(
+        kernel.num_regs(),
+        CUresult::CUDA_ERROR_NOT_SUPPORTED,
+        "ptxas -v",
+    );
     let (mut offset, mut size) = (0, 0);
     // SAFETY: the pointers are valid to write.
     let found = unsafe {

@@ -2,12 +2,12 @@
 //! wrong.
 
 mod capture;
+#[path = "../support/fatbin.rs"]
+mod fatbin;
 mod launch;
 mod memory;
 mod module;
 mod objects;
-#[path = "../support/fatbin.rs"]
-mod fatbin;
 
 use std::sync::Arc;
 

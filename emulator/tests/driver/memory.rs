@@ -23,7 +23,10 @@ fn bytes_survive_every_copy() {
     assert_eq!(stream.clone_dtoh(&b).unwrap(), data);
     stream.memset_zeros(&mut b.slice_mut(10..20)).unwrap();
     let b = stream.clone_dtoh(&b).unwrap();
-    assert_eq!((&b[..10], &b[10..20], &b[20..]), (&data[..10], &[0; 10][..], &data[20..]));
+    assert_eq!(
+        (&b[..10], &b[10..20], &b[20..]),
+        (&data[..10], &[0; 10][..], &data[20..])
+    );
 }
 
 #[test]
@@ -97,7 +100,9 @@ fn a_unified_copy_finds_out_whose_memory_it_is() {
     unsafe {
         sys::cuMemcpy(a, host(from.as_ptr()), 16).result().unwrap();
         sys::cuMemcpy(b, a, 16).result().unwrap();
-        sys::cuMemcpyAsync(host(to.as_mut_ptr()), b, 16, null_mut()).result().unwrap();
+        sys::cuMemcpyAsync(host(to.as_mut_ptr()), b, 16, null_mut())
+            .result()
+            .unwrap();
     }
     assert_eq!(to, from);
     free(a).unwrap();
@@ -115,11 +120,19 @@ fn memsets_write_their_elements() {
     // SAFETY: the emulator checks the addresses; the buffer has 64 bytes.
     unsafe {
         sys::cuMemsetD8_v2(address, 0xaa, 64).result().unwrap();
-        sys::cuMemsetD16_v2(address + 2, 0x1234, 3).result().unwrap();
-        sys::cuMemsetD32_v2(address + 16, 0x0102_0304, 2).result().unwrap();
+        sys::cuMemsetD16_v2(address + 2, 0x1234, 3)
+            .result()
+            .unwrap();
+        sys::cuMemsetD32_v2(address + 16, 0x0102_0304, 2)
+            .result()
+            .unwrap();
         // two rows of 3 bytes, 16 apart
-        sys::cuMemsetD2D8_v2(address + 32, 16, 0xff, 3, 2).result().unwrap();
-        sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), address, 64).result().unwrap();
+        sys::cuMemsetD2D8_v2(address + 32, 16, 0xff, 3, 2)
+            .result()
+            .unwrap();
+        sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), address, 64)
+            .result()
+            .unwrap();
     }
     let mut expected = [0xaa; 64];
     expected[2..8].copy_from_slice(&[0x34, 0x12, 0x34, 0x12, 0x34, 0x12]);
@@ -171,7 +184,9 @@ fn rectangles_are_copied_row_by_row() {
         copy.dstHost = to.as_mut_ptr().cast();
         copy.dstPitch = 4;
         (copy.WidthInBytes, copy.Height) = (4, 2);
-        sys::cuMemcpy2DAsync_v2(&raw const copy, null_mut()).result().unwrap();
+        sys::cuMemcpy2DAsync_v2(&raw const copy, null_mut())
+            .result()
+            .unwrap();
         assert_eq!(to, [7, 8, 9, 10, 13, 14, 15, 16]);
 
         copy.dstPitch = 3;
@@ -251,11 +266,17 @@ fn pointers_tell_what_they_are() {
     unsafe {
         let kind = (&raw mut kind).cast();
         let attribute = Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
-        sys::cuPointerGetAttribute(kind, attribute, inside).result().unwrap();
+        sys::cuPointerGetAttribute(kind, attribute, inside)
+            .result()
+            .unwrap();
         let start = (&raw mut start).cast();
         let attribute = Attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR;
-        sys::cuPointerGetAttribute(start, attribute, inside).result().unwrap();
-        sys::cuMemGetAddressRange_v2(null_mut(), &raw mut bytes, inside).result().unwrap();
+        sys::cuPointerGetAttribute(start, attribute, inside)
+            .result()
+            .unwrap();
+        sys::cuMemGetAddressRange_v2(null_mut(), &raw mut bytes, inside)
+            .result()
+            .unwrap();
     }
     assert_eq!((kind, start, bytes), (2, base, 100));
 
@@ -292,16 +313,19 @@ fn pools_count_what_they_gave() {
         let mut used = 0u64;
         let attribute = Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
         // SAFETY: the attribute is a 64-bit number.
-        let found = unsafe {
-            sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut used).cast()).result()
-        };
+        let found =
+            unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut used).cast()).result() };
         found.map(|()| used)
     };
     // SAFETY: the pointers are valid to write, and the emulator checks handles and addresses.
     unsafe {
-        sys::cuMemPoolCreate(&raw mut pool, &raw const properties).result().unwrap();
+        sys::cuMemPoolCreate(&raw mut pool, &raw const properties)
+            .result()
+            .unwrap();
         let stream = stream.cu_stream();
-        sys::cuMemAllocFromPoolAsync(&raw mut address, 1000, pool, stream).result().unwrap();
+        sys::cuMemAllocFromPoolAsync(&raw mut address, 1000, pool, stream)
+            .result()
+            .unwrap();
         assert_eq!(used(pool), Ok(1000));
         sys::cuMemFreeAsync(address, stream).result().unwrap();
         assert_eq!(used(pool), Ok(0));

@@ -15,7 +15,9 @@ use crate::{KERNELS, assert_error, context, kernels};
 fn run(image: Ptx) -> Result<Vec<u32>, DriverError> {
     let context = context();
     let stream = context.new_stream()?;
-    let kernel = context.load_module(image)?.load_function("through_shared")?;
+    let kernel = context
+        .load_module(image)?
+        .load_function("through_shared")?;
     let mut data = stream.alloc_zeros::<u32>(32)?;
     let mut launch = stream.launch_builder(&kernel);
     launch.arg(&mut data).arg(&5u32);
@@ -136,10 +138,16 @@ fn a_library_is_loaded_without_a_context_of_its_own() {
         )
         .result()
         .unwrap();
-        sys::cuLibraryGetKernelCount(&raw mut count, library).result().unwrap();
+        sys::cuLibraryGetKernelCount(&raw mut count, library)
+            .result()
+            .unwrap();
         let name = c"vector_add".as_ptr();
-        sys::cuLibraryGetKernel(&raw mut kernel, library, name).result().unwrap();
-        sys::cuKernelGetFunction(&raw mut function, kernel).result().unwrap();
+        sys::cuLibraryGetKernel(&raw mut kernel, library, name)
+            .result()
+            .unwrap();
+        sys::cuKernelGetFunction(&raw mut function, kernel)
+            .result()
+            .unwrap();
     }
     assert_eq!(count, 2);
     let mut threads = 0;
@@ -162,7 +170,11 @@ fn a_library_is_loaded_without_a_context_of_its_own() {
 fn the_compilers_log_has_the_error() {
     use sys::CUjit_option as Option;
     let _context = context();
-    let text = [KERNELS.replace("bar.sync 0;", "bar.dance 0;").as_bytes(), b"\0"].concat();
+    let text = [
+        KERNELS.replace("bar.sync 0;", "bar.dance 0;").as_bytes(),
+        b"\0",
+    ]
+    .concat();
     let mut log = [1u8; 64];
     let mut options = [
         Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,

@@ -52,7 +52,10 @@ fn the_choice_of_driver_is_made_once() {
         present: Driver::Emulator,
     };
     assert_eq!(error.to_string(), present.to_string());
-    assert!(error.to_string().contains("already uses the emulator"), "{error}");
+    assert!(
+        error.to_string().contains("already uses the emulator"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -67,13 +70,20 @@ fn settings_that_cannot_be_are_refused() {
         ..Settings::default()
     };
     for (settings, words) in [
-        (arch("sm_61"), "no emulated device `sm_61`; there are sm_80, sm_90"),
+        (
+            arch("sm_61"),
+            "no emulated device `sm_61`; there are sm_80, sm_90",
+        ),
         (arch(other), "cannot be replaced while a context exists"),
     ] {
         let error = configure(&settings).unwrap_err().to_string();
         assert!(error.contains(words), "`{error}` lacks `{words}`");
     }
-    configure(&arch(&format!("sm_{}", context.compute_capability().unwrap().0 * 10))).unwrap();
+    configure(&arch(&format!(
+        "sm_{}",
+        context.compute_capability().unwrap().0 * 10
+    )))
+    .unwrap();
 }
 
 #[test]
@@ -85,7 +95,10 @@ fn streams_and_events_keep_order_and_no_time() {
         context.new_event(Some(timed)).unwrap(),
         context.new_event(Some(timed)).unwrap(),
     );
-    assert!(start.is_complete(), "an event that was never recorded is done");
+    assert!(
+        start.is_complete(),
+        "an event that was never recorded is done"
+    );
     assert_error(start.elapsed_ms(&end), BAD_HANDLE, "was not recorded");
     start.record(&stream).unwrap();
     end.record(&stream).unwrap();
@@ -115,9 +128,8 @@ fn host_functions_run_in_order_and_may_not_call_cuda() {
     let context = context();
     let stream = context.new_stream().unwrap();
     // SAFETY: the function takes any argument.
-    let result = unsafe {
-        sys::cuLaunchHostFunc(stream.cu_stream(), Some(see), null_mut()).result()
-    };
+    let result =
+        unsafe { sys::cuLaunchHostFunc(stream.cu_stream(), Some(see), null_mut()).result() };
     assert_eq!(result, Ok(()));
     let not_permitted = CUresult::CUDA_ERROR_NOT_PERMITTED as u32;
     assert_eq!(SEEN.load(Ordering::SeqCst), not_permitted);
@@ -128,7 +140,11 @@ fn handles_that_are_none_are_errors() {
     let context = context();
     let stream = context.new_stream().unwrap();
     // A null handle, one that was made up, and one of another kind.
-    for handle in [null_mut(), 0xdead_beef_usize as *mut c_void, stream.cu_stream().cast()] {
+    for handle in [
+        null_mut(),
+        0xdead_beef_usize as *mut c_void,
+        stream.cu_stream().cast(),
+    ] {
         // SAFETY: the emulator looks handles up and never follows them.
         let results: [Result<(), DriverError>; 6] = unsafe {
             [
@@ -200,7 +216,9 @@ fn a_context_takes_what_it_owns_with_it() {
             let nothing = sys::cuMemAlloc_v2(&raw mut address, 64).result();
             let code = CUresult::CUDA_ERROR_INVALID_CONTEXT;
             assert_error(nothing, code, "no context is current");
-            sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, 0).result().unwrap();
+            sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, 0)
+                .result()
+                .unwrap();
             sys::cuMemAlloc_v2(&raw mut address, 64).result().unwrap();
             sys::cuStreamCreate(&raw mut stream, 0).result().unwrap();
             sys::cuCtxPushCurrent_v2(own).result().unwrap();
@@ -209,7 +227,9 @@ fn a_context_takes_what_it_owns_with_it() {
             let code = CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED;
             assert_error(stale, code, "was destroyed");
 
-            sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, 0).result().unwrap();
+            sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, 0)
+                .result()
+                .unwrap();
             let gone = sys::cuStreamSynchronize(stream).result();
             assert_error(gone, BAD_HANDLE, "no stream that is alive");
             let freed = sys::cuMemFree_v2(address).result();
