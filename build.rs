@@ -128,7 +128,7 @@ fn target_flags(targets: &str) -> Result<Vec<String>> {
     targets.split(',').map(str::trim).map(flag).collect()
 }
 
-/// Compiles the units, some at a time; returns what ptxas said, sorted.
+/// Compiles the units, some at a time.
 fn compile(
     nvcc: &Path,
     target_flags: &[String],
@@ -169,7 +169,6 @@ fn compile(
     for result in results {
         reports.extend(result?);
     }
-    reports.sort_by(|a, b| (&a.name, &a.arch).cmp(&(&b.name, &b.arch)));
     Ok(reports)
 }
 
@@ -369,24 +368,15 @@ fn write_images(out: &Path, targets: &str, units: &[Unit], reports: &[Report]) -
         ));
     }
     rust.push_str("];\n\nconst KERNELS: &[KernelInfo] = &[\n");
-    for Report {
-        name,
-        arch,
-        registers,
-        spill_bytes,
-        shared_bytes,
-    } in reports
-    {
-        let entry = units
-            .iter()
-            .flat_map(|unit| &unit.entries)
-            .find(|entry| entry.name == *name);
-        let (threads, dynamic) = entry.map_or((0, 0), |entry| (entry.threads, entry.shared_bytes));
-        let shared_bytes = *shared_bytes as usize + dynamic;
-        rust.push_str(&format!(
-            "    KernelInfo {{ name: {name:?}, arch: {arch:?}, threads: {threads}, registers: {registers}, \
-             spill_bytes: {spill_bytes}, shared_bytes: {shared_bytes} }},\n"
-        ));
+    for entry in units.iter().flat_map(|unit| &unit.entries) {
+        for report in reports.iter().filter(|report| report.name == entry.name) {
+            let shared_bytes = report.shared_bytes as usize + entry.shared_bytes;
+            rust.push_str(&format!(
+                "    KernelInfo {{ name: {:?}, arch: {:?}, threads: {}, registers: {}, \
+                 spill_bytes: {}, shared_bytes: {shared_bytes} }},\n",
+                report.name, report.arch, entry.threads, report.registers, report.spill_bytes,
+            ));
+        }
     }
     rust.push_str("];\n");
     let path = out.join("images.rs");

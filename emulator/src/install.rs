@@ -415,6 +415,15 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn a_library_that_is_no_driver_is_told_by_its_symbols() {
+        // SAFETY: the C library is loaded already.
+        let library = unsafe { Library::new("libc.so.6") }.unwrap();
+        let reason = devices(&library).unwrap_err();
+        assert!(reason.contains("cuInit"), "{reason}");
+    }
+
+    #[test]
     fn without_the_emulator_there_is_nothing_to_take() {
         // Unit tests never install it: they are linked with what would be loaded.
         assert!(take_reports().is_empty() && take_thread_faults().is_empty());

@@ -5,7 +5,7 @@
 //! emulated program on global memory is a race here, on bytes only, and shows as whichever value came last.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Where device addresses start; below lie the windows of shared, local and parameter memory.
 const BASE: u64 = 0x7f00_0000_0000;
@@ -170,13 +170,19 @@ impl Allocations {
 #[derive(Debug)]
 pub struct Memory {
     allocations: RwLock<Allocations>,
+    launching: Mutex<()>,
     capacity: u64,
 }
 
 impl Memory {
     /// Memory of `capacity` bytes; the host provides pages as they are used.
     pub fn new(capacity: u64) -> Memory {
-        Memory { allocations: RwLock::default(), capacity }
+        Memory { allocations: RwLock::default(), launching: Mutex::default(), capacity }
+    }
+
+    /// Held by a launch from start to end: the marks count the bytes of one launch, and a second one would share them.
+    pub(crate) fn one_launch(&self) -> MutexGuard<'_, ()> {
+        self.launching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shared access to the allocations: launches hold it, so that none is freed under them.

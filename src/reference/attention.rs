@@ -114,14 +114,13 @@ impl Forward<'_> {
                     let lse = max + s.iter().map(|s| (s - max).exp()).sum::<f64>().ln();
                     result.lse[(b * self.heads + h) * self.seq_q + i] = lse;
                     let p: Vec<f64> = s.iter().map(|s| round((s - lse).exp())).collect();
-                    for c in 0..self.head_dim {
-                        let sum = seen
-                            .iter()
-                            .zip(&p)
-                            .map(|(&j, p)| p * self.v[self.key(b, j, h) + c])
-                            .sum();
-                        result.out[self.query(b, i, h) + c] = round(sum);
+                    let query = self.query(b, i, h);
+                    let row = &mut result.out[query..query + self.head_dim];
+                    for (&j, p) in seen.iter().zip(&p) {
+                        let v = &self.v[self.key(b, j, h)..];
+                        row.iter_mut().zip(v).for_each(|(out, v)| *out += p * v);
                     }
+                    row.iter_mut().for_each(|out| *out = round(*out));
                 }
             }
         }

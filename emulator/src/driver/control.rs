@@ -1,4 +1,4 @@
-//! The emulator's own functions of the shared library, by which [`crate::install`] talks to it.
+//! The emulator's own functions of the shared library, by which [`mod@crate::install`] talks to it.
 //!
 //! The library that a program is linked with and the one that is loaded as a driver are two copies of
 //! this crate, each with its own statics; these calls carry JSON from one to the other.

@@ -72,6 +72,11 @@ impl Error {
         Error::new(code::INVALID_VALUE, text)
     }
 
+    /// What a kernel did wrong.
+    pub(super) fn fault(fault: &crate::fault::Fault) -> Error {
+        Error::new(fault.kind.code(), fault.to_string())
+    }
+
     /// A request that this driver does not serve.
     pub(super) fn unsupported(text: impl Into<String>) -> Error {
         Error::new(code::NOT_SUPPORTED, text)
@@ -96,12 +101,6 @@ impl From<crate::image::ImageError> for Error {
             code::INVALID_IMAGE
         };
         Error::new(code, error.to_string())
-    }
-}
-
-impl From<crate::fault::Fault> for Error {
-    fn from(fault: crate::fault::Fault) -> Error {
-        Error::new(fault.kind.code(), fault.to_string())
     }
 }
 
@@ -317,9 +316,7 @@ mod tests {
         assert_eq!(cuGetErrorName(0, Out::NULL), code::INVALID_VALUE);
         assert_eq!(cuGetErrorName(700, Out::to(&mut name)), code::SUCCESS);
         // SAFETY: the call succeeded, so this is a C string that lasts.
-        assert_eq!(
-            unsafe { CStr::from_ptr(name) },
-            c"CUDA_ERROR_ILLEGAL_ADDRESS"
-        );
+        let name = unsafe { CStr::from_ptr(name) };
+        assert_eq!(name, c"CUDA_ERROR_ILLEGAL_ADDRESS");
     }
 }

@@ -48,8 +48,9 @@ impl Launch {
                 Ok(())
             }
             Err(fault) => {
-                log::fault(fault.to_string());
-                Err(fault.into())
+                let error = Error::fault(&fault);
+                log::fault(error.text.clone());
+                Err(error)
             }
         }
     }

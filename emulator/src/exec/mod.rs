@@ -120,6 +120,7 @@ struct Shared<'l> {
 /// The fault of the lowest block that any host thread had met when the launch was stopped.
 pub fn launch(launch: &Launch<'_>, device: &Device, memory: &Memory, options: &Options) -> Result<Report, Fault> {
     let kernel = check(launch, device)?;
+    let _alone = memory.one_launch();
     let allocations = memory.lock();
     let shared = Shared {
         launch,

@@ -13,8 +13,8 @@ pub(super) fn zstd(payload: &[u8], size: usize) -> Result<Vec<u8>, String> {
     check_size(unpacked, size)
 }
 
-/// Unpacks a block of the LZ4 format that holds `size` bytes: sequences of literals and of matches that copy from
-/// what was already written.
+/// Unpacks a block of the LZ4 format that holds `size` bytes: sequences of literals and of matches that
+/// copy from what was already written.
 pub(super) fn lz4(payload: &[u8], size: usize) -> Result<Vec<u8>, String> {
     let mut input = payload.iter().copied();
     let mut next = || input.next().ok_or_else(|| "it ends early".to_owned());
@@ -29,7 +29,7 @@ pub(super) fn lz4(payload: &[u8], size: usize) -> Result<Vec<u8>, String> {
         }
         Ok::<usize, String>(total)
     };
-    let mut out: Vec<u8> = Vec::with_capacity(size);
+    let mut out: Vec<u8> = Vec::new();
     loop {
         let token = next()?;
         for _ in 0..length(token >> 4, &mut next)? {

@@ -107,6 +107,19 @@ fn a_fault_is_the_text_of_the_error() {
 }
 
 #[test]
+fn threads_launch_side_by_side() {
+    thread::scope(|scope| {
+        for threads in 1..=8 {
+            scope.spawn(move || {
+                let len = 100 * threads;
+                let sum = add(len, len as u32, 16).unwrap();
+                assert!(sum.iter().enumerate().all(|(i, x)| *x == 3.0 * i as f32));
+            });
+        }
+    });
+}
+
+#[test]
 fn a_fault_is_not_sticky() {
     assert!(add(64, 65, 2).is_err());
     assert_eq!(add(4, 4, 1).unwrap(), [0.0, 3.0, 6.0, 9.0]);
