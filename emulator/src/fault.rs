@@ -101,7 +101,13 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}\n  kernel {}", self.kind.name(), self.message, self.kernel)?;
+        write!(
+            f,
+            "{}: {}\n  kernel {}",
+            self.kind.name(),
+            self.message,
+            self.kernel
+        )?;
         if let Some(([bx, by, bz], [tx, ty, tz])) = self.thread {
             write!(f, ", block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})")?;
         }

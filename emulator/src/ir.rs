@@ -132,7 +132,12 @@ impl Scalar {
         match self {
             Scalar::U8 | Scalar::S8 => 1,
             Scalar::U16 | Scalar::S16 | Scalar::F16 | Scalar::Bf16 => 2,
-            Scalar::U32 | Scalar::S32 | Scalar::F16x2 | Scalar::Bf16x2 | Scalar::Tf32 | Scalar::F32 => 4,
+            Scalar::U32
+            | Scalar::S32
+            | Scalar::F16x2
+            | Scalar::Bf16x2
+            | Scalar::Tf32
+            | Scalar::F32 => 4,
             Scalar::U64 | Scalar::S64 | Scalar::F64 => 8,
         }
     }
@@ -187,8 +192,12 @@ pub(crate) enum IntOp {
 pub(crate) enum BitOp {
     Popc,
     Clz,
-    FindS { shift: bool },
-    FindU { shift: bool },
+    FindS {
+        shift: bool,
+    },
+    FindU {
+        shift: bool,
+    },
     /// b and c are 32-bit.
     ExtractS,
     ExtractU,
@@ -202,10 +211,17 @@ pub(crate) enum ByteOp {
     /// Bytes of a and b picked by c.
     Prmt,
     /// Funnel shifts of b:a by c.
-    ShfLeft { wrap: bool },
-    ShfRight { wrap: bool },
+    ShfLeft {
+        wrap: bool,
+    },
+    ShfRight {
+        wrap: bool,
+    },
     /// Sums of four byte products; the flags say whether a and b are signed.
-    Dp4a { a_signed: bool, b_signed: bool },
+    Dp4a {
+        a_signed: bool,
+        b_signed: bool,
+    },
 }
 
 /// Multiplications that double the width: 16 to 32 or 32 to 64 bits; c is added by mad.
@@ -430,10 +446,22 @@ pub(crate) enum BarrierKind {
     Sync,
     Arrive,
     /// Counts the lanes where the predicate holds into a register.
-    Popc { d: Slot, input: Pred, negated: bool },
+    Popc {
+        d: Slot,
+        input: Pred,
+        negated: bool,
+    },
     /// All or any of a predicate.
-    All { d: Pred, input: Pred, negated: bool },
-    Any { d: Pred, input: Pred, negated: bool },
+    All {
+        d: Pred,
+        input: Pred,
+        negated: bool,
+    },
+    Any {
+        d: Pred,
+        input: Pred,
+        negated: bool,
+    },
 }
 
 /// What an operation does.
@@ -441,50 +469,210 @@ pub(crate) enum BarrierKind {
 pub(crate) enum Code {
     /// Hints and directives that change nothing here: prefetch, pragma, discard.
     Nop,
-    Move32 { d: Slot, a: Slot },
-    Move64 { d: Slot, a: Slot },
-    MovePred { d: Pred, a: Pred, negated: bool },
+    Move32 {
+        d: Slot,
+        a: Slot,
+    },
+    Move64 {
+        d: Slot,
+        a: Slot,
+    },
+    MovePred {
+        d: Pred,
+        a: Pred,
+        negated: bool,
+    },
     /// Narrow parts into one register: two or four 16-bit, two 32-bit.
-    Pack { d: Slot, parts: Vec<Slot>, part_bytes: u8 },
-    Unpack { a: Slot, parts: Vec<Option<Slot>>, part_bytes: u8 },
-    Int { op: IntOp, width: Width, d: Slot, a: Slot, b: Slot, c: Slot },
-    Bits { op: BitOp, wide: bool, d: Slot, a: Slot, b: Slot, c: Slot, e: Slot },
-    Bytes { op: ByteOp, d: Slot, a: Slot, b: Slot, c: Slot },
-    Wide { op: WideOp, d: Slot, a: Slot, b: Slot, c: Option<Slot> },
-    F32 { op: FloatOp, flush: bool, saturate: bool, rounding: Rounding, d: Slot, a: Slot, b: Slot, c: Slot },
-    F64 { op: FloatOp, d: Slot, a: Slot, b: Slot, c: Slot },
+    Pack {
+        d: Slot,
+        parts: Vec<Slot>,
+        part_bytes: u8,
+    },
+    Unpack {
+        a: Slot,
+        parts: Vec<Option<Slot>>,
+        part_bytes: u8,
+    },
+    Int {
+        op: IntOp,
+        width: Width,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    Bits {
+        op: BitOp,
+        wide: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+        e: Slot,
+    },
+    Bytes {
+        op: ByteOp,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    Wide {
+        op: WideOp,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Option<Slot>,
+    },
+    F32 {
+        op: FloatOp,
+        flush: bool,
+        saturate: bool,
+        rounding: Rounding,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    F64 {
+        op: FloatOp,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
     /// `kind` is F16, Bf16 or a packed pair of them.
-    Half { op: FloatOp, kind: Scalar, flush: bool, saturate: bool, relu: bool, d: Slot, a: Slot, b: Slot, c: Slot },
-    Compare { cmp: Cmp, kind: Scalar, flush: bool, d: Pred, q: Pred, a: Slot, b: Slot, combine: Option<(Logic, Pred, bool)> },
+    Half {
+        op: FloatOp,
+        kind: Scalar,
+        flush: bool,
+        saturate: bool,
+        relu: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    Compare {
+        cmp: Cmp,
+        kind: Scalar,
+        flush: bool,
+        d: Pred,
+        q: Pred,
+        a: Slot,
+        b: Slot,
+        combine: Option<(Logic, Pred, bool)>,
+    },
     /// `set`: all ones or 1.0 where the comparison holds.
-    SetValue { cmp: Cmp, kind: Scalar, float: bool, d: Slot, a: Slot, b: Slot },
-    Select32 { d: Slot, a: Slot, b: Slot, p: Pred },
-    Select64 { d: Slot, a: Slot, b: Slot, p: Pred },
+    SetValue {
+        cmp: Cmp,
+        kind: Scalar,
+        float: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
+    Select32 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: Pred,
+    },
+    Select64 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: Pred,
+    },
     /// `slct`: a where c >= 0, else b.
-    SelectSign { wide: bool, float: bool, d: Slot, a: Slot, b: Slot, c: Slot },
-    PredLogic { op: Logic, d: Pred, a: Pred, b: Pred },
-    PredNot { d: Pred, a: Pred },
-    Convert { convert: Convert, d: Slot, a: Slot },
+    SelectSign {
+        wide: bool,
+        float: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    PredLogic {
+        op: Logic,
+        d: Pred,
+        a: Pred,
+        b: Pred,
+    },
+    PredNot {
+        d: Pred,
+        a: Pred,
+    },
+    Convert {
+        convert: Convert,
+        d: Slot,
+        a: Slot,
+    },
     /// `cvt.rn.f16x2.f32 d, a, b`: a to the high half.
-    ConvertPair { to: Scalar, relu: bool, d: Slot, a: Slot, b: Slot },
-    Branch { target: Pc },
-    BranchIndex { index: Slot, targets: Arc<[Pc]> },
+    ConvertPair {
+        to: Scalar,
+        relu: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
+    Branch {
+        target: Pc,
+    },
+    BranchIndex {
+        index: Slot,
+        targets: Arc<[Pc]>,
+    },
     Exit,
     Trap,
     Barrier(Barrier),
-    WarpSync { members: Slot },
-    Shuffle { mode: Shuffle, d: Slot, p: Pred, a: Slot, b: Slot, clamp: Slot, members: Slot },
-    Vote { mode: Vote, d: Slot, p: Pred, a: Pred, negated: bool, members: Slot },
-    Match { all: bool, wide: bool, d: Slot, p: Pred, a: Slot, members: Slot },
-    Reduce { op: AtomicOp, kind: Scalar, d: Slot, a: Slot, members: Slot },
-    ActiveMask { d: Slot },
+    WarpSync {
+        members: Slot,
+    },
+    Shuffle {
+        mode: Shuffle,
+        d: Slot,
+        p: Pred,
+        a: Slot,
+        b: Slot,
+        clamp: Slot,
+        members: Slot,
+    },
+    Vote {
+        mode: Vote,
+        d: Slot,
+        p: Pred,
+        a: Pred,
+        negated: bool,
+        members: Slot,
+    },
+    Match {
+        all: bool,
+        wide: bool,
+        d: Slot,
+        p: Pred,
+        a: Slot,
+        members: Slot,
+    },
+    Reduce {
+        op: AtomicOp,
+        kind: Scalar,
+        d: Slot,
+        a: Slot,
+        members: Slot,
+    },
+    ActiveMask {
+        d: Slot,
+    },
     Load(Box<Access>),
     Store(Box<Access>),
     Atomic(Box<Atomic>),
     CopyAsync(Box<AsyncCopy>),
     CopyCommit,
     /// Waits until at most `pending` groups of this thread are in flight.
-    CopyWait { pending: u32 },
+    CopyWait {
+        pending: u32,
+    },
     /// Commits, then waits for every group.
     CopyWaitAll,
     LoadMatrix(Box<Matrix>),
@@ -492,10 +680,22 @@ pub(crate) enum Code {
     Mma(Box<Mma>),
     Fence,
     /// Generic address to the window of a space (`to`) or back.
-    AddressSpace { space: Space, to_space: bool, d: Slot, a: Slot },
+    AddressSpace {
+        space: Space,
+        to_space: bool,
+        d: Slot,
+        a: Slot,
+    },
     /// `isspacep`
-    IsSpace { space: Space, d: Pred, a: Slot },
-    Clock { d: Slot, wide: bool },
+    IsSpace {
+        space: Space,
+        d: Pred,
+        a: Slot,
+    },
+    Clock {
+        d: Slot,
+        wide: bool,
+    },
 }
 
 /// What fills a constant slot when a warp starts.
@@ -508,7 +708,10 @@ pub(crate) enum Constant {
     Param32(u32),
     Param64(u32),
     /// Address of a global variable, by index in [`crate::module::Program`].
-    Global { variable: u32, offset: i64 },
+    Global {
+        variable: u32,
+        offset: i64,
+    },
 }
 
 /// Registers that the hardware fills.

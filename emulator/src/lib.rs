@@ -47,8 +47,8 @@ pub use exec::{Launch, Options, Schedule, launch};
 pub use fault::{Fault, FaultKind, Site};
 pub use image::{ImageError, ptx};
 pub use install::{
-    Driver, InstallError, configure, install, select, take_faults, take_reports, take_thread_faults,
-    take_thread_reports,
+    Driver, InstallError, configure, install, select, take_faults, take_reports,
+    take_thread_faults, take_thread_reports,
 };
 pub use ir::Class;
 pub use memory::{Memory, MemoryError};

@@ -83,13 +83,21 @@ impl Allocation {
         // zeroed pages come lazily from the system: a large allocation that is little used costs little
         let data = Box::into_raw(vec![0u128; bytes.div_ceil(16)].into_boxed_slice()).cast();
         let state = Box::into_raw(vec![0u8; bytes].into_boxed_slice()).cast();
-        Allocation { base, bytes: bytes as u64, data, state, live: true, touched: AtomicBool::new(false) }
+        Allocation {
+            base,
+            bytes: bytes as u64,
+            data,
+            state,
+            live: true,
+            touched: AtomicBool::new(false),
+        }
     }
 
     fn release(&mut self) {
         if std::mem::replace(&mut self.live, false) {
             let bytes = self.bytes as usize;
-            let data = std::ptr::slice_from_raw_parts_mut(self.data.cast::<u128>(), bytes.div_ceil(16));
+            let data =
+                std::ptr::slice_from_raw_parts_mut(self.data.cast::<u128>(), bytes.div_ceil(16));
             let state = std::ptr::slice_from_raw_parts_mut(self.state, bytes);
             // SAFETY: both were made by `Box::into_raw` of slices of these types and lengths in `new`; `live` was true,
             // so they are freed once.
@@ -149,10 +157,15 @@ impl Allocations {
         };
         let (base, size) = (allocation.base, allocation.bytes);
         if !allocation.live {
-            return Err(format!("{address:#x} lies in the {size}-byte allocation at {base:#x}, which was freed"));
+            return Err(format!(
+                "{address:#x} lies in the {size}-byte allocation at {base:#x}, which was freed"
+            ));
         }
         if address < base {
-            return Err(format!("{address:#x} lies {} bytes before the {size}-byte allocation at {base:#x}", base - address));
+            return Err(format!(
+                "{address:#x} lies {} bytes before the {size}-byte allocation at {base:#x}",
+                base - address
+            ));
         }
         let end = address - base + bytes;
         if end > size {
@@ -177,21 +190,31 @@ pub struct Memory {
 impl Memory {
     /// Memory of `capacity` bytes; the host provides pages as they are used.
     pub fn new(capacity: u64) -> Memory {
-        Memory { allocations: RwLock::default(), launching: Mutex::default(), capacity }
+        Memory {
+            allocations: RwLock::default(),
+            launching: Mutex::default(),
+            capacity,
+        }
     }
 
     /// Held by a launch from start to end: the marks count the bytes of one launch, and a second one would share them.
     pub(crate) fn one_launch(&self) -> MutexGuard<'_, ()> {
-        self.launching.lock().unwrap_or_else(PoisonError::into_inner)
+        self.launching
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shared access to the allocations: launches hold it, so that none is freed under them.
     pub(crate) fn lock(&self) -> RwLockReadGuard<'_, Allocations> {
-        self.allocations.read().unwrap_or_else(PoisonError::into_inner)
+        self.allocations
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_mut(&self) -> RwLockWriteGuard<'_, Allocations> {
-        self.allocations.write().unwrap_or_else(PoisonError::into_inner)
+        self.allocations
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives out `bytes` uninitialised bytes, aligned to 256.
@@ -199,7 +222,11 @@ impl Memory {
         let mut all = self.lock_mut();
         let free = self.capacity - all.used;
         let Some(size) = usize::try_from(bytes).ok().filter(|_| bytes <= free) else {
-            return Err(MemoryError::OutOfMemory { requested: bytes, free, capacity: self.capacity });
+            return Err(MemoryError::OutOfMemory {
+                requested: bytes,
+                free,
+                capacity: self.capacity,
+            });
         };
         if size == 0 {
             return Err(MemoryError::Empty);
@@ -220,21 +247,39 @@ impl Memory {
         let bytes = match all.find(address, 1) {
             Ok(allocation) if allocation.base == address => allocation.bytes,
             Ok(allocation) => {
-                let reason = format!("it lies inside the allocation at {:#x}; only its start can be freed", allocation.base);
+                let reason = format!(
+                    "it lies inside the allocation at {:#x}; only its start can be freed",
+                    allocation.base
+                );
                 return Err(MemoryError::BadFree { address, reason });
             }
             Err(reason) => return Err(MemoryError::BadFree { address, reason }),
         };
-        if let Some(allocation) = all.list.iter_mut().find(|allocation| allocation.base == address) {
+        if let Some(allocation) = all
+            .list
+            .iter_mut()
+            .find(|allocation| allocation.base == address)
+        {
             allocation.release();
         }
         all.used -= bytes;
         Ok(())
     }
 
-    fn range<T>(&self, address: u64, bytes: u64, then: impl FnOnce(*mut u8, *mut u8) -> T) -> Result<T, MemoryError> {
+    fn range<T>(
+        &self,
+        address: u64,
+        bytes: u64,
+        then: impl FnOnce(*mut u8, *mut u8) -> T,
+    ) -> Result<T, MemoryError> {
         let all = self.lock();
-        let allocation = all.find(address, bytes).map_err(|reason| MemoryError::BadRange { address, bytes, reason })?;
+        let allocation = all
+            .find(address, bytes)
+            .map_err(|reason| MemoryError::BadRange {
+                address,
+                bytes,
+                reason,
+            })?;
         let offset = (address - allocation.base) as usize;
         // SAFETY: `find` showed that `bytes` bytes from this offset lie inside the buffers, which the lock keeps alive.
         let (data, state) = unsafe { (allocation.data.add(offset), allocation.state.add(offset)) };
@@ -264,7 +309,11 @@ impl Memory {
             for (at, byte) in bytes.iter_mut().enumerate() {
                 // SAFETY: `range` gives pointers to as many bytes as asked for.
                 let (value, state) = unsafe { (*data.add(at), *state.add(at)) };
-                *byte = if state & INITIALISED != 0 { value } else { 0xff };
+                *byte = if state & INITIALISED != 0 {
+                    value
+                } else {
+                    0xff
+                };
             }
         })
     }
@@ -291,7 +340,8 @@ impl Memory {
         if bytes == 0 {
             return Ok(());
         }
-        let (source, source_state) = self.range(from, bytes, |data, state| (data as usize, state as usize))?;
+        let (source, source_state) =
+            self.range(from, bytes, |data, state| (data as usize, state as usize))?;
         self.range(to, bytes, |data, state| {
             // SAFETY: both ranges were checked; nothing frees them in between because a free of memory in use by a
             // copy is a race of the calling program on its own handles, which the driver serialises per call.
@@ -305,7 +355,9 @@ impl Memory {
     /// Base and bytes of the live allocation that holds `address`.
     pub fn extent(&self, address: u64) -> Option<(u64, u64)> {
         let all = self.lock();
-        all.find(address, 1).ok().map(|allocation| (allocation.base, allocation.bytes))
+        all.find(address, 1)
+            .ok()
+            .map(|allocation| (allocation.base, allocation.bytes))
     }
 
     /// Bytes given out.
@@ -321,7 +373,10 @@ impl Memory {
     /// Distinct bytes that the last launch read and wrote; clears the marks.
     pub(crate) fn take_marks(&self) -> (u64, u64) {
         let all = self.lock_mut();
-        all.list.iter().map(Allocation::take_marks).fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
+        all.list
+            .iter()
+            .map(Allocation::take_marks)
+            .fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
     }
 }
 
@@ -337,7 +392,10 @@ mod tests {
         assert_ne!(a % 512, 0, "aligned to no more than the driver promises");
         memory.write(a + 90, &[1; 10]).unwrap();
         let error = memory.write(a + 91, &[1; 10]).unwrap_err().to_string();
-        assert!(error.contains("1 bytes past the 100-byte allocation"), "{error}");
+        assert!(
+            error.contains("1 bytes past the 100-byte allocation"),
+            "{error}"
+        );
         let error = memory.read(a - 1, &mut [0]).unwrap_err().to_string();
         assert!(error.contains("1 bytes before"), "{error}");
     }
@@ -357,11 +415,26 @@ mod tests {
     fn freed_memory_is_told_from_unknown_memory() {
         let memory = Memory::new(1000);
         let a = memory.alloc(600).unwrap();
-        assert!(matches!(memory.alloc(600), Err(MemoryError::OutOfMemory { free: 400, .. })));
+        assert!(matches!(
+            memory.alloc(600),
+            Err(MemoryError::OutOfMemory { free: 400, .. })
+        ));
         assert!(memory.free(a + 8).is_err());
         memory.free(a).unwrap();
-        assert!(memory.free(a).unwrap_err().to_string().contains("was freed"));
-        assert!(memory.write(a, &[1]).unwrap_err().to_string().contains("was freed"));
+        assert!(
+            memory
+                .free(a)
+                .unwrap_err()
+                .to_string()
+                .contains("was freed")
+        );
+        assert!(
+            memory
+                .write(a, &[1])
+                .unwrap_err()
+                .to_string()
+                .contains("was freed")
+        );
         assert_ne!(memory.alloc(600).unwrap(), a, "addresses are not reused");
         assert_eq!(memory.used(), 600);
     }

@@ -108,25 +108,52 @@ impl Program {
                 variables.push(variable);
             }
         }
-        let globals = variables.iter().map(|variable| global(variable, &places)).collect::<Result<Vec<_>, _>>()?;
+        let globals = variables
+            .iter()
+            .map(|variable| global(variable, &places))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut kernels = Vec::new();
         for function in ast.functions.iter().filter(|function| function.entry) {
-            let lowered = lower::lower(function, &places, &shared).map_err(|LowerError { line, message }| {
-                LoadError::Lower { kernel: function.name.into(), line, message }
-            })?;
+            let lowered = lower::lower(function, &places, &shared).map_err(
+                |LowerError { line, message }| LoadError::Lower {
+                    kernel: function.name.into(),
+                    line,
+                    message,
+                },
+            )?;
             let params = lowered.parameters.into_iter();
             kernels.push(Kernel {
                 name: function.name.into(),
-                params: params.map(|(name, offset, size, align)| Param { name, offset, size, align }).collect(),
+                params: params
+                    .map(|(name, offset, size, align)| Param {
+                        name,
+                        offset,
+                        size,
+                        align,
+                    })
+                    .collect(),
                 static_shared: lowered.static_shared,
                 local_bytes: lowered.local_bytes,
                 max_threads: function.max_threads,
                 body: lowered.body,
             });
         }
-        let names = kernels.iter().enumerate().map(|(index, kernel)| (kernel.name.clone(), index)).collect();
-        let files = ast.files.iter().map(|&(index, path)| (index, path.to_string())).collect();
-        Ok(Program { kernels, names, globals, files })
+        let names = kernels
+            .iter()
+            .enumerate()
+            .map(|(index, kernel)| (kernel.name.clone(), index))
+            .collect();
+        let files = ast
+            .files
+            .iter()
+            .map(|&(index, path)| (index, path.to_string()))
+            .collect();
+        Ok(Program {
+            kernels,
+            names,
+            globals,
+            files,
+        })
     }
 
     /// A kernel by name.
@@ -146,7 +173,10 @@ impl Program {
 }
 
 fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Global, LoadError> {
-    let error = |message: String| LoadError::Variable { name: variable.name.into(), message };
+    let error = |message: String| LoadError::Variable {
+        name: variable.name.into(),
+        message,
+    };
     if variable.external {
         return Err(error("is external: modules are not linked".into()));
     }
@@ -160,15 +190,28 @@ fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Glob
                     addresses.push((bytes.len(), *index, *offset));
                     bytes.extend_from_slice(&[0; 8]);
                 }
-                _ => return Err(error(format!("is initialised with the address of `{name}`, which is no global variable"))),
+                _ => {
+                    return Err(error(format!(
+                        "is initialised with the address of `{name}`, which is no global variable"
+                    )));
+                }
             },
         }
     }
     if bytes.len() as u64 > variable.size {
-        return Err(error(format!("has {} initial bytes for a size of {}", bytes.len(), variable.size)));
+        return Err(error(format!(
+            "has {} initial bytes for a size of {}",
+            bytes.len(),
+            variable.size
+        )));
     }
     bytes.resize(variable.size as usize, 0);
-    Ok(Global { name: variable.name.into(), size: variable.size, bytes, addresses })
+    Ok(Global {
+        name: variable.name.into(),
+        size: variable.size,
+        bytes,
+        addresses,
+    })
 }
 
 /// A program whose global variables lie in a memory.
@@ -181,7 +224,10 @@ pub struct Module {
 impl Module {
     /// Places the global variables and sets them to their initial values.
     pub fn load(program: Arc<Program>, memory: &Memory) -> Result<Module, LoadError> {
-        let mut module = Module { program, globals: Vec::new() };
+        let mut module = Module {
+            program,
+            globals: Vec::new(),
+        };
         for index in 0..module.program.globals.len() {
             let size = module.program.globals[index].size.max(1);
             match memory.alloc(size) {
@@ -218,16 +264,21 @@ impl Module {
 
     /// Address and bytes of a global variable.
     pub fn global(&self, name: &str) -> Option<(u64, u64)> {
-        let index = self.program.globals.iter().position(|global| global.name == name)?;
+        let index = self
+            .program
+            .globals
+            .iter()
+            .position(|global| global.name == name)?;
         Some((self.globals[index], self.program.globals[index].size))
     }
 
     /// The value of a constant that depends on the module.
     pub(crate) fn address(&self, constant: Constant) -> Option<u64> {
         match constant {
-            Constant::Global { variable, offset } => {
-                self.globals.get(variable as usize).map(|address| address.wrapping_add_signed(offset))
-            }
+            Constant::Global { variable, offset } => self
+                .globals
+                .get(variable as usize)
+                .map(|address| address.wrapping_add_signed(offset)),
             _ => None,
         }
     }

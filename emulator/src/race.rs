@@ -146,7 +146,10 @@ impl Detector {
         let members = |mask: u32| (0..32usize).filter(move |warp| mask >> warp & 1 != 0);
         let mut joined = vec![0; self.warps];
         for warp in members(arrivals) {
-            for (slot, &clock) in joined.iter_mut().zip(&self.clocks[warp * self.warps..][..self.warps]) {
+            for (slot, &clock) in joined
+                .iter_mut()
+                .zip(&self.clocks[warp * self.warps..][..self.warps])
+            {
                 *slot = clock.max(*slot);
             }
         }
@@ -178,17 +181,30 @@ impl Detector {
         if warp != by.warp {
             return event.clock() <= self.clocks[by.warp * self.warps + warp];
         }
-        event.clock() < self.now(warp) || event.lane() == COLLECTIVE || (event.lane() == u64::from(by.lane) && !by.collective)
+        event.clock() < self.now(warp)
+            || event.lane() == COLLECTIVE
+            || (event.lane() == u64::from(by.lane) && !by.collective)
     }
 
     fn conflict(event: Event, write: bool) -> Refusal {
         let lane = u32::try_from(event.lane()).ok().filter(|&lane| lane < 32);
-        Refusal::Conflict(Conflict { warp: event.warp(), lane, pc: event.pc(), write, pending: event.pending() })
+        Refusal::Conflict(Conflict {
+            warp: event.warp(),
+            lane,
+            pc: event.pc(),
+            write,
+            pending: event.pending(),
+        })
     }
 
     /// Judges and notes a read.
     #[inline]
-    pub(crate) fn read(&mut self, address: usize, bytes: usize, by: Accessor) -> Result<(), Refusal> {
+    pub(crate) fn read(
+        &mut self,
+        address: usize,
+        bytes: usize,
+        by: Accessor,
+    ) -> Result<(), Refusal> {
         let grains = self.grains_of(address, bytes);
         let mut seen = Event(u64::MAX);
         for &event in &self.writes[grains.clone()] {
@@ -204,7 +220,11 @@ impl Detector {
             }
         }
         let now = self.now(by.warp);
-        let lane = if by.collective { COLLECTIVE } else { u64::from(by.lane) };
+        let lane = if by.collective {
+            COLLECTIVE
+        } else {
+            u64::from(by.lane)
+        };
         let event = Event::new(now, by.warp, lane, by.pc);
         let reads = &mut self.reads[by.warp * self.grains..][grains];
         if by.strong {
@@ -215,7 +235,11 @@ impl Detector {
             // a collective read orders itself, so it must not hide the plain read of a lane
             if old.clock() == now && old.lane() != lane {
                 if lane != COLLECTIVE {
-                    *slot = if old.lane() == COLLECTIVE { event } else { Event::new(now, by.warp, SEVERAL, by.pc) };
+                    *slot = if old.lane() == COLLECTIVE {
+                        event
+                    } else {
+                        Event::new(now, by.warp, SEVERAL, by.pc)
+                    };
                 }
             } else {
                 *slot = event;
@@ -254,7 +278,12 @@ impl Detector {
 
     /// Judges and notes a write.
     #[inline]
-    pub(crate) fn write(&mut self, address: usize, bytes: usize, by: Accessor) -> Result<(), Refusal> {
+    pub(crate) fn write(
+        &mut self,
+        address: usize,
+        bytes: usize,
+        by: Accessor,
+    ) -> Result<(), Refusal> {
         self.may_write(address, bytes, by)?;
         let strong = if by.strong { STRONG } else { 0 };
         let event = Event(Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc).0 | strong);
@@ -264,9 +293,15 @@ impl Detector {
     }
 
     /// Judges an asynchronous write at its issue and marks the bytes as under way.
-    pub(crate) fn issue(&mut self, address: usize, bytes: usize, by: Accessor) -> Result<(), Refusal> {
+    pub(crate) fn issue(
+        &mut self,
+        address: usize,
+        bytes: usize,
+        by: Accessor,
+    ) -> Result<(), Refusal> {
         self.may_write(address, bytes, by)?;
-        let event = Event(Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc).0 | PENDING);
+        let event =
+            Event(Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc).0 | PENDING);
         let grains = self.grains_of(address, bytes);
         self.writes[grains].fill(event);
         Ok(())
@@ -285,21 +320,44 @@ mod tests {
     use super::*;
 
     fn lane(warp: usize, lane: u32) -> Accessor {
-        Accessor { warp, lane, pc: 7, collective: false, strong: false }
+        Accessor {
+            warp,
+            lane,
+            pc: 7,
+            collective: false,
+            strong: false,
+        }
     }
 
     fn collective(warp: usize) -> Accessor {
-        Accessor { collective: true, ..lane(warp, 0) }
+        Accessor {
+            collective: true,
+            ..lane(warp, 0)
+        }
     }
 
     #[test]
     fn a_barrier_orders_a_write_before_a_read_of_another_warp() {
         let mut detector = Detector::new(64, 4, 2);
         detector.write(0, 4, lane(0, 0)).unwrap();
-        assert!(matches!(detector.read(0, 4, lane(1, 0)), Err(Refusal::Conflict(Conflict { write: true, warp: 0, .. }))));
+        assert!(matches!(
+            detector.read(0, 4, lane(1, 0)),
+            Err(Refusal::Conflict(Conflict {
+                write: true,
+                warp: 0,
+                ..
+            }))
+        ));
         assert!(detector.barrier(0b11, 0b11));
         detector.read(0, 4, lane(1, 0)).unwrap();
-        assert!(matches!(detector.write(0, 4, lane(0, 0)), Err(Refusal::Conflict(Conflict { write: false, warp: 1, .. }))));
+        assert!(matches!(
+            detector.write(0, 4, lane(0, 0)),
+            Err(Refusal::Conflict(Conflict {
+                write: false,
+                warp: 1,
+                ..
+            }))
+        ));
         assert!(detector.barrier(0b11, 0b11));
         detector.write(0, 4, lane(0, 0)).unwrap();
     }
@@ -324,7 +382,10 @@ mod tests {
         detector.warp_sync(0);
         detector.read(0, 4, lane(0, 4)).unwrap();
         detector.read(0, 4, lane(0, 5)).unwrap();
-        assert!(detector.write(0, 4, lane(0, 4)).is_err(), "lane 5 reads it too");
+        assert!(
+            detector.write(0, 4, lane(0, 4)).is_err(),
+            "lane 5 reads it too"
+        );
     }
 
     #[test]
@@ -343,20 +404,32 @@ mod tests {
     #[test]
     fn bytes_under_way_are_untouchable_until_waited_for() {
         let mut detector = Detector::new(64, 16, 2);
-        assert!(matches!(detector.read(16, 16, lane(0, 0)), Err(Refusal::Uninitialised)));
+        assert!(matches!(
+            detector.read(16, 16, lane(0, 0)),
+            Err(Refusal::Uninitialised)
+        ));
         detector.issue(16, 16, lane(0, 0)).unwrap();
         for warp in 0..2 {
             let refusal = detector.read(16, 16, lane(warp, 0)).unwrap_err();
-            assert!(matches!(refusal, Refusal::Conflict(Conflict { pending: true, .. })));
+            assert!(matches!(
+                refusal,
+                Refusal::Conflict(Conflict { pending: true, .. })
+            ));
         }
         detector.complete(16, 16, lane(0, 0));
         detector.read(16, 16, lane(0, 0)).unwrap();
-        assert!(detector.read(16, 16, lane(1, 0)).is_err(), "only a barrier shows it to another warp");
+        assert!(
+            detector.read(16, 16, lane(1, 0)).is_err(),
+            "only a barrier shows it to another warp"
+        );
     }
 
     #[test]
     fn events_keep_their_fields() {
         let event = Event(Event::new(CLOCK_LIMIT, 31, 33, (1 << 24) - 1).0 | PENDING | STRONG);
-        assert_eq!((event.clock(), event.warp(), event.lane(), event.pc()), (CLOCK_LIMIT, 31, 33, (1 << 24) - 1));
+        assert_eq!(
+            (event.clock(), event.warp(), event.lane(), event.pc()),
+            (CLOCK_LIMIT, 31, 33, (1 << 24) - 1)
+        );
     }
 }

@@ -129,14 +129,26 @@ impl fmt::Display for Report {
         for class in Class::ALL {
             let count = self.count(class);
             if count > 0 {
-                write!(f, " {} {count} ({:.1} %)", class.name(), 100.0 * count as f64 / total as f64)?;
+                write!(
+                    f,
+                    " {} {count} ({:.1} %)",
+                    class.name(),
+                    100.0 * count as f64 / total as f64
+                )?;
             }
         }
         writeln!(f)?;
         if self.mma_multiply_adds > 0 {
-            writeln!(f, "  tensor cores: {} multiply-adds", self.mma_multiply_adds)?;
+            writeln!(
+                f,
+                "  tensor cores: {} multiply-adds",
+                self.mma_multiply_adds
+            )?;
         }
-        for (name, shared) in [("loads", &self.shared_loads), ("stores", &self.shared_stores)] {
+        for (name, shared) in [
+            ("loads", &self.shared_loads),
+            ("stores", &self.shared_stores),
+        ] {
             if shared.requests > 0 {
                 writeln!(
                     f,
@@ -145,7 +157,10 @@ impl fmt::Display for Report {
                 )?;
             }
         }
-        for (name, global) in [("loads", &self.global_loads), ("stores", &self.global_stores)] {
+        for (name, global) in [
+            ("loads", &self.global_loads),
+            ("stores", &self.global_stores),
+        ] {
             if global.requests > 0 {
                 writeln!(
                     f,

@@ -22,7 +22,9 @@ fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64
     let add_f16 = |x, y| (f16::from_bits(x) + f16::from_bits(y)).to_bits();
     let add_bf16 = |x, y| (bf16::from_bits(x) + bf16::from_bits(y)).to_bits();
     match (op, kind) {
-        (AtomicOp::Add, Scalar::F32) => (f32::from_bits(old as u32) + f32::from_bits(value as u32)).to_bits().into(),
+        (AtomicOp::Add, Scalar::F32) => (f32::from_bits(old as u32) + f32::from_bits(value as u32))
+            .to_bits()
+            .into(),
         (AtomicOp::Add, Scalar::F64) => (f64::from_bits(old) + f64::from_bits(value)).to_bits(),
         (AtomicOp::Add, Scalar::F16) => add_f16(old as u16, value as u16).into(),
         (AtomicOp::Add, Scalar::Bf16) => add_bf16(old as u16, value as u16).into(),
@@ -35,26 +37,62 @@ fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64
         (AtomicOp::Max, Scalar::S64) => (old as i64).max(value as i64) as u64,
         (AtomicOp::Min, _) => old.min(value),
         (AtomicOp::Max, _) => old.max(value),
-        (AtomicOp::Inc, _) => if old >= value { 0 } else { old + 1 },
-        (AtomicOp::Dec, _) => if old == 0 || old > value { value } else { old - 1 },
+        (AtomicOp::Inc, _) => {
+            if old >= value {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (AtomicOp::Dec, _) => {
+            if old == 0 || old > value {
+                value
+            } else {
+                old - 1
+            }
+        }
         (AtomicOp::And, _) => old & value,
         (AtomicOp::Or, _) => old | value,
         (AtomicOp::Xor, _) => old ^ value,
         (AtomicOp::Exch, _) => value,
-        (AtomicOp::Cas, _) => if old == value { second } else { old },
+        (AtomicOp::Cas, _) => {
+            if old == value {
+                second
+            } else {
+                old
+            }
+        }
     }
 }
 
 /// Runs an atomic lane by lane: lanes that meet at one address take turns.
-pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, atomic: &Atomic, active: u32) -> Done {
-    let at = addresses(&warp.registers, atomic.address, atomic.narrow, atomic.offset);
+pub(super) fn run(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    atomic: &Atomic,
+    active: u32,
+) -> Done {
+    let at = addresses(
+        &warp.registers,
+        atomic.address,
+        atomic.narrow,
+        atomic.offset,
+    );
     let bytes = atomic.kind.bytes() as usize;
     let wide = bytes == 8;
     let read = |slot| -> [u64; LANES] {
-        if wide { warp.registers.get(slot) } else { warp.registers.get::<u32>(slot).map(u64::from) }
+        if wide {
+            warp.registers.get(slot)
+        } else {
+            warp.registers.get::<u32>(slot).map(u64::from)
+        }
     };
     let (values, seconds) = (read(atomic.value), read(atomic.second));
-    let keep = if wide { u64::MAX } else { (1 << (8 * bytes)) - 1 };
+    let keep = if wide {
+        u64::MAX
+    } else {
+        (1 << (8 * bytes)) - 1
+    };
     let mut out = [0u64; LANES];
     let mut global = 0u32;
     for lane in lanes(active) {
@@ -65,7 +103,13 @@ pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, atomic: &Atomic, a
         let (value, second) = (values[lane] & keep, seconds[lane] & keep);
         let update = |old: u64| combine(atomic.op, atomic.kind, old, value, second) & keep;
         out[lane] = if space == Space::Shared {
-            let by = Accessor { warp: warp.index, lane: lane as u32, pc: warp.at, collective: false, strong: true };
+            let by = Accessor {
+                warp: warp.index,
+                lane: lane as u32,
+                pc: warp.at,
+                collective: false,
+                strong: true,
+            };
             let mut buffer = [0; 8];
             context.load_shared(by, address, &mut buffer[..bytes])?;
             let old = u64::from_le_bytes(buffer);
@@ -82,14 +126,22 @@ pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, atomic: &Atomic, a
     }
     match atomic.result {
         Some(slot) if wide => warp.registers.put(active, slot, out),
-        Some(slot) => warp.registers.put(active, slot, out.map(|value| value as u32)),
+        Some(slot) => warp
+            .registers
+            .put(active, slot, out.map(|value| value as u32)),
         None => {}
     }
     Ok(())
 }
 
 /// Updates one global location with the host's atomics, so that blocks on other threads take turns with it.
-fn global_update(context: &mut Context<'_>, lane: u32, address: u64, bytes: usize, update: impl Fn(u64) -> u64) -> Done<u64> {
+fn global_update(
+    context: &mut Context<'_>,
+    lane: u32,
+    address: u64,
+    bytes: usize,
+    update: impl Fn(u64) -> u64,
+) -> Done<u64> {
     // the read half of the access: bounds, alignment, initialised
     let mut buffer = [0; 8];
     context.load_global(lane, address, &mut buffer[..bytes])?;

@@ -1,9 +1,9 @@
 //! The tensor-core product with AVX2: what `matrix.rs` says in plain loops, eight columns at a time.
 
 use std::arch::x86_64::{
-    __m256, _mm_loadu_si128, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-    _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    __m256, _mm_loadu_si128, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps,
+    _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
 };
 
 use super::registers::{LANES, Registers};
@@ -30,13 +30,28 @@ fn row(words: &[u32; LANES], index: usize, kind: Scalar) -> __m256 {
 fn transpose(rows: [__m256; TILE]) -> [__m256; TILE] {
     let [a, b, c, d, e, f, g, h] = rows;
     let pairs = |x, y| (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
-    let ((ab, ab2), (cd, cd2), (ef, ef2), (gh, gh2)) = (pairs(a, b), pairs(c, d), pairs(e, f), pairs(g, h));
-    let fours = |x, y| (_mm256_shuffle_ps::<0x44>(x, y), _mm256_shuffle_ps::<0xee>(x, y));
+    let ((ab, ab2), (cd, cd2), (ef, ef2), (gh, gh2)) =
+        (pairs(a, b), pairs(c, d), pairs(e, f), pairs(g, h));
+    let fours = |x, y| {
+        (
+            _mm256_shuffle_ps::<0x44>(x, y),
+            _mm256_shuffle_ps::<0xee>(x, y),
+        )
+    };
     let ((l0, l1), (l2, l3)) = (fours(ab, cd), fours(ab2, cd2));
     let ((h0, h1), (h2, h3)) = (fours(ef, gh), fours(ef2, gh2));
     let low = |x, y| _mm256_permute2f128_ps::<0x20>(x, y);
     let high = |x, y| _mm256_permute2f128_ps::<0x31>(x, y);
-    [low(l0, h0), low(l1, h1), low(l2, h2), low(l3, h3), high(l0, h0), high(l1, h1), high(l2, h2), high(l3, h3)]
+    [
+        low(l0, h0),
+        low(l1, h1),
+        low(l2, h2),
+        low(l3, h3),
+        high(l0, h0),
+        high(l1, h1),
+        high(l2, h2),
+        high(l3, h3),
+    ]
 }
 
 /// [`super::matrix::multiply`] for f32 accumulators.
@@ -56,7 +71,12 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
             let words = r.row(mma.a[2 * step + half]);
             for index in 0..TILE {
                 // SAFETY: the slice is eight floats long.
-                unsafe { _mm256_storeu_ps(tile[TILE * index..TILE * (index + 1)].as_mut_ptr(), row(words, index, mma.kind)) };
+                unsafe {
+                    _mm256_storeu_ps(
+                        tile[TILE * index..TILE * (index + 1)].as_mut_ptr(),
+                        row(words, index, mma.kind),
+                    )
+                };
             }
         }
         let (even, odd): (Slot, Slot) = (2 * half as Slot, 2 * half as Slot + 1);
@@ -68,13 +88,19 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
             let mut sum = unsafe { _mm256_loadu_ps(vector.as_ptr().cast()) };
             for step in 0..steps {
                 for k in 0..TILE {
-                    sum = _mm256_fmadd_ps(_mm256_broadcast_ss(&a[step][TILE * index + k]), b[step][k], sum);
+                    sum = _mm256_fmadd_ps(
+                        _mm256_broadcast_ss(&a[step][TILE * index + k]),
+                        b[step][k],
+                        sum,
+                    );
                 }
             }
             // SAFETY: `vector` is eight words long.
             unsafe { _mm256_storeu_ps(vector.as_mut_ptr().cast(), sum) };
-            r.row_mut(mma.d[usize::from(even)])[4 * index..4 * index + 4].copy_from_slice(&vector[..4]);
-            r.row_mut(mma.d[usize::from(odd)])[4 * index..4 * index + 4].copy_from_slice(&vector[4..]);
+            r.row_mut(mma.d[usize::from(even)])[4 * index..4 * index + 4]
+                .copy_from_slice(&vector[..4]);
+            r.row_mut(mma.d[usize::from(odd)])[4 * index..4 * index + 4]
+                .copy_from_slice(&vector[4..]);
         }
     }
 }

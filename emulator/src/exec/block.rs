@@ -1,10 +1,10 @@
 //! A block: its warps in turn, its barriers, and the words for what goes wrong.
 
+use super::Shared;
 use super::context::{Context, Trouble};
 use super::interpret;
 use super::registers::LANES;
 use super::warp::{State, Stop, Warp};
-use super::Shared;
 use crate::fault::{Fault, FaultKind, Site};
 use crate::ir::{BarrierKind, Pc};
 use crate::report::Report;
@@ -47,7 +47,13 @@ impl<'l> Block<'l> {
         let bytes = shared.kernel.shared_bytes(shared.launch.dynamic_shared) as usize;
         Block {
             shared,
-            context: Context::new(&shared.kernel.body, shared.allocations, shared.launch.params, bytes, warps),
+            context: Context::new(
+                &shared.kernel.body,
+                shared.allocations,
+                shared.launch.params,
+                bytes,
+                warps,
+            ),
             warps: (0..warps).map(|index| Warp::new(shared, index)).collect(),
             gates: [Gate::default(); BARRIERS],
             linear: 0,
@@ -59,7 +65,11 @@ impl<'l> Block<'l> {
     pub(super) fn start(&mut self, linear: u64) {
         let [gx, gy, _] = self.shared.launch.grid.map(u64::from);
         self.linear = linear;
-        self.place = [(linear % gx) as u32, (linear / gx % gy) as u32, (linear / gx / gy) as u32];
+        self.place = [
+            (linear % gx) as u32,
+            (linear / gx % gy) as u32,
+            (linear / gx / gy) as u32,
+        ];
         self.gates = [Gate::default(); BARRIERS];
         self.context.detector.reset();
         self.context.clock = 0;
@@ -92,7 +102,12 @@ impl<'l> Block<'l> {
                 }
                 progress = true;
                 let before = self.context.clock;
-                let stop = interpret::run(&mut self.warps[at], &mut self.context, self.shared.options.schedule, slice);
+                let stop = interpret::run(
+                    &mut self.warps[at],
+                    &mut self.context,
+                    self.shared.options.schedule,
+                    slice,
+                );
                 let spent = self.context.clock - before;
                 let total = self.shared.spent.fetch_add(spent, Ordering::Relaxed) + spent;
                 match stop {
@@ -102,7 +117,9 @@ impl<'l> Block<'l> {
                         sliced = true;
                         if total > self.shared.options.max_instructions {
                             let limit = self.shared.options.max_instructions;
-                            let message = format!("the launch ran for more than {limit} warp instructions: it hangs, or the limit is too low");
+                            let message = format!(
+                                "the launch ran for more than {limit} warp instructions: it hangs, or the limit is too low"
+                            );
                             let trouble = Trouble::new(FaultKind::Timeout, None, message);
                             return Err(self.fault(at, *trouble));
                         }
@@ -115,7 +132,11 @@ impl<'l> Block<'l> {
                     }
                 }
             }
-            if self.warps.iter().all(|warp| matches!(warp.state, State::Exited)) {
+            if self
+                .warps
+                .iter()
+                .all(|warp| matches!(warp.state, State::Exited))
+            {
                 return Ok(Outcome::Done);
             }
             if !progress {
@@ -136,19 +157,25 @@ impl<'l> Block<'l> {
         let registers = &self.warps[at].registers;
         let lane = self.warps[at].live.trailing_zeros() as usize % LANES;
         let id = registers.row(barrier.id)[lane] as usize;
-        let expected = barrier.count.map_or(threads, |count| registers.row(count)[lane]);
+        let expected = barrier
+            .count
+            .map_or(threads, |count| registers.row(count)[lane]);
         let refuse = |message: String| Err(Trouble::new(FaultKind::Divergence, None, message));
         if id >= BARRIERS {
             return refuse(format!("barrier {id}; there are 0 to 15"));
         }
         if expected == 0 || expected % LANES as u32 != 0 || expected > threads {
-            return refuse(format!("barrier {id} for {expected} threads; the count is a multiple of 32 up to the block's {threads}"));
+            return refuse(format!(
+                "barrier {id} for {expected} threads; the count is a multiple of 32 up to the block's {threads}"
+            ));
         }
         let gate = &mut self.gates[id];
         let bit = 1u32 << at;
         if gate.arrived != 0 && gate.expected != expected {
             let found = gate.expected;
-            return refuse(format!("arrives at barrier {id} for {expected} threads, where others arrived for {found}"));
+            return refuse(format!(
+                "arrives at barrier {id} for {expected} threads, where others arrived for {found}"
+            ));
         }
         if gate.arrived & bit != 0 {
             return refuse(format!("arrives at barrier {id} twice before it opens"));
@@ -166,7 +193,9 @@ impl<'l> Block<'l> {
             let gate = std::mem::take(&mut self.gates[id]);
             self.open(gate);
             if !self.context.detector.barrier(gate.arrived, gate.waiting) {
-                return refuse("more barriers than the race detector can tell apart in one block".into());
+                return refuse(
+                    "more barriers than the race detector can tell apart in one block".into(),
+                );
             }
         }
         Ok(())
@@ -183,7 +212,8 @@ impl<'l> Block<'l> {
                 | BarrierKind::All { input, negated, .. }
                 | BarrierKind::Any { input, negated, .. } = barrier.kind
             {
-                let holds = (warp.registers.predicate(input) ^ if negated { u32::MAX } else { 0 }) & warp.live;
+                let holds = (warp.registers.predicate(input) ^ if negated { u32::MAX } else { 0 })
+                    & warp.live;
                 count += holds.count_ones();
                 all &= holds == warp.live;
                 any |= holds != 0;
@@ -195,8 +225,12 @@ impl<'l> Block<'l> {
             if let State::Waiting(barrier) = warp.state {
                 match barrier.kind {
                     BarrierKind::Popc { d, .. } => warp.registers.put(warp.live, d, [count; LANES]),
-                    BarrierKind::All { d, .. } => warp.registers.set_predicate(warp.live, d, mask(all)),
-                    BarrierKind::Any { d, .. } => warp.registers.set_predicate(warp.live, d, mask(any)),
+                    BarrierKind::All { d, .. } => {
+                        warp.registers.set_predicate(warp.live, d, mask(all))
+                    }
+                    BarrierKind::Any { d, .. } => {
+                        warp.registers.set_predicate(warp.live, d, mask(any))
+                    }
                     BarrierKind::Sync | BarrierKind::Arrive => {}
                 }
             }
@@ -210,8 +244,14 @@ impl<'l> Block<'l> {
         let program = self.shared.launch.module.program();
         Site {
             ptx_line: origin.ptx,
-            instruction: body.texts.get(pc as usize).map(ToString::to_string).unwrap_or_default(),
-            source: program.file(origin.file).map(|file| (file.to_string(), origin.source)),
+            instruction: body
+                .texts
+                .get(pc as usize)
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            source: program
+                .file(origin.file)
+                .map(|file| (file.to_string(), origin.source)),
         }
     }
 
@@ -253,14 +293,22 @@ impl<'l> Block<'l> {
                 State::Exited => exited.push(warp.index.to_string()),
                 State::Waiting(_) | State::Running => {
                     first = first.or(Some(warp));
-                    others.push(format!("warp {} waits at {}", warp.index, self.site(warp.at)));
+                    others.push(format!(
+                        "warp {} waits at {}",
+                        warp.index,
+                        self.site(warp.at)
+                    ));
                 }
             }
         }
         let message = if exited.is_empty() {
-            "no warp can go on: they wait at different barriers, or for more threads than arrive".to_string()
+            "no warp can go on: they wait at different barriers, or for more threads than arrive"
+                .to_string()
         } else {
-            format!("warps wait at a barrier that others left out: warps {} have exited", exited.join(", "))
+            format!(
+                "warps wait at a barrier that others left out: warps {} have exited",
+                exited.join(", ")
+            )
         };
         Box::new(Fault {
             kind: FaultKind::Deadlock,

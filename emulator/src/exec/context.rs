@@ -28,8 +28,17 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    pub(super) fn new(kind: FaultKind, lane: impl Into<Option<u32>>, message: impl Into<String>) -> Box<Self> {
-        Box::new(Trouble { kind, lane: lane.into(), message: message.into(), conflict: None })
+    pub(super) fn new(
+        kind: FaultKind,
+        lane: impl Into<Option<u32>>,
+        message: impl Into<String>,
+    ) -> Box<Self> {
+        Box::new(Trouble {
+            kind,
+            lane: lane.into(),
+            message: message.into(),
+            conflict: None,
+        })
     }
 }
 
@@ -66,7 +75,13 @@ pub(super) struct Context<'l> {
 }
 
 impl<'l> Context<'l> {
-    pub(super) fn new(body: &'l Body, allocations: &'l Allocations, params: &'l [u8], shared: usize, warps: usize) -> Self {
+    pub(super) fn new(
+        body: &'l Body,
+        allocations: &'l Allocations,
+        params: &'l [u8],
+        shared: usize,
+        warps: usize,
+    ) -> Self {
         Context {
             body,
             allocations,
@@ -82,15 +97,25 @@ impl<'l> Context<'l> {
 
     /// Checks an access of one lane to global memory; gives its data and its states.
     #[inline]
-    pub(super) fn global(&mut self, lane: u32, address: u64, bytes: u64, write: bool) -> Done<(*mut u8, *mut u8)> {
-        let hit = self.last.filter(|a| address >= a.base && address - a.base + bytes <= a.bytes);
+    pub(super) fn global(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Done<(*mut u8, *mut u8)> {
+        let hit = self
+            .last
+            .filter(|a| address >= a.base && address - a.base + bytes <= a.bytes);
         let allocation = match hit {
             Some(allocation) => allocation,
             None => self.find(lane, address, bytes, write)?,
         };
         if address % bytes.next_power_of_two() != 0 {
             let verb = if write { "writes" } else { "reads" };
-            let message = format!("{verb} {bytes} bytes of global memory at {address:#x}, which is not a multiple of {bytes}");
+            let message = format!(
+                "{verb} {bytes} bytes of global memory at {address:#x}, which is not a multiple of {bytes}"
+            );
             return Err(Trouble::new(FaultKind::Misaligned, lane, message));
         }
         let offset = (address - allocation.base) as usize;
@@ -108,7 +133,8 @@ impl<'l> Context<'l> {
             }
             Err(reason) => {
                 let verb = if write { "writes" } else { "reads" };
-                let message = format!("{verb} {bytes} bytes of global memory at {address:#x}: {reason}");
+                let message =
+                    format!("{verb} {bytes} bytes of global memory at {address:#x}: {reason}");
                 Err(Trouble::new(FaultKind::OutOfBounds, lane, message))
             }
         }
@@ -129,7 +155,10 @@ impl<'l> Context<'l> {
             }
         }
         if all & INITIALISED == 0 {
-            let message = format!("reads {} bytes of global memory at {address:#x} that nobody wrote", out.len());
+            let message = format!(
+                "reads {} bytes of global memory at {address:#x} that nobody wrote",
+                out.len()
+            );
             return Err(Trouble::new(FaultKind::Uninitialised, lane, message));
         }
         Ok(())
@@ -151,15 +180,28 @@ impl<'l> Context<'l> {
 
     /// Checks an access of one lane to shared memory; gives its offset.
     #[inline]
-    pub(super) fn shared_offset(&self, lane: u32, address: u64, bytes: usize, write: bool) -> Done<usize> {
+    pub(super) fn shared_offset(
+        &self,
+        lane: u32,
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done<usize> {
         let verb = if write { "writes" } else { "reads" };
-        if address.checked_add(bytes as u64).is_none_or(|end| end > self.shared.len() as u64) {
+        if address
+            .checked_add(bytes as u64)
+            .is_none_or(|end| end > self.shared.len() as u64)
+        {
             let size = self.shared.len();
-            let message = format!("{verb} {bytes} bytes of shared memory at offset {address:#x}; the block has {size} bytes");
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory at offset {address:#x}; the block has {size} bytes"
+            );
             return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
         }
         if address % bytes as u64 != 0 {
-            let message = format!("{verb} {bytes} bytes of shared memory at offset {address:#x}, which is not a multiple of {bytes}");
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory at offset {address:#x}, which is not a multiple of {bytes}"
+            );
             return Err(Trouble::new(FaultKind::Misaligned, lane, message));
         }
         Ok(address as usize)
@@ -189,20 +231,42 @@ impl<'l> Context<'l> {
 }
 
 /// The words for an access that the race detector refuses.
-pub(super) fn refused(lane: u32, at: usize, bytes: usize, verb: &str, refusal: Refusal) -> Box<Trouble> {
+pub(super) fn refused(
+    lane: u32,
+    at: usize,
+    bytes: usize,
+    verb: &str,
+    refusal: Refusal,
+) -> Box<Trouble> {
     match refusal {
         Refusal::Uninitialised => {
-            let message = format!("{verb} {bytes} bytes of shared memory at offset {at:#x} that nobody wrote");
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory at offset {at:#x} that nobody wrote"
+            );
             Trouble::new(FaultKind::Uninitialised, lane, message)
         }
         Refusal::Conflict(conflict) => {
             let (kind, how) = match (conflict.pending, conflict.write) {
-                (true, _) => (FaultKind::MissingWait, "that a cp.async is still writing: it was not waited for"),
-                (false, true) => (FaultKind::Race, "that another thread wrote, with no barrier in between"),
-                (false, false) => (FaultKind::Race, "that another thread read, with no barrier in between"),
+                (true, _) => (
+                    FaultKind::MissingWait,
+                    "that a cp.async is still writing: it was not waited for",
+                ),
+                (false, true) => (
+                    FaultKind::Race,
+                    "that another thread wrote, with no barrier in between",
+                ),
+                (false, false) => (
+                    FaultKind::Race,
+                    "that another thread read, with no barrier in between",
+                ),
             };
             let message = format!("{verb} {bytes} bytes of shared memory at offset {at:#x} {how}");
-            Box::new(Trouble { kind, lane: Some(lane), message, conflict: Some(conflict) })
+            Box::new(Trouble {
+                kind,
+                lane: Some(lane),
+                message,
+                conflict: Some(conflict),
+            })
         }
     }
 }
@@ -212,13 +276,20 @@ pub(super) fn resolve(address: u64) -> (Space, u64) {
     match address {
         SHARED_WINDOW..LOCAL_WINDOW => (Space::Shared, address - SHARED_WINDOW),
         LOCAL_WINDOW..PARAM_WINDOW => (Space::Local, address - LOCAL_WINDOW),
-        _ if (PARAM_WINDOW..PARAM_WINDOW + WINDOW).contains(&address) => (Space::Param, address - PARAM_WINDOW),
+        _ if (PARAM_WINDOW..PARAM_WINDOW + WINDOW).contains(&address) => {
+            (Space::Param, address - PARAM_WINDOW)
+        }
         _ => (Space::Global, address),
     }
 }
 
 /// Adds one request of global memory: its 32-byte sectors.
-pub(super) fn count_global(traffic: &mut GlobalTraffic, addresses: &[u64; LANES], mask: u32, bytes: u64) {
+pub(super) fn count_global(
+    traffic: &mut GlobalTraffic,
+    addresses: &[u64; LANES],
+    mask: u32,
+    bytes: u64,
+) {
     let mut sectors = [0u64; 2 * LANES];
     let (mut count, mut sorted) = (0, true);
     for lane in lanes(mask) {
@@ -242,7 +313,12 @@ pub(super) fn count_global(traffic: &mut GlobalTraffic, addresses: &[u64; LANES]
 }
 
 /// Adds one request of shared memory: its passes over the banks, in phases of 128 bytes.
-pub(super) fn count_shared(traffic: &mut SharedTraffic, addresses: &[u64; LANES], mask: u32, bytes: u64) {
+pub(super) fn count_shared(
+    traffic: &mut SharedTraffic,
+    addresses: &[u64; LANES],
+    mask: u32,
+    bytes: u64,
+) {
     traffic.requests += 1;
     // a phase moves at most 128 bytes: 32 lanes of 4, 16 of 8 or 8 of 16
     let unit = bytes.max(4);
@@ -254,7 +330,9 @@ pub(super) fn count_shared(traffic: &mut SharedTraffic, addresses: &[u64; LANES]
             continue;
         }
         // most accesses meet every bank once, or not at all
-        let met = lanes(phase).fold(0u32, |met, lane| met | 1 << (addresses[start + lane] / unit % banks));
+        let met = lanes(phase).fold(0u32, |met, lane| {
+            met | 1 << (addresses[start + lane] / unit % banks)
+        });
         if met.count_ones() == phase.count_ones() {
             traffic.wavefronts += 1;
             traffic.ideal_wavefronts += 1;
@@ -304,7 +382,11 @@ mod tests {
         assert_eq!(passes(|lane| 8 * lane, 4), (2, 1));
         assert_eq!(passes(|lane| 128 * lane, 4), (32, 1));
         assert_eq!(passes(|lane| 16 * lane, 16), (4, 4));
-        assert_eq!(passes(|lane| 128 * lane, 16), (32, 4), "eight rows at one bank a phase");
+        assert_eq!(
+            passes(|lane| 128 * lane, 16),
+            (32, 4),
+            "eight rows at one bank a phase"
+        );
         assert_eq!(passes(|lane| 2 * lane, 2), (1, 1));
     }
 

@@ -41,7 +41,12 @@ impl Copies {
 }
 
 /// `cp.async.{ca,cg}`
-pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, copy: &AsyncCopy, active: u32) -> Done {
+pub(super) fn issue(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    copy: &AsyncCopy,
+    active: u32,
+) -> Done {
     let r = &warp.registers;
     let to = addresses(r, copy.to, copy.to_narrow, copy.to_offset);
     let from = addresses(r, copy.from, false, copy.from_offset);
@@ -63,26 +68,42 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, copy: &AsyncCopy
         if length > 0 {
             reading |= 1 << lane;
             if from[lane] % size as u64 != 0 {
-                let message = format!("copies {size} bytes from {:#x}, which is not a multiple of {size}", from[lane]);
+                let message = format!(
+                    "copies {size} bytes from {:#x}, which is not a multiple of {size}",
+                    from[lane]
+                );
                 return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
             }
             load_prefix(context, lane as u32, from[lane], &mut bytes[lane][..length])?;
         }
-        let by = Accessor { warp: warp.index, lane: lane as u32, pc: warp.at, collective: false, strong: false };
+        let by = Accessor {
+            warp: warp.index,
+            lane: lane as u32,
+            pc: warp.at,
+            collective: false,
+            strong: false,
+        };
         let at = context.shared_offset(by.lane, to[lane], size, true)?;
         if let Err(refusal) = context.detector.issue(at, size, by) {
             return Err(refused(by.lane, at, size, "copies into", refusal));
         }
     }
     if reading != 0 {
-        count_global(&mut context.report.global_loads, &from, reading, size as u64);
+        count_global(
+            &mut context.report.global_loads,
+            &from,
+            reading,
+            size as u64,
+        );
     }
     count_shared(&mut context.report.shared_stores, &to, active, size as u64);
     let mut rest = active;
     let mut whole = Some(bytes);
     while rest != 0 {
         let group = warp.copies.committed[rest.trailing_zeros() as usize];
-        let same = lanes(rest).filter(|&lane| warp.copies.committed[lane] == group).fold(0, |mask, lane| mask | 1 << lane);
+        let same = lanes(rest)
+            .filter(|&lane| warp.copies.committed[lane] == group)
+            .fold(0, |mask, lane| mask | 1 << lane);
         rest &= !same;
         let bytes = match (rest, whole.take()) {
             (0, Some(bytes)) => bytes,
@@ -118,7 +139,11 @@ fn load_prefix(context: &mut Context<'_>, lane: u32, from: u64, out: &mut [u8]) 
 /// `cp.async.wait_group`: what each lane waits for arrives; `allowed` groups may stay under way.
 pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, active: u32) {
     let index = warp.index;
-    let Copies { committed, pending, spare } = &mut warp.copies;
+    let Copies {
+        committed,
+        pending,
+        spare,
+    } = &mut warp.copies;
     let mut at = 0;
     while at < pending.len() {
         let copy = &mut pending[at];
@@ -129,7 +154,13 @@ pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, act
         for lane in lanes(done) {
             let (to, size) = (copy.to[lane] as usize, usize::from(copy.size));
             context.shared[to..to + size].copy_from_slice(&copy.bytes[lane][..size]);
-            let by = Accessor { warp: index, lane: lane as u32, pc: copy.pc, collective: false, strong: false };
+            let by = Accessor {
+                warp: index,
+                lane: lane as u32,
+                pc: copy.pc,
+                collective: false,
+                strong: false,
+            };
             context.detector.complete(to, size, by);
         }
         copy.lanes &= !done;

@@ -87,12 +87,18 @@ pub(super) fn matching(
     a: Slot,
     members: Slot,
 ) {
-    let values: [u64; LANES] = if wide { r.get(a) } else { r.get::<u32>(a).map(u64::from) };
+    let values: [u64; LANES] = if wide {
+        r.get(a)
+    } else {
+        r.get::<u32>(a).map(u64::from)
+    };
     let members = r.get::<u32>(members);
     let mut out = [0; LANES];
     let mut predicate = 0;
     for lane in lanes(active) {
-        let same = lanes(members[lane]).filter(|&other| values[other] == values[lane]).fold(0, |mask, other| mask | 1 << other);
+        let same = lanes(members[lane])
+            .filter(|&other| values[other] == values[lane])
+            .fold(0, |mask, other| mask | 1 << other);
         let agree = same == members[lane];
         out[lane] = if !all || agree { same } else { 0 };
         predicate |= u32::from(agree) << lane;
@@ -102,7 +108,15 @@ pub(super) fn matching(
 }
 
 /// `redux.sync`
-pub(super) fn reduce(r: &mut Registers, active: u32, op: AtomicOp, kind: Scalar, d: Slot, a: Slot, members: Slot) {
+pub(super) fn reduce(
+    r: &mut Registers,
+    active: u32,
+    op: AtomicOp,
+    kind: Scalar,
+    d: Slot,
+    a: Slot,
+    members: Slot,
+) {
     let values = r.get::<u32>(a);
     let members = r.get::<u32>(members);
     let mut out = [0; LANES];

@@ -11,13 +11,21 @@ use crate::ir::{Cmp, Convert, FloatOp, Rounding, Scalar, Slot};
 #[inline(always)]
 fn flush_if(flush: bool, value: f32) -> f32 {
     let subnormal = value.to_bits() & 0x7f80_0000 == 0;
-    if flush && subnormal { f32::from_bits(value.to_bits() & 0x8000_0000) } else { value }
+    if flush && subnormal {
+        f32::from_bits(value.to_bits() & 0x8000_0000)
+    } else {
+        value
+    }
 }
 
 #[inline(always)]
 fn saturate_if(saturate: bool, value: f32) -> f32 {
     // NaN saturates to 0
-    if saturate { if value > 0.0 { value.min(1.0) } else { 0.0 } } else { value }
+    if saturate {
+        if value > 0.0 { value.min(1.0) } else { 0.0 }
+    } else {
+        value
+    }
 }
 
 /// The lesser number; a NaN gives way to a number, and -0 is less than +0.
@@ -80,8 +88,20 @@ fn round_to_f32(value: f64, rest: f64, rounding: Rounding) -> f32 {
         Rounding::Zero if (near > 0.0 && above) || (near == 0.0 && above) => near.next_down(),
         Rounding::Zero if (near < 0.0 && below) || (near == 0.0 && below) => near.next_up(),
         Rounding::Zero => near,
-        Rounding::Down => if above { near.next_down() } else { near },
-        Rounding::Up => if below { near.next_up() } else { near },
+        Rounding::Down => {
+            if above {
+                near.next_down()
+            } else {
+                near
+            }
+        }
+        Rounding::Up => {
+            if below {
+                near.next_up()
+            } else {
+                near
+            }
+        }
     }
 }
 
@@ -113,7 +133,13 @@ pub(super) struct Single {
 }
 
 #[inline(always)]
-pub(super) fn single(r: &mut Registers, mask: u32, how: Single, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+pub(super) fn single(
+    r: &mut Registers,
+    mask: u32,
+    how: Single,
+    d: Slot,
+    (a, b, c): (Slot, Slot, Slot),
+) {
     if how.saturate || how.rounding != Rounding::Nearest || (how.flush && how.op != FloatOp::Ex2) {
         return single_slow(r, mask, how, d, (a, b, c));
     }
@@ -127,7 +153,9 @@ pub(super) fn single(r: &mut Registers, mask: u32, how: Single, d: Slot, (a, b, 
         FloatOp::Neg => r.map1(mask, d, a, |x: f32| -x),
         FloatOp::Abs => r.map1(mask, d, a, f32::abs),
         FloatOp::Rcp => r.map1(mask, d, a, |x: f32| 1.0 / x),
-        FloatOp::Ex2 => r.map1(mask, d, a, |x: f32| flush_if(how.flush, exp2(flush_if(how.flush, x)))),
+        FloatOp::Ex2 => r.map1(mask, d, a, |x: f32| {
+            flush_if(how.flush, exp2(flush_if(how.flush, x)))
+        }),
         _ => single_slow(r, mask, how, d, (a, b, c)),
     }
 }
@@ -171,7 +199,13 @@ fn nearest(op: FloatOp, x: f32, y: f32, z: f32) -> f32 {
     }
 }
 
-pub(super) fn double(r: &mut Registers, mask: u32, op: FloatOp, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+pub(super) fn double(
+    r: &mut Registers,
+    mask: u32,
+    op: FloatOp,
+    d: Slot,
+    (a, b, c): (Slot, Slot, Slot),
+) {
     r.map3(mask, d, (a, b, c), |x: f64, y: f64, z: f64| match op {
         FloatOp::Add => x + y,
         FloatOp::Sub => x - y,
@@ -248,7 +282,13 @@ pub(super) struct Half {
 
 pub(super) fn half(r: &mut Registers, mask: u32, how: Half, d: Slot, abc: (Slot, Slot, Slot)) {
     let pair = matches!(how.kind, Scalar::F16x2 | Scalar::Bf16x2);
-    let flush = |value: f64| if how.flush && value.abs() < f64::from(f16::MIN_POSITIVE) { 0f64.copysign(value) } else { value };
+    let flush = |value: f64| {
+        if how.flush && value.abs() < f64::from(f16::MIN_POSITIVE) {
+            0f64.copysign(value)
+        } else {
+            value
+        }
+    };
     let one = |x: u16, y: u16, z: u16| {
         let [x, y, z] = [x, y, z].map(|bits| flush(half_to_f64(how.kind, bits)));
         let mut value = flush(half_op(how.op, x, y, z));
@@ -349,7 +389,9 @@ fn source(kind: Scalar, bits: u64, flush: bool) -> Value {
         Scalar::S64 => Value::Integer((bits as i64).into()),
         Scalar::F16 | Scalar::F16x2 => Value::Float(f16::from_bits(bits as u16).to_f64()),
         Scalar::Bf16 | Scalar::Bf16x2 => Value::Float(bf16::from_bits(bits as u16).to_f64()),
-        Scalar::F32 | Scalar::Tf32 => Value::Float(flush_if(flush, f32::from_bits(bits as u32)).into()),
+        Scalar::F32 | Scalar::Tf32 => {
+            Value::Float(flush_if(flush, f32::from_bits(bits as u32)).into())
+        }
         Scalar::F64 => Value::Float(f64::from_bits(bits)),
     }
 }
@@ -367,7 +409,9 @@ fn whole(rounding: Rounding, value: f64) -> f64 {
 fn bounds(kind: Scalar) -> (i128, i128) {
     let bits = 8 * kind.bytes();
     match kind {
-        Scalar::S8 | Scalar::S16 | Scalar::S32 | Scalar::S64 => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+        Scalar::S8 | Scalar::S16 | Scalar::S32 | Scalar::S64 => {
+            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        }
         _ => (0, (1i128 << bits) - 1),
     }
 }
@@ -378,16 +422,28 @@ fn convert_one(convert: Convert, bits: u64) -> u64 {
         let (low, high) = bounds(convert.to);
         return match value {
             // integers wrap unless .sat; floats always saturate, and NaN becomes 0
-            Value::Integer(value) => (if convert.saturate { value.clamp(low, high) } else { value }) as u64,
+            Value::Integer(value) => {
+                (if convert.saturate {
+                    value.clamp(low, high)
+                } else {
+                    value
+                }) as u64
+            }
             Value::Float(value) if value.is_nan() => 0,
-            Value::Float(value) => (whole(convert.rounding, value).clamp(-2e38, 2e38) as i128).clamp(low, high) as u64,
+            Value::Float(value) => {
+                (whole(convert.rounding, value).clamp(-2e38, 2e38) as i128).clamp(low, high) as u64
+            }
         };
     }
     let mut value = match value {
         Value::Float(value) if convert.whole => whole(convert.rounding, value),
         Value::Float(value) => value,
         // i128 to f64 would round twice on the way to f32: only 64-bit sources can, and they go to f32 directly
-        Value::Integer(value) if convert.to == Scalar::F32 && convert.rounding == Rounding::Nearest => f64::from(value as f32),
+        Value::Integer(value)
+            if convert.to == Scalar::F32 && convert.rounding == Rounding::Nearest =>
+        {
+            f64::from(value as f32)
+        }
         Value::Integer(value) => value as f64,
     };
     if convert.saturate {
@@ -403,12 +459,22 @@ fn convert_one(convert: Convert, bits: u64) -> u64 {
         Scalar::Tf32 => {
             // round to nearest, ties away from zero, to 10 bits of mantissa
             let bits = (value as f32).to_bits();
-            let rounded = if (value as f32).is_finite() { bits.wrapping_add(0x1000) } else { bits };
+            let rounded = if (value as f32).is_finite() {
+                bits.wrapping_add(0x1000)
+            } else {
+                bits
+            };
             u64::from(rounded & 0xffff_e000)
         }
         _ => {
-            let rounding = if convert.whole { Rounding::Nearest } else { convert.rounding };
-            flush_if(convert.flush, round_to_f32(value, 0.0, rounding)).to_bits().into()
+            let rounding = if convert.whole {
+                Rounding::Nearest
+            } else {
+                convert.rounding
+            };
+            flush_if(convert.flush, round_to_f32(value, 0.0, rounding))
+                .to_bits()
+                .into()
         }
     }
 }
@@ -431,7 +497,11 @@ pub(super) fn convert(r: &mut Registers, mask: u32, convert: Convert, d: Slot, a
 }
 
 fn slow_convert(r: &mut Registers, mask: u32, convert: Convert, d: Slot, a: Slot) {
-    let input: [u64; 32] = if convert.from.bytes() == 8 { r.get(a) } else { r.get::<u32>(a).map(u64::from) };
+    let input: [u64; 32] = if convert.from.bytes() == 8 {
+        r.get(a)
+    } else {
+        r.get::<u32>(a).map(u64::from)
+    };
     let output = input.map(|bits| convert_one(convert, bits));
     if convert.to.bytes() == 8 {
         r.put(mask, d, output);
@@ -454,18 +524,42 @@ pub(super) fn f32_to_half(value: f32) -> u32 {
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
     // normal results: move the exponent's bias and round on bit 13
-    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
+    let normal = magnitude
+        .wrapping_sub(112 << 23)
+        .wrapping_add(0xfff + (magnitude >> 13 & 1))
+        >> 13;
     // subnormal results: adding 1/2 moves the last bit of an f16 to the last bit of an f32, which then rounds
-    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
-    let special = if magnitude > 0x7f80_0000 { 0x7fff } else { 0x7c00 };
-    let half = if magnitude < 113 << 23 { subnormal } else { normal };
+    let subnormal = (f32::from_bits(magnitude) + 0.5)
+        .to_bits()
+        .wrapping_sub(0.5f32.to_bits());
+    let special = if magnitude > 0x7f80_0000 {
+        0x7fff
+    } else {
+        0x7c00
+    };
+    let half = if magnitude < 113 << 23 {
+        subnormal
+    } else {
+        normal
+    };
     // from 65,520 on the nearest f16 is infinity
-    let half = if magnitude >= 0x477f_f000 { special } else { half };
+    let half = if magnitude >= 0x477f_f000 {
+        special
+    } else {
+        half
+    };
     half | bits >> 16 & 0x8000
 }
 
 #[inline(always)]
-pub(super) fn convert_pair(r: &mut Registers, mask: u32, to: Scalar, relu: bool, d: Slot, (a, b): (Slot, Slot)) {
+pub(super) fn convert_pair(
+    r: &mut Registers,
+    mask: u32,
+    to: Scalar,
+    relu: bool,
+    d: Slot,
+    (a, b): (Slot, Slot),
+) {
     let input = |x: f32| if relu && x < 0.0 { 0.0 } else { x };
     if to == Scalar::Bf16x2 {
         return r.map2(mask, d, (a, b), |high: f32, low: f32| {
@@ -493,7 +587,8 @@ mod tests {
         let mut x = -126.0f32;
         while x < 127.9 {
             let exact = f64::from(x).exp2();
-            let unit = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+            let unit =
+                f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
             worst = worst.max((f64::from(exp2(x)) - exact).abs() / unit);
             x += 0.000_937;
         }
@@ -509,11 +604,22 @@ mod tests {
     fn halves_round_to_nearest_even() {
         // every f16, the points between neighbours, and their neighbours in f32
         for bits in 0..0x7c00u16 {
-            let (here, next) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
-            let middle = if next.is_finite() { here + (next - here) / 2.0 } else { 65_520.0 };
+            let (here, next) = (
+                f16::from_bits(bits).to_f32(),
+                f16::from_bits(bits + 1).to_f32(),
+            );
+            let middle = if next.is_finite() {
+                here + (next - here) / 2.0
+            } else {
+                65_520.0
+            };
             for value in [here, middle, middle.next_down(), middle.next_up()] {
                 for value in [value, -value] {
-                    assert_eq!(f32_to_half(value), u32::from(f16::from_f32(value).to_bits()), "{value:e}");
+                    assert_eq!(
+                        f32_to_half(value),
+                        u32::from(f16::from_f32(value).to_bits()),
+                        "{value:e}"
+                    );
                 }
             }
         }
@@ -523,7 +629,13 @@ mod tests {
 
     #[test]
     fn directed_rounding_brackets_the_exact_sum() {
-        for (a, b) in [(1.0f32, 1e-10f32), (-1.0, 1e-10), (1.0, -1e-10), (3.5, 1.25e-8), (1e30, -1.0)] {
+        for (a, b) in [
+            (1.0f32, 1e-10f32),
+            (-1.0, 1e-10),
+            (1.0, -1e-10),
+            (3.5, 1.25e-8),
+            (1e30, -1.0),
+        ] {
             let down = directed(FloatOp::Add, Rounding::Down, a, b, 0.0);
             let up = directed(FloatOp::Add, Rounding::Up, a, b, 0.0);
             let zero = directed(FloatOp::Add, Rounding::Zero, a, b, 0.0);
@@ -535,14 +647,43 @@ mod tests {
     #[test]
     fn conversions_saturate_round_and_extend() {
         let convert = |to, from, rounding, bits| {
-            convert_one(Convert { to, from, rounding, whole: true, saturate: false, relu: false, flush: false }, bits)
+            convert_one(
+                Convert {
+                    to,
+                    from,
+                    rounding,
+                    whole: true,
+                    saturate: false,
+                    relu: false,
+                    flush: false,
+                },
+                bits,
+            )
         };
         let f = |x: f32| u64::from(x.to_bits());
-        assert_eq!(convert(Scalar::S32, Scalar::F32, Rounding::Nearest, f(2.5)) as i32, 2);
-        assert_eq!(convert(Scalar::S32, Scalar::F32, Rounding::Zero, f(-2.9)) as i32, -2);
-        assert_eq!(convert(Scalar::S32, Scalar::F32, Rounding::Zero, f(1e20)) as i32, i32::MAX);
-        assert_eq!(convert(Scalar::U32, Scalar::F32, Rounding::Zero, f(-5.0)) as u32, 0);
-        assert_eq!(convert(Scalar::S64, Scalar::S8, Rounding::Nearest, 0x80) as i64, -128);
-        assert_eq!(convert(Scalar::U32, Scalar::F32, Rounding::Zero, f(f32::NAN)) as u32, 0);
+        assert_eq!(
+            convert(Scalar::S32, Scalar::F32, Rounding::Nearest, f(2.5)) as i32,
+            2
+        );
+        assert_eq!(
+            convert(Scalar::S32, Scalar::F32, Rounding::Zero, f(-2.9)) as i32,
+            -2
+        );
+        assert_eq!(
+            convert(Scalar::S32, Scalar::F32, Rounding::Zero, f(1e20)) as i32,
+            i32::MAX
+        );
+        assert_eq!(
+            convert(Scalar::U32, Scalar::F32, Rounding::Zero, f(-5.0)) as u32,
+            0
+        );
+        assert_eq!(
+            convert(Scalar::S64, Scalar::S8, Rounding::Nearest, 0x80) as i64,
+            -128
+        );
+        assert_eq!(
+            convert(Scalar::U32, Scalar::F32, Rounding::Zero, f(f32::NAN)) as u32,
+            0
+        );
     }
 }

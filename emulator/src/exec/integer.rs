@@ -24,9 +24,21 @@ macro_rules! width {
                 IntOp::MadHighS => high_s().wrapping_add(z),
                 // the manual leaves division by zero open; hardware gives all ones
                 IntOp::DivU => x.checked_div(y).unwrap_or(<$u>::MAX),
-                IntOp::DivS => if y == 0 { <$u>::MAX } else { sx.wrapping_div(sy) as $u },
+                IntOp::DivS => {
+                    if y == 0 {
+                        <$u>::MAX
+                    } else {
+                        sx.wrapping_div(sy) as $u
+                    }
+                }
                 IntOp::RemU => x.checked_rem(y).unwrap_or(x),
-                IntOp::RemS => if y == 0 { x } else { sx.wrapping_rem(sy) as $u },
+                IntOp::RemS => {
+                    if y == 0 {
+                        x
+                    } else {
+                        sx.wrapping_rem(sy) as $u
+                    }
+                }
                 IntOp::MinU => x.min(y),
                 IntOp::MinS => sx.min(sy) as $u,
                 IntOp::MaxU => x.max(y),
@@ -40,18 +52,34 @@ macro_rules! width {
                 IntOp::Xor => x ^ y,
                 IntOp::Not => !x,
                 IntOp::Cnot => <$u>::from(x == 0),
-                IntOp::Shl => if amount < BITS { x << amount } else { 0 },
-                IntOp::ShrU => if amount < BITS { x >> amount } else { 0 },
+                IntOp::Shl => {
+                    if amount < BITS {
+                        x << amount
+                    } else {
+                        0
+                    }
+                }
+                IntOp::ShrU => {
+                    if amount < BITS {
+                        x >> amount
+                    } else {
+                        0
+                    }
+                }
                 IntOp::ShrS => (sx >> amount.min(BITS - 1)) as $u,
                 IntOp::Brev => x.reverse_bits(),
                 IntOp::SadU => z.wrapping_add(x.abs_diff(y)),
                 IntOp::SadS => z.wrapping_add(sx.abs_diff(sy)),
-                IntOp::Lop3(table) => (0..8).filter(|case| table >> case & 1 != 0).fold(0, |out, case| {
-                    let x = if case & 4 != 0 { x } else { !x };
-                    let y = if case & 2 != 0 { y } else { !y };
-                    let z = if case & 1 != 0 { z } else { !z };
-                    out | x & y & z
-                }),
+                IntOp::Lop3(table) => {
+                    (0..8)
+                        .filter(|case| table >> case & 1 != 0)
+                        .fold(0, |out, case| {
+                            let x = if case & 4 != 0 { x } else { !x };
+                            let y = if case & 2 != 0 { y } else { !y };
+                            let z = if case & 1 != 0 { z } else { !z };
+                            out | x & y & z
+                        })
+                }
             }
         }
     };
@@ -62,7 +90,14 @@ width!(lane32, u32, i32, u64, i64);
 width!(lane64, u64, i64, u128, i128);
 
 #[inline(always)]
-pub(super) fn int(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+pub(super) fn int(
+    r: &mut Registers,
+    mask: u32,
+    op: IntOp,
+    width: Width,
+    d: Slot,
+    (a, b, c): (Slot, Slot, Slot),
+) {
     // one loop for each of the operations that addresses and indices are made of
     match (width, op) {
         (Width::W32, IntOp::Add) => r.map2(mask, d, (a, b), |x: u32, y: u32| x.wrapping_add(y)),
@@ -71,7 +106,12 @@ pub(super) fn int(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot
         (Width::W32, IntOp::And) => r.map2(mask, d, (a, b), |x: u32, y: u32| x & y),
         (Width::W32, IntOp::Or) => r.map2(mask, d, (a, b), |x: u32, y: u32| x | y),
         (Width::W32, IntOp::Xor) => r.map2(mask, d, (a, b), |x: u32, y: u32| x ^ y),
-        (Width::W32, IntOp::Shl) => r.map2(mask, d, (a, b), |x: u32, y: u32| if y < 32 { x << y } else { 0 }),
+        (Width::W32, IntOp::Shl) => r.map2(
+            mask,
+            d,
+            (a, b),
+            |x: u32, y: u32| if y < 32 { x << y } else { 0 },
+        ),
         (Width::W64, IntOp::Add) => r.map2(mask, d, (a, b), |x: u64, y: u64| x.wrapping_add(y)),
         (Width::W64, IntOp::Mul) => r.map2(mask, d, (a, b), |x: u64, y: u64| x.wrapping_mul(y)),
         _ => int_slow(r, mask, op, width, d, (a, b, c)),
@@ -80,28 +120,54 @@ pub(super) fn int(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot
 
 /// Every operation of every width, lane by lane.
 #[inline(never)]
-fn int_slow(r: &mut Registers, mask: u32, op: IntOp, width: Width, d: Slot, (a, b, c): (Slot, Slot, Slot)) {
+fn int_slow(
+    r: &mut Registers,
+    mask: u32,
+    op: IntOp,
+    width: Width,
+    d: Slot,
+    (a, b, c): (Slot, Slot, Slot),
+) {
     match width {
-        Width::W32 => r.map3(mask, d, (a, b, c), |x: u32, y: u32, z: u32| lane32(op, x, y, z)),
+        Width::W32 => r.map3(mask, d, (a, b, c), |x: u32, y: u32, z: u32| {
+            lane32(op, x, y, z)
+        }),
         Width::W16 if matches!(op, IntOp::Shl | IntOp::ShrS | IntOp::ShrU) => {
-            r.map2(mask, d, (a, b), |x: u16, y: u32| lane16(op, x, y.min(16) as u16, 0));
+            r.map2(mask, d, (a, b), |x: u16, y: u32| {
+                lane16(op, x, y.min(16) as u16, 0)
+            });
         }
-        Width::W16 => r.map3(mask, d, (a, b, c), |x: u16, y: u16, z: u16| lane16(op, x, y, z)),
+        Width::W16 => r.map3(mask, d, (a, b, c), |x: u16, y: u16, z: u16| {
+            lane16(op, x, y, z)
+        }),
         Width::W64 if matches!(op, IntOp::Shl | IntOp::ShrS | IntOp::ShrU) => {
             r.map2(mask, d, (a, b), |x: u64, y: u32| lane64(op, x, y.into(), 0));
         }
-        Width::W64 => r.map3(mask, d, (a, b, c), |x: u64, y: u64, z: u64| lane64(op, x, y, z)),
+        Width::W64 => r.map3(mask, d, (a, b, c), |x: u64, y: u64, z: u64| {
+            lane64(op, x, y, z)
+        }),
     }
 }
 
 #[inline(always)]
-pub(super) fn wide(r: &mut Registers, mask: u32, op: WideOp, d: Slot, (a, b): (Slot, Slot), c: Option<Slot>) {
+pub(super) fn wide(
+    r: &mut Registers,
+    mask: u32,
+    op: WideOp,
+    d: Slot,
+    (a, b): (Slot, Slot),
+    c: Option<Slot>,
+) {
     macro_rules! product {
         ($narrow:ty, $wide:ty) => {
             match c {
-                None => r.map2(mask, d, (a, b), |x: $narrow, y: $narrow| <$wide>::from(x).wrapping_mul(<$wide>::from(y))),
+                None => r.map2(mask, d, (a, b), |x: $narrow, y: $narrow| {
+                    <$wide>::from(x).wrapping_mul(<$wide>::from(y))
+                }),
                 Some(c) => r.map3(mask, d, (a, b, c), |x: $narrow, y: $narrow, z: $wide| {
-                    <$wide>::from(x).wrapping_mul(<$wide>::from(y)).wrapping_add(z)
+                    <$wide>::from(x)
+                        .wrapping_mul(<$wide>::from(y))
+                        .wrapping_add(z)
                 }),
             }
         };
@@ -133,7 +199,11 @@ fn extract(value: u64, bits: u32, start: u32, length: u32, signed: bool) -> u64 
     let sign = signed && value >> (end.min(bits) - 1) & 1 != 0;
     let field = if start < bits { value >> start } else { 0 };
     let kept = end.saturating_sub(start);
-    let low = if kept >= 64 { u64::MAX } else { (1u64 << kept) - 1 };
+    let low = if kept >= 64 {
+        u64::MAX
+    } else {
+        (1u64 << kept) - 1
+    };
     let fill = if sign { !low } else { 0 };
     field & low | fill
 }
@@ -143,16 +213,37 @@ fn insert(field: u64, into: u64, bits: u32, start: u32, length: u32) -> u64 {
     if length == 0 || start >= bits {
         return into;
     }
-    let low = if length >= 64 { u64::MAX } else { (1u64 << length) - 1 };
+    let low = if length >= 64 {
+        u64::MAX
+    } else {
+        (1u64 << length) - 1
+    };
     let mask = low << start;
     into & !mask | field << start & mask
 }
 
-pub(super) fn bits(r: &mut Registers, mask: u32, op: BitOp, wide: bool, d: Slot, [a, b, c, e]: [Slot; 4]) {
-    let value = |lane: usize, r: &Registers, slot: Slot| if wide { r.get::<u64>(slot)[lane] } else { r.row(slot)[lane].into() };
+pub(super) fn bits(
+    r: &mut Registers,
+    mask: u32,
+    op: BitOp,
+    wide: bool,
+    d: Slot,
+    [a, b, c, e]: [Slot; 4],
+) {
+    let value = |lane: usize, r: &Registers, slot: Slot| {
+        if wide {
+            r.get::<u64>(slot)[lane]
+        } else {
+            r.row(slot)[lane].into()
+        }
+    };
     let width = if wide { 64 } else { 32 };
     let signed = |value: u64| {
-        let value = if wide { value as i64 } else { i64::from(value as i32) };
+        let value = if wide {
+            value as i64
+        } else {
+            i64::from(value as i32)
+        };
         (if value < 0 { !value } else { value }) as u64
     };
     let mut narrow = [0u32; 32];
@@ -164,13 +255,19 @@ pub(super) fn bits(r: &mut Registers, mask: u32, op: BitOp, wide: bool, d: Slot,
             BitOp::Clz => narrow[lane] = x.leading_zeros() - (64 - width),
             BitOp::FindU { shift } => narrow[lane] = find(x, width, shift),
             BitOp::FindS { shift } => narrow[lane] = find(signed(x), width, shift),
-            BitOp::ExtractU => full[lane] = extract(x, width, r.row(b)[lane], r.row(c)[lane], false),
+            BitOp::ExtractU => {
+                full[lane] = extract(x, width, r.row(b)[lane], r.row(c)[lane], false)
+            }
             BitOp::ExtractS => full[lane] = extract(x, width, r.row(b)[lane], r.row(c)[lane], true),
-            BitOp::Insert => full[lane] = insert(x, value(lane, r, b), width, r.row(c)[lane], r.row(e)[lane]),
+            BitOp::Insert => {
+                full[lane] = insert(x, value(lane, r, b), width, r.row(c)[lane], r.row(e)[lane])
+            }
         }
     }
     match op {
-        BitOp::Popc | BitOp::Clz | BitOp::FindU { .. } | BitOp::FindS { .. } => r.put(mask, d, narrow),
+        BitOp::Popc | BitOp::Clz | BitOp::FindU { .. } | BitOp::FindS { .. } => {
+            r.put(mask, d, narrow)
+        }
         _ if wide => r.put(mask, d, full),
         _ => r.put(mask, d, full.map(|value| value as u32)),
     }
@@ -183,7 +280,11 @@ fn permute(a: u32, b: u32, selector: u32) -> u32 {
         let pick = selector >> (4 * at);
         let byte = (bytes >> (8 * (pick & 7))) as u8;
         // the top bit of a selector replicates the sign of its byte
-        let byte = if pick & 8 != 0 { ((byte as i8) >> 7) as u8 } else { byte };
+        let byte = if pick & 8 != 0 {
+            ((byte as i8) >> 7) as u8
+        } else {
+            byte
+        };
         out |= u32::from(byte) << (8 * at);
     }
     out
@@ -197,15 +298,21 @@ pub(super) fn bytes(r: &mut Registers, mask: u32, op: ByteOp, d: Slot, abc: (Slo
         ByteOp::ShfLeft { wrap } => r.map3(mask, d, abc, |a: u32, b: u32, c: u32| {
             (((u64::from(b) << 32 | u64::from(a)) << amount(c, wrap)) >> 32) as u32
         }),
-        ByteOp::ShfRight { wrap } => {
-            r.map3(mask, d, abc, |a: u32, b: u32, c: u32| ((u64::from(b) << 32 | u64::from(a)) >> amount(c, wrap)) as u32)
-        }
+        ByteOp::ShfRight { wrap } => r.map3(mask, d, abc, |a: u32, b: u32, c: u32| {
+            ((u64::from(b) << 32 | u64::from(a)) >> amount(c, wrap)) as u32
+        }),
         ByteOp::Dp4a { a_signed, b_signed } => r.map3(mask, d, abc, |a: u32, b: u32, c: u32| {
             let byte = |word: u32, at: u32, signed: bool| {
                 let byte = (word >> (8 * at)) as u8;
-                if signed { i32::from(byte as i8) } else { i32::from(byte) }
+                if signed {
+                    i32::from(byte as i8)
+                } else {
+                    i32::from(byte)
+                }
             };
-            (0..4).fold(c, |sum, at| sum.wrapping_add((byte(a, at, a_signed) * byte(b, at, b_signed)) as u32))
+            (0..4).fold(c, |sum, at| {
+                sum.wrapping_add((byte(a, at, a_signed) * byte(b, at, b_signed)) as u32)
+            })
         }),
     }
 }

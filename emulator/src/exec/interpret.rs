@@ -16,7 +16,12 @@ pub(super) fn has_avx2() -> bool {
 }
 
 /// Runs a warp until it waits, ends, or has executed `slice` instructions.
-pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
+pub(super) fn run(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    schedule: Schedule,
+    slice: u64,
+) -> Done<Stop> {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
         // SAFETY: the features were just detected.
@@ -28,12 +33,22 @@ pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule
 /// The same loop compiled for AVX2 and FMA: lanes run eight at a time, and fma is one instruction.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn run_avx2(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
+fn run_avx2(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    schedule: Schedule,
+    slice: u64,
+) -> Done<Stop> {
     run_on::<true>(warp, context, schedule, slice)
 }
 
 #[inline(always)]
-fn run_on<const AVX2: bool>(warp: &mut Warp, context: &mut Context<'_>, schedule: Schedule, slice: u64) -> Done<Stop> {
+fn run_on<const AVX2: bool>(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    schedule: Schedule,
+    slice: u64,
+) -> Done<Stop> {
     let end = context.clock + slice;
     while let Some((group, limit)) = warp.pick(context, schedule)? {
         if let Some(stop) = run_group::<AVX2>(warp, context, group, limit, end)? {
@@ -64,7 +79,9 @@ fn run_group<const AVX2: bool>(
     end: u64,
 ) -> Done<Option<Stop>> {
     let body = context.body;
-    let Group { mut pc, mut mask, .. } = group;
+    let Group {
+        mut pc, mut mask, ..
+    } = group;
     loop {
         if pc >= limit {
             warp.push(pc, mask, false);
@@ -89,50 +106,175 @@ fn run_group<const AVX2: bool>(
                 let value = r.predicate(a) ^ if negated { FULL } else { 0 };
                 r.set_predicate(active, d, value);
             }
-            Code::Pack { d, parts, part_bytes } => memory::pack(r, active, *d, parts, *part_bytes),
-            Code::Unpack { a, parts, part_bytes } => memory::unpack(r, active, *a, parts, *part_bytes),
-            &Code::Int { op, width, d, a, b, c } => integer::int(r, active, op, width, d, (a, b, c)),
-            &Code::Bits { op, wide, d, a, b, c, e } => integer::bits(r, active, op, wide, d, [a, b, c, e]),
+            Code::Pack {
+                d,
+                parts,
+                part_bytes,
+            } => memory::pack(r, active, *d, parts, *part_bytes),
+            Code::Unpack {
+                a,
+                parts,
+                part_bytes,
+            } => memory::unpack(r, active, *a, parts, *part_bytes),
+            &Code::Int {
+                op,
+                width,
+                d,
+                a,
+                b,
+                c,
+            } => integer::int(r, active, op, width, d, (a, b, c)),
+            &Code::Bits {
+                op,
+                wide,
+                d,
+                a,
+                b,
+                c,
+                e,
+            } => integer::bits(r, active, op, wide, d, [a, b, c, e]),
             &Code::Bytes { op, d, a, b, c } => integer::bytes(r, active, op, d, (a, b, c)),
             &Code::Wide { op, d, a, b, c } => integer::wide(r, active, op, d, (a, b), c),
-            &Code::F32 { op, flush, saturate, rounding, d, a, b, c } => {
-                float::single(r, active, float::Single { op, flush, saturate, rounding }, d, (a, b, c));
+            &Code::F32 {
+                op,
+                flush,
+                saturate,
+                rounding,
+                d,
+                a,
+                b,
+                c,
+            } => {
+                float::single(
+                    r,
+                    active,
+                    float::Single {
+                        op,
+                        flush,
+                        saturate,
+                        rounding,
+                    },
+                    d,
+                    (a, b, c),
+                );
             }
             &Code::F64 { op, d, a, b, c } => float::double(r, active, op, d, (a, b, c)),
-            &Code::Half { op, kind, flush, saturate, relu, d, a, b, c } => {
-                float::half(r, active, float::Half { op, kind, flush, saturate, relu }, d, (a, b, c));
+            &Code::Half {
+                op,
+                kind,
+                flush,
+                saturate,
+                relu,
+                d,
+                a,
+                b,
+                c,
+            } => {
+                float::half(
+                    r,
+                    active,
+                    float::Half {
+                        op,
+                        kind,
+                        flush,
+                        saturate,
+                        relu,
+                    },
+                    d,
+                    (a, b, c),
+                );
             }
-            &Code::Compare { cmp, kind, flush, d, q, a, b, combine } => {
+            &Code::Compare {
+                cmp,
+                kind,
+                flush,
+                d,
+                q,
+                a,
+                b,
+                combine,
+            } => {
                 let holds = float::compare(r, cmp, kind, flush, a, b);
                 let (yes, no) = match combine {
                     None => (holds, !holds),
                     Some((logic, p, negated)) => {
                         let other = r.predicate(p) ^ if negated { FULL } else { 0 };
-                        (combine_predicates(logic, holds, other), combine_predicates(logic, !holds, other))
+                        (
+                            combine_predicates(logic, holds, other),
+                            combine_predicates(logic, !holds, other),
+                        )
                     }
                 };
                 r.set_predicate(active, d, yes);
                 r.set_predicate(active, q, no);
             }
-            &Code::SetValue { cmp, kind, float: as_float, d, a, b } => {
+            &Code::SetValue {
+                cmp,
+                kind,
+                float: as_float,
+                d,
+                a,
+                b,
+            } => {
                 let holds = float::compare(r, cmp, kind, false, a, b);
                 let yes = if as_float { 1f32.to_bits() } else { u32::MAX };
-                r.put(active, d, std::array::from_fn::<u32, LANES, _>(|lane| if holds >> lane & 1 != 0 { yes } else { 0 }));
+                r.put(
+                    active,
+                    d,
+                    std::array::from_fn::<u32, LANES, _>(|lane| {
+                        if holds >> lane & 1 != 0 { yes } else { 0 }
+                    }),
+                );
             }
             &Code::Select32 { d, a, b, p } => {
                 let (a, b, p) = (r.get::<u32>(a), r.get::<u32>(b), r.predicate(p));
-                r.put(active, d, std::array::from_fn::<u32, LANES, _>(|lane| if p >> lane & 1 != 0 { a[lane] } else { b[lane] }));
+                r.put(
+                    active,
+                    d,
+                    std::array::from_fn::<u32, LANES, _>(|lane| {
+                        if p >> lane & 1 != 0 { a[lane] } else { b[lane] }
+                    }),
+                );
             }
             &Code::Select64 { d, a, b, p } => {
                 let (a, b, p) = (r.get::<u64>(a), r.get::<u64>(b), r.predicate(p));
-                r.put(active, d, std::array::from_fn::<u64, LANES, _>(|lane| if p >> lane & 1 != 0 { a[lane] } else { b[lane] }));
+                r.put(
+                    active,
+                    d,
+                    std::array::from_fn::<u64, LANES, _>(|lane| {
+                        if p >> lane & 1 != 0 { a[lane] } else { b[lane] }
+                    }),
+                );
             }
-            &Code::SelectSign { wide, float, d, a, b, c } => {
-                let first = |c: u32| if float { f32::from_bits(c) >= 0.0 } else { c as i32 >= 0 };
+            &Code::SelectSign {
+                wide,
+                float,
+                d,
+                a,
+                b,
+                c,
+            } => {
+                let first = |c: u32| {
+                    if float {
+                        f32::from_bits(c) >= 0.0
+                    } else {
+                        c as i32 >= 0
+                    }
+                };
                 if wide {
-                    r.map3(active, d, (a, b, c), |a: u64, b: u64, c: u32| if first(c) { a } else { b });
+                    r.map3(
+                        active,
+                        d,
+                        (a, b, c),
+                        |a: u64, b: u64, c: u32| if first(c) { a } else { b },
+                    );
                 } else {
-                    r.map3(active, d, (a, b, c), |a: u32, b: u32, c: u32| if first(c) { a } else { b });
+                    r.map3(
+                        active,
+                        d,
+                        (a, b, c),
+                        |a: u32, b: u32, c: u32| if first(c) { a } else { b },
+                    );
                 }
             }
             &Code::PredLogic { op, d, a, b } => {
@@ -144,7 +286,9 @@ fn run_group<const AVX2: bool>(
                 r.set_predicate(active, d, value);
             }
             &Code::Convert { convert, d, a } => float::convert(r, active, convert, d, a),
-            &Code::ConvertPair { to, relu, d, a, b } => float::convert_pair(r, active, to, relu, d, (a, b)),
+            &Code::ConvertPair { to, relu, d, a, b } => {
+                float::convert_pair(r, active, to, relu, d, (a, b))
+            }
             &Code::Branch { target } => {
                 if context.clock >= end {
                     // spinning lanes must not keep the rest of the block from what they wait for
@@ -174,7 +318,11 @@ fn run_group<const AVX2: bool>(
                 }
             }
             Code::Trap => {
-                return Err(Trouble::new(FaultKind::Trap, active.trailing_zeros(), "executes trap"));
+                return Err(Trouble::new(
+                    FaultKind::Trap,
+                    active.trailing_zeros(),
+                    "executes trap",
+                ));
             }
             Code::Load(access) => memory::load(warp, context, access, active)?,
             Code::Store(access) => memory::store(warp, context, access, active)?,
@@ -186,7 +334,12 @@ fn run_group<const AVX2: bool>(
                 warp.copies.commit(active);
                 copy::wait(warp, context, 0, active);
             }
-            Code::AddressSpace { space, to_space, d, a } => memory::address_space(warp, *space, *to_space, *d, *a, active)?,
+            Code::AddressSpace {
+                space,
+                to_space,
+                d,
+                a,
+            } => memory::address_space(warp, *space, *to_space, *d, *a, active)?,
             &Code::IsSpace { space, d, a } => memory::is_space(r, active, space, d, a),
             &Code::Clock { d, wide } => {
                 if wide {
@@ -218,16 +371,64 @@ fn run_group<const AVX2: bool>(
                     }
                     Code::LoadMatrix(matrix) => matrix::load(warp, context, matrix)?,
                     Code::StoreMatrix(matrix) => matrix::store(warp, context, matrix)?,
-                    &Code::Shuffle { mode, d, p, a, b, clamp, .. } => {
-                        exchange::shuffle(&mut warp.registers, active, mode, (d, p), (a, b, clamp))?;
+                    &Code::Shuffle {
+                        mode,
+                        d,
+                        p,
+                        a,
+                        b,
+                        clamp,
+                        ..
+                    } => {
+                        exchange::shuffle(
+                            &mut warp.registers,
+                            active,
+                            mode,
+                            (d, p),
+                            (a, b, clamp),
+                        )?;
                     }
-                    &Code::Vote { mode, d, p, a, negated, members } => {
-                        exchange::vote(&mut warp.registers, active, mode, (d, p), (a, negated), members);
+                    &Code::Vote {
+                        mode,
+                        d,
+                        p,
+                        a,
+                        negated,
+                        members,
+                    } => {
+                        exchange::vote(
+                            &mut warp.registers,
+                            active,
+                            mode,
+                            (d, p),
+                            (a, negated),
+                            members,
+                        );
                     }
-                    &Code::Match { all, wide, d, p, a, members } => {
-                        exchange::matching(&mut warp.registers, active, (all, wide), (d, p), a, members);
+                    &Code::Match {
+                        all,
+                        wide,
+                        d,
+                        p,
+                        a,
+                        members,
+                    } => {
+                        exchange::matching(
+                            &mut warp.registers,
+                            active,
+                            (all, wide),
+                            (d, p),
+                            a,
+                            members,
+                        );
                     }
-                    &Code::Reduce { op, kind, d, a, members } => {
+                    &Code::Reduce {
+                        op,
+                        kind,
+                        d,
+                        a,
+                        members,
+                    } => {
                         exchange::reduce(&mut warp.registers, active, op, kind, d, a, members);
                     }
                     Code::WarpSync { .. } => {
@@ -258,17 +459,30 @@ fn combine_predicates(logic: Logic, a: u32, b: u32) -> u32 {
 }
 
 /// Sends each lane to the label its index picks.
-fn branch_index(warp: &mut Warp, pc: Pc, mask: u32, active: u32, index: u16, targets: &[Pc]) -> Done {
+fn branch_index(
+    warp: &mut Warp,
+    pc: Pc,
+    mask: u32,
+    active: u32,
+    index: u16,
+    targets: &[Pc],
+) -> Done {
     let indices = warp.registers.get::<u32>(index);
     warp.push(pc + 1, mask & !active, false);
     let mut rest = active;
     while rest != 0 {
         let lane = rest.trailing_zeros() as usize;
         let Some(&target) = targets.get(indices[lane] as usize) else {
-            let message = format!("branches to entry {} of a table of {}", indices[lane], targets.len());
+            let message = format!(
+                "branches to entry {} of a table of {}",
+                indices[lane],
+                targets.len()
+            );
             return Err(Trouble::new(FaultKind::Trap, lane as u32, message));
         };
-        let same = lanes(rest).filter(|&other| indices[other] == indices[lane]).fold(0, |mask, other| mask | 1 << other);
+        let same = lanes(rest)
+            .filter(|&other| indices[other] == indices[lane])
+            .fold(0, |mask, other| mask | 1 << other);
         warp.push(target, same, false);
         rest &= !same;
     }

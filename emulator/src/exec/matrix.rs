@@ -25,20 +25,40 @@ fn row(bytes: [u8; 16]) -> Row16 {
 fn fragment(tile: &[Row16; TILE], transposed: bool) -> [u32; LANES] {
     std::array::from_fn(|lane| {
         let (r, c) = (lane / 4, 2 * (lane % 4));
-        let (low, high) = if transposed { (tile[c][r], tile[c + 1][r]) } else { (tile[r][c], tile[r][c + 1]) };
+        let (low, high) = if transposed {
+            (tile[c][r], tile[c + 1][r])
+        } else {
+            (tile[r][c], tile[r][c + 1])
+        };
         u32::from(low) | u32::from(high) << 16
     })
 }
 
 fn accessor(warp: &Warp, lane: usize) -> Accessor {
-    Accessor { warp: warp.index, lane: lane as u32, pc: warp.at, collective: true, strong: false }
+    Accessor {
+        warp: warp.index,
+        lane: lane as u32,
+        pc: warp.at,
+        collective: true,
+        strong: false,
+    }
 }
 
 /// `ldmatrix`: lane 8 i + r names row r of tile i.
 pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix) -> Done {
-    let at = addresses(&warp.registers, matrix.address, matrix.narrow, matrix.offset);
+    let at = addresses(
+        &warp.registers,
+        matrix.address,
+        matrix.narrow,
+        matrix.offset,
+    );
     let rows = TILE * matrix.registers.len();
-    count_shared(&mut context.report.shared_loads, &at, FULL >> (LANES - rows), 16);
+    count_shared(
+        &mut context.report.shared_loads,
+        &at,
+        FULL >> (LANES - rows),
+        16,
+    );
     for (index, &slot) in matrix.registers.iter().enumerate() {
         let mut tile = [[0; TILE]; TILE];
         for (r, out) in tile.iter_mut().enumerate() {
@@ -47,22 +67,37 @@ pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix) 
             context.load_shared(accessor(warp, lane), at[lane], &mut bytes)?;
             *out = row(bytes);
         }
-        warp.registers.put(FULL, slot, fragment(&tile, matrix.transposed));
+        warp.registers
+            .put(FULL, slot, fragment(&tile, matrix.transposed));
     }
     Ok(())
 }
 
 /// `stmatrix`: the other way round.
 pub(super) fn store(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix) -> Done {
-    let at = addresses(&warp.registers, matrix.address, matrix.narrow, matrix.offset);
+    let at = addresses(
+        &warp.registers,
+        matrix.address,
+        matrix.narrow,
+        matrix.offset,
+    );
     let rows = TILE * matrix.registers.len();
-    count_shared(&mut context.report.shared_stores, &at, FULL >> (LANES - rows), 16);
+    count_shared(
+        &mut context.report.shared_stores,
+        &at,
+        FULL >> (LANES - rows),
+        16,
+    );
     for (index, &slot) in matrix.registers.iter().enumerate() {
         let tile = halves(&warp.registers, slot);
         for r in 0..TILE {
             let mut bytes = [0; 16];
             for c in 0..TILE {
-                let from = if matrix.transposed { TILE * c + r } else { TILE * r + c };
+                let from = if matrix.transposed {
+                    TILE * c + r
+                } else {
+                    TILE * r + c
+                };
                 bytes[2 * c..2 * c + 2].copy_from_slice(&tile[from].to_le_bytes());
             }
             let lane = TILE * index + r;
@@ -107,7 +142,11 @@ fn half_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     // scaling by 2^112 moves the exponent's bias; subnormals come out normal, and the top exponent needs its own
     let value = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
-    let special = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
+    let special = if magnitude >= 0x0f80_0000 {
+        0x7f80_0000
+    } else {
+        0
+    };
     f32::from_bits(value.to_bits() | special | sign)
 }
 
@@ -134,7 +173,8 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
             let (even, odd) = columns(r, mma.a[2 * step + half], mma.kind);
             // two rows at a time: each row of B is loaded once for both
             for pair in 0..TILE / 2 {
-                let (mut first, mut second) = (acc[TILE * half + 2 * pair], acc[TILE * half + 2 * pair + 1]);
+                let (mut first, mut second) =
+                    (acc[TILE * half + 2 * pair], acc[TILE * half + 2 * pair + 1]);
                 for c in 0..TILE / 2 {
                     let (at, next) = (8 * pair + c, 8 * pair + 4 + c);
                     add_product(&mut first, even[at], &rows[2 * c]);
@@ -164,7 +204,10 @@ fn read_accumulator(r: &Registers, mma: &Mma, acc: &mut [Vector; 2 * TILE]) {
         let (even, odd) = if mma.half_accumulator {
             columns(r, mma.c[half], Scalar::F16)
         } else {
-            (r.get::<f32>(mma.c[2 * half]), r.get::<f32>(mma.c[2 * half + 1]))
+            (
+                r.get::<f32>(mma.c[2 * half]),
+                r.get::<f32>(mma.c[2 * half + 1]),
+            )
         };
         for row in 0..TILE {
             acc[TILE * half + row][..4].copy_from_slice(&even[4 * row..4 * row + 4]);
@@ -221,7 +264,15 @@ mod tests {
         };
         for (k, kind) in [(16, Scalar::F16), (8, Scalar::F16), (16, Scalar::Bf16)] {
             // the destination overlaps the accumulator, as compilers write it
-            let mma = Mma { kind, k, half_accumulator: false, d: [0, 1, 2, 3], a: [4, 5, 6, 7], b: [8, 9], c: [0, 1, 2, 3] };
+            let mma = Mma {
+                kind,
+                k,
+                half_accumulator: false,
+                d: [0, 1, 2, 3],
+                a: [4, 5, 6, 7],
+                b: [8, 9],
+                c: [0, 1, 2, 3],
+            };
             let (mut plain, mut fast) = (Registers::new(14, 2), Registers::new(14, 2));
             fill(&mut plain);
             fill(&mut fast);
@@ -229,7 +280,11 @@ mod tests {
             // SAFETY: `has_avx2` said so.
             unsafe { crate::exec::avx2::multiply(&mut fast, &mma) };
             for slot in 0..4 {
-                assert_eq!(plain.row(slot), fast.row(slot), "{kind:?} k {k} register {slot}");
+                assert_eq!(
+                    plain.row(slot),
+                    fast.row(slot),
+                    "{kind:?} k {k} register {slot}"
+                );
             }
         }
     }
@@ -238,7 +293,10 @@ mod tests {
     fn every_half_converts_as_the_standard_says() {
         for bits in 0..=u16::MAX {
             let (ours, theirs) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
-            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} is not {theirs}");
+            assert!(
+                ours == theirs || (ours.is_nan() && theirs.is_nan()),
+                "{bits:#06x}: {ours} is not {theirs}"
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Loads and stores of every space, packing, and address spaces.
 
 use super::context::{
-    Context, Done, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, count_global, count_shared, lanes, resolve,
+    Context, Done, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, count_global, count_shared,
+    lanes, resolve,
 };
 use super::registers::{LANES, Registers};
 use super::warp::Warp;
@@ -47,14 +48,21 @@ fn in_space(space: Space, addresses: &mut [u64; LANES], active: u32, lane: usize
 }
 
 /// Splits the lanes of a generic access by the space they address.
-fn each_space(access: &Access, addresses: [u64; LANES], active: u32, mut then: impl FnMut(Space, [u64; LANES], u32) -> Done) -> Done {
+fn each_space(
+    access: &Access,
+    addresses: [u64; LANES],
+    active: u32,
+    mut then: impl FnMut(Space, [u64; LANES], u32) -> Done,
+) -> Done {
     let mut rest = active;
     while rest != 0 {
         let first = rest.trailing_zeros() as usize;
         let mut inner = addresses;
         let space = in_space(access.space, &mut inner, rest, first);
         let mask = if access.space == Space::Generic {
-            lanes(rest).filter(|&lane| resolve(addresses[lane]).0 == space).fold(0, |mask, lane| mask | 1 << lane)
+            lanes(rest)
+                .filter(|&lane| resolve(addresses[lane]).0 == space)
+                .fold(0, |mask, lane| mask | 1 << lane)
         } else {
             rest
         };
@@ -65,17 +73,37 @@ fn each_space(access: &Access, addresses: [u64; LANES], active: u32, mut then: i
 }
 
 fn accessor(warp: &Warp, lane: usize, strong: bool) -> Accessor {
-    Accessor { warp: warp.index, lane: lane as u32, pc: warp.at, collective: false, strong }
+    Accessor {
+        warp: warp.index,
+        lane: lane as u32,
+        pc: warp.at,
+        collective: false,
+        strong,
+    }
 }
 
 /// `ld`
-pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, access: &Access, active: u32) -> Done {
+pub(super) fn load(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    access: &Access,
+    active: u32,
+) -> Done {
     let bytes = usize::from(access.bytes) * access.elements.len();
-    let all = addresses(&warp.registers, access.address, access.narrow, access.offset);
+    let all = addresses(
+        &warp.registers,
+        access.address,
+        access.narrow,
+        access.offset,
+    );
     each_space(access, all, active, |space, at, mask| {
         match space {
-            Space::Global => count_global(&mut context.report.global_loads, &at, mask, bytes as u64),
-            Space::Shared => count_shared(&mut context.report.shared_loads, &at, mask, bytes as u64),
+            Space::Global => {
+                count_global(&mut context.report.global_loads, &at, mask, bytes as u64)
+            }
+            Space::Shared => {
+                count_shared(&mut context.report.shared_loads, &at, mask, bytes as u64)
+            }
             _ => {}
         }
         let mut values = [[0u64; LANES]; 8];
@@ -83,7 +111,9 @@ pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, access: &Access, 
         for lane in lanes(mask) {
             let out = &mut buffer[..bytes];
             match space {
-                Space::Global | Space::Generic => context.load_global(lane as u32, at[lane], out)?,
+                Space::Global | Space::Generic => {
+                    context.load_global(lane as u32, at[lane], out)?
+                }
                 Space::Shared => {
                     let by = accessor(warp, lane, access.strong);
                     context.load_shared(by, at[lane], out)?;
@@ -91,26 +121,41 @@ pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, access: &Access, 
                 Space::Local => local(warp, lane, at[lane], bytes, false)?.copy_to(warp, out),
                 Space::Param => {
                     let start = usize::try_from(at[lane]).unwrap_or(usize::MAX);
-                    let Some(source) = start.checked_add(bytes).and_then(|end| context.params.get(start..end)) else {
-                        let message = format!("reads {bytes} bytes of parameters at offset {start}; there are {}", context.params.len());
+                    let Some(source) = start
+                        .checked_add(bytes)
+                        .and_then(|end| context.params.get(start..end))
+                    else {
+                        let message = format!(
+                            "reads {bytes} bytes of parameters at offset {start}; there are {}",
+                            context.params.len()
+                        );
                         return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
                     };
                     out.copy_from_slice(source);
                 }
             }
-            for (element, chunk) in buffer[..bytes].chunks_exact(usize::from(access.bytes)).enumerate() {
+            for (element, chunk) in buffer[..bytes]
+                .chunks_exact(usize::from(access.bytes))
+                .enumerate()
+            {
                 let mut word = [0; 8];
                 word[..chunk.len()].copy_from_slice(chunk);
                 let value = u64::from_le_bytes(word);
                 let unused = 64 - 8 * u32::from(access.bytes);
-                values[element][lane] =
-                    if access.signed { ((value << unused) as i64 >> unused) as u64 } else { value };
+                values[element][lane] = if access.signed {
+                    ((value << unused) as i64 >> unused) as u64
+                } else {
+                    value
+                };
             }
         }
         for (element, slot) in access.elements.iter().enumerate() {
             match slot {
                 Some(slot) if access.wide => warp.registers.put(mask, *slot, values[element]),
-                Some(slot) => warp.registers.put(mask, *slot, values[element].map(|value| value as u32)),
+                Some(slot) => {
+                    warp.registers
+                        .put(mask, *slot, values[element].map(|value| value as u32))
+                }
                 None => {}
             }
         }
@@ -119,30 +164,63 @@ pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, access: &Access, 
 }
 
 /// `st`
-pub(super) fn store(warp: &mut Warp, context: &mut Context<'_>, access: &Access, active: u32) -> Done {
+pub(super) fn store(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    access: &Access,
+    active: u32,
+) -> Done {
     let bytes = usize::from(access.bytes) * access.elements.len();
-    let all = addresses(&warp.registers, access.address, access.narrow, access.offset);
+    let all = addresses(
+        &warp.registers,
+        access.address,
+        access.narrow,
+        access.offset,
+    );
     let mut values = [[0u64; LANES]; 8];
     for (element, slot) in values.iter_mut().zip(access.elements.iter().flatten()) {
-        *element = if access.wide { warp.registers.get(*slot) } else { warp.registers.get::<u32>(*slot).map(u64::from) };
+        *element = if access.wide {
+            warp.registers.get(*slot)
+        } else {
+            warp.registers.get::<u32>(*slot).map(u64::from)
+        };
     }
     each_space(access, all, active, |space, at, mask| {
         match space {
-            Space::Global => count_global(&mut context.report.global_stores, &at, mask, bytes as u64),
-            Space::Shared => count_shared(&mut context.report.shared_stores, &at, mask, bytes as u64),
+            Space::Global => {
+                count_global(&mut context.report.global_stores, &at, mask, bytes as u64)
+            }
+            Space::Shared => {
+                count_shared(&mut context.report.shared_stores, &at, mask, bytes as u64)
+            }
             _ => {}
         }
         let mut buffer = [0u8; MOST];
         for lane in lanes(mask) {
-            for (element, chunk) in buffer[..bytes].chunks_exact_mut(usize::from(access.bytes)).enumerate() {
+            for (element, chunk) in buffer[..bytes]
+                .chunks_exact_mut(usize::from(access.bytes))
+                .enumerate()
+            {
                 chunk.copy_from_slice(&values[element][lane].to_le_bytes()[..chunk.len()]);
             }
             match space {
-                Space::Global | Space::Generic => context.store_global(lane as u32, at[lane], &buffer[..bytes])?,
-                Space::Shared => context.store_shared(accessor(warp, lane, access.strong), at[lane], &buffer[..bytes])?,
-                Space::Local => local(warp, lane, at[lane], bytes, true)?.copy_from(warp, &buffer[..bytes]),
+                Space::Global | Space::Generic => {
+                    context.store_global(lane as u32, at[lane], &buffer[..bytes])?
+                }
+                Space::Shared => context.store_shared(
+                    accessor(warp, lane, access.strong),
+                    at[lane],
+                    &buffer[..bytes],
+                )?,
+                Space::Local => {
+                    local(warp, lane, at[lane], bytes, true)?.copy_from(warp, &buffer[..bytes])
+                }
                 Space::Param => {
-                    return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, "writes to its parameters"));
+                    return Err(Trouble::new(
+                        FaultKind::OutOfBounds,
+                        lane as u32,
+                        "writes to its parameters",
+                    ));
                 }
             }
         }
@@ -167,18 +245,30 @@ impl Local {
 fn local(warp: &Warp, lane: usize, address: u64, bytes: usize, write: bool) -> Done<Local> {
     let verb = if write { "writes" } else { "reads" };
     let size = u64::from(warp.local_bytes);
-    if address.checked_add(bytes as u64).is_none_or(|end| end > size) {
-        let message = format!("{verb} {bytes} bytes of local memory at offset {address:#x}; the thread has {size} bytes");
+    if address
+        .checked_add(bytes as u64)
+        .is_none_or(|end| end > size)
+    {
+        let message = format!(
+            "{verb} {bytes} bytes of local memory at offset {address:#x}; the thread has {size} bytes"
+        );
         return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
     }
     if address % bytes as u64 != 0 {
-        let message = format!("{verb} {bytes} bytes of local memory at offset {address:#x}, which is not a multiple of {bytes}");
+        let message = format!(
+            "{verb} {bytes} bytes of local memory at offset {address:#x}, which is not a multiple of {bytes}"
+        );
         return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
     }
     let start = lane * size as usize + address as usize;
     let range = start..start + bytes;
-    if !write && !warp.local_written[range.clone()].iter().all(|&written| written) {
-        let message = format!("reads {bytes} bytes of local memory at offset {address:#x} that nobody wrote");
+    if !write
+        && !warp.local_written[range.clone()]
+            .iter()
+            .all(|&written| written)
+    {
+        let message =
+            format!("reads {bytes} bytes of local memory at offset {address:#x} that nobody wrote");
         return Err(Trouble::new(FaultKind::Uninitialised, lane as u32, message));
     }
     Ok(Local(range))
@@ -203,13 +293,27 @@ pub(super) fn pack(r: &mut Registers, active: u32, d: Slot, parts: &[Slot], part
 }
 
 /// `mov.b64 {…}, %rd` and its like.
-pub(super) fn unpack(r: &mut Registers, active: u32, a: Slot, parts: &[Option<Slot>], part_bytes: u8) {
+pub(super) fn unpack(
+    r: &mut Registers,
+    active: u32,
+    a: Slot,
+    parts: &[Option<Slot>],
+    part_bytes: u8,
+) {
     let bits = 8 * u32::from(part_bytes);
     let keep = (1u64 << bits) - 1;
-    let values: [u64; LANES] = if parts.len() as u32 * bits == 64 { r.get(a) } else { r.get::<u32>(a).map(u64::from) };
+    let values: [u64; LANES] = if parts.len() as u32 * bits == 64 {
+        r.get(a)
+    } else {
+        r.get::<u32>(a).map(u64::from)
+    };
     for (index, part) in parts.iter().enumerate() {
         if let Some(part) = *part {
-            r.put(active, part, values.map(|value| (value >> (bits * index as u32) & keep) as u32));
+            r.put(
+                active,
+                part,
+                values.map(|value| (value >> (bits * index as u32) & keep) as u32),
+            );
         }
     }
 }
@@ -225,27 +329,51 @@ fn window(space: Space) -> Option<u64> {
 }
 
 /// `cvta`
-pub(super) fn address_space(warp: &mut Warp, space: Space, to_space: bool, d: Slot, a: Slot, active: u32) -> Done {
+pub(super) fn address_space(
+    warp: &mut Warp,
+    space: Space,
+    to_space: bool,
+    d: Slot,
+    a: Slot,
+    active: u32,
+) -> Done {
     let r = &mut warp.registers;
     let addresses = r.get::<u64>(a);
     if to_space {
         for lane in lanes(active) {
             // null stays null, as on hardware
             if addresses[lane] != 0 && resolve(addresses[lane]).0 != space {
-                let message = format!("converts {:#x} to an address of a space it does not lie in", addresses[lane]);
+                let message = format!(
+                    "converts {:#x} to an address of a space it does not lie in",
+                    addresses[lane]
+                );
                 return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
             }
         }
     }
     let base = window(space).unwrap_or(0);
-    r.put(active, d, addresses.map(|address| if to_space { address.wrapping_sub(base) } else { address.wrapping_add(base) }));
+    r.put(
+        active,
+        d,
+        addresses.map(|address| {
+            if to_space {
+                address.wrapping_sub(base)
+            } else {
+                address.wrapping_add(base)
+            }
+        }),
+    );
     Ok(())
 }
 
 /// `isspacep`
 pub(super) fn is_space(r: &mut Registers, active: u32, space: Space, d: Pred, a: Slot) {
-    let holds = r.get::<u64>(a).iter().enumerate().fold(0, |bits, (lane, &address)| {
-        bits | u32::from(resolve(address).0 == space) << lane
-    });
+    let holds = r
+        .get::<u64>(a)
+        .iter()
+        .enumerate()
+        .fold(0, |bits, (lane, &address)| {
+            bits | u32::from(resolve(address).0 == space) << lane
+        });
     r.set_predicate(active, d, holds);
 }

@@ -73,7 +73,9 @@ impl FromStr for Schedule {
                 Ok(seed) => Ok(Schedule::Adversarial(seed)),
                 Err(_) => Err(format!("the seed `{seed}` is not a number")),
             },
-            _ => Err(format!("unknown schedule `{text}`; there are `lowest` and `adversarial:SEED`")),
+            _ => Err(format!(
+                "unknown schedule `{text}`; there are `lowest` and `adversarial:SEED`"
+            )),
         }
     }
 }
@@ -118,7 +120,12 @@ struct Shared<'l> {
 ///
 /// # Errors
 /// The fault of the lowest block that any host thread had met when the launch was stopped.
-pub fn launch(launch: &Launch<'_>, device: &Device, memory: &Memory, options: &Options) -> Result<Report, Fault> {
+pub fn launch(
+    launch: &Launch<'_>,
+    device: &Device,
+    memory: &Memory,
+    options: &Options,
+) -> Result<Report, Fault> {
     let kernel = check(launch, device)?;
     let _alone = memory.one_launch();
     let allocations = memory.lock();
@@ -134,14 +141,23 @@ pub fn launch(launch: &Launch<'_>, device: &Device, memory: &Memory, options: &O
         next_block: AtomicU64::new(0),
     };
     let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
-    let workers = options.threads.max(1).min(usize::try_from(blocks).unwrap_or(usize::MAX));
+    let workers = options
+        .threads
+        .max(1)
+        .min(usize::try_from(blocks).unwrap_or(usize::MAX));
     let reports = Mutex::new(Vec::new());
     let faults = Mutex::new(Vec::new());
     let work = || {
         let (report, fault) = shared.worker(blocks, workers as u64);
-        reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+        reports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(report);
         if let Some(fault) = fault {
-            faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+            faults
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(fault);
         }
     };
     std::thread::scope(|scope| {
@@ -177,7 +193,11 @@ pub fn launch(launch: &Launch<'_>, device: &Device, memory: &Memory, options: &O
 impl Kernel {
     /// Static and dynamic shared memory of a block in bytes.
     fn shared_bytes(&self, dynamic: u32) -> u32 {
-        if dynamic == 0 { self.static_shared } else { self.static_shared.next_multiple_of(16) + dynamic }
+        if dynamic == 0 {
+            self.static_shared
+        } else {
+            self.static_shared.next_multiple_of(16) + dynamic
+        }
     }
 }
 
@@ -197,19 +217,34 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
     };
     let threads: u64 = launch.block.iter().map(|&n| u64::from(n)).product();
     if launch.grid.contains(&0) || threads == 0 {
-        return refuse(format!("an empty launch: grid {:?}, block {:?}", launch.grid, launch.block));
+        return refuse(format!(
+            "an empty launch: grid {:?}, block {:?}",
+            launch.grid, launch.block
+        ));
     }
-    if threads > u64::from(device.max_threads_per_block) || (0..3).any(|axis| launch.block[axis] > device.max_block[axis]) {
+    if threads > u64::from(device.max_threads_per_block)
+        || (0..3).any(|axis| launch.block[axis] > device.max_block[axis])
+    {
         let most = device.max_threads_per_block;
-        return refuse(format!("a block of {:?} threads; the device allows {most} in all and {:?}", launch.block, device.max_block));
+        return refuse(format!(
+            "a block of {:?} threads; the device allows {most} in all and {:?}",
+            launch.block, device.max_block
+        ));
     }
     if let Some(most) = kernel.max_threads.filter(|&most| threads > u64::from(most)) {
-        return refuse(format!("a block of {threads} threads; the kernel is compiled for at most {most} (.maxntid)"));
+        return refuse(format!(
+            "a block of {threads} threads; the kernel is compiled for at most {most} (.maxntid)"
+        ));
     }
     if (0..3).any(|axis| launch.grid[axis] > device.max_grid[axis]) {
-        return refuse(format!("a grid of {:?} blocks; the device allows {:?}", launch.grid, device.max_grid));
+        return refuse(format!(
+            "a grid of {:?} blocks; the device allows {:?}",
+            launch.grid, device.max_grid
+        ));
     }
-    let limit = launch.dynamic_shared_limit.min(device.shared_per_block_optin);
+    let limit = launch
+        .dynamic_shared_limit
+        .min(device.shared_per_block_optin);
     if launch.dynamic_shared > limit {
         return refuse(format!(
             "{} bytes of dynamic shared memory; the function's attribute MAX_DYNAMIC_SHARED_SIZE_BYTES allows {limit}",
@@ -219,18 +254,27 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
     let total = kernel.shared_bytes(launch.dynamic_shared);
     if total > device.shared_per_block_optin {
         let most = device.shared_per_block_optin;
-        return refuse(format!("{total} bytes of static and dynamic shared memory; the device allows {most}"));
+        return refuse(format!(
+            "{total} bytes of static and dynamic shared memory; the device allows {most}"
+        ));
     }
     if kernel.param_bytes() > device.max_parameter_bytes {
         let (bytes, most) = (kernel.param_bytes(), device.max_parameter_bytes);
-        return refuse(format!("{bytes} bytes of parameters; the device allows {most}"));
+        return refuse(format!(
+            "{bytes} bytes of parameters; the device allows {most}"
+        ));
     }
     if (launch.params.len() as u64) < u64::from(kernel.param_bytes()) {
         let (found, needed) = (launch.params.len(), kernel.param_bytes());
-        return refuse(format!("{found} bytes of parameters; the kernel takes {needed}"));
+        return refuse(format!(
+            "{found} bytes of parameters; the kernel takes {needed}"
+        ));
     }
     if kernel.body.ops.len() >= 1 << 24 {
-        return refuse(format!("{} instructions; the race detector tells 16,777,215 apart", kernel.body.ops.len()));
+        return refuse(format!(
+            "{} instructions; the race detector tells 16,777,215 apart",
+            kernel.body.ops.len()
+        ));
     }
     Ok(kernel)
 }
@@ -253,14 +297,23 @@ fn constants(launch: &Launch<'_>, kernel: &Kernel) -> Vec<(crate::ir::Slot, Cons
         Constant::Global { .. } => launch.module.address(constant).unwrap_or(0),
         Constant::Special(_) => 0,
     };
-    kernel.body.constants.iter().map(|&(slot, constant)| (slot, constant, value(constant))).collect()
+    kernel
+        .body
+        .constants
+        .iter()
+        .map(|&(slot, constant)| (slot, constant, value(constant)))
+        .collect()
 }
 
 impl<'l> Shared<'l> {
     /// Takes blocks until none is left; the counters, and the fault with its block's number.
     fn worker(&'l self, blocks: u64, workers: u64) -> (Report, Option<(u64, Fault)>) {
         // blocks of a cooperative launch wait for each other: a worker turns over all of its blocks
-        let resident = if self.launch.cooperative { blocks.div_ceil(workers) } else { 1 };
+        let resident = if self.launch.cooperative {
+            blocks.div_ceil(workers)
+        } else {
+            1
+        };
         let mut running: Vec<Block<'_>> = Vec::new();
         let mut spare: Vec<Block<'_>> = Vec::new();
         let mut report = Report::default();

@@ -27,7 +27,10 @@ pub(crate) struct Registers {
 
 impl Registers {
     pub(crate) fn new(rows: u32, predicates: u32) -> Self {
-        Registers { rows: vec![Row([0; LANES]); rows as usize], predicates: vec![0; predicates as usize] }
+        Registers {
+            rows: vec![Row([0; LANES]); rows as usize],
+            predicates: vec![0; predicates as usize],
+        }
     }
 
     /// Fills every register with a pattern that is NaN as a float, so that no block sees what another left.
@@ -67,7 +70,13 @@ impl Registers {
     }
 
     #[inline(always)]
-    pub(crate) fn map1<A: Lane, D: Lane>(&mut self, mask: u32, d: Slot, a: Slot, f: impl Fn(A) -> D) {
+    pub(crate) fn map1<A: Lane, D: Lane>(
+        &mut self,
+        mask: u32,
+        d: Slot,
+        a: Slot,
+        f: impl Fn(A) -> D,
+    ) {
         let a = self.get::<A>(a);
         let mut out = [D::default(); LANES];
         for lane in 0..LANES {
@@ -77,7 +86,13 @@ impl Registers {
     }
 
     #[inline(always)]
-    pub(crate) fn map2<A: Lane, B: Lane, D: Lane>(&mut self, mask: u32, d: Slot, (a, b): (Slot, Slot), f: impl Fn(A, B) -> D) {
+    pub(crate) fn map2<A: Lane, B: Lane, D: Lane>(
+        &mut self,
+        mask: u32,
+        d: Slot,
+        (a, b): (Slot, Slot),
+        f: impl Fn(A, B) -> D,
+    ) {
         let (a, b) = (self.get::<A>(a), self.get::<B>(b));
         let mut out = [D::default(); LANES];
         for lane in 0..LANES {

@@ -94,13 +94,18 @@ impl Warp {
         self.launched = self.live;
         self.state = State::Running;
         self.groups.clear();
-        self.groups.push(Group { pc: 0, mask: self.live, parked: false });
+        self.groups.push(Group {
+            pc: 0,
+            mask: self.live,
+            parked: false,
+        });
         self.local_written.fill(false);
         self.copies = Copies::default();
         self.rotate = false;
         if let Schedule::Adversarial(seed) = shared.options.schedule {
             // splitmix64 of seed, block and warp: every warp has its own order
-            self.random = seed ^ (linear * 64 + self.index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.random =
+                seed ^ (linear * 64 + self.index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
         self.registers.reset();
         for &(slot, constant, value) in &shared.constants {
@@ -108,16 +113,27 @@ impl Warp {
                 Constant::Double(_) | Constant::Param64(_) | Constant::Global { .. } => {
                     self.registers.put(u32::MAX, slot, [value; LANES]);
                 }
-                Constant::Word(_) | Constant::Param32(_) => self.registers.put(u32::MAX, slot, [value as u32; LANES]),
+                Constant::Word(_) | Constant::Param32(_) => {
+                    self.registers.put(u32::MAX, slot, [value as u32; LANES])
+                }
                 Constant::Special(special) => {
-                    let values = std::array::from_fn(|lane| self.special(shared, special, lane, block, linear));
+                    let values = std::array::from_fn(|lane| {
+                        self.special(shared, special, lane, block, linear)
+                    });
                     self.registers.put(u32::MAX, slot, values);
                 }
             }
         }
     }
 
-    fn special(&self, shared: &Shared<'_>, special: Special, lane: usize, block: [u32; 3], linear: u64) -> u32 {
+    fn special(
+        &self,
+        shared: &Shared<'_>,
+        special: Special,
+        lane: usize,
+        block: [u32; 3],
+        linear: u64,
+    ) -> u32 {
         let launch = shared.launch;
         let bit = 1u32 << lane;
         let multiprocessors = shared.device.multiprocessors;
@@ -165,7 +181,11 @@ impl Warp {
     }
 
     /// The lanes that run next, and the instruction at which they must look for others.
-    pub(super) fn pick(&mut self, context: &Context<'_>, schedule: Schedule) -> Done<Option<(Group, Pc)>> {
+    pub(super) fn pick(
+        &mut self,
+        context: &Context<'_>,
+        schedule: Schedule,
+    ) -> Done<Option<(Group, Pc)>> {
         if self.groups.is_empty() {
             return Ok(None);
         }
@@ -176,7 +196,9 @@ impl Warp {
             return Ok(Some((group, self.limit(schedule))));
         }
         let adversarial = schedule != Schedule::LowestPc;
-        let ready: Vec<usize> = (0..self.groups.len()).filter(|&at| !self.groups[at].parked).collect();
+        let ready: Vec<usize> = (0..self.groups.len())
+            .filter(|&at| !self.groups[at].parked)
+            .collect();
         if ready.is_empty() {
             return Err(self.divergence(context));
         }
@@ -184,10 +206,16 @@ impl Warp {
             ready[(self.next_random() % ready.len() as u64) as usize]
         } else if std::mem::take(&mut self.rotate) {
             // the lowest lanes spin: the highest have their turn, without a limit that would send them back at once
-            let highest = ready.into_iter().max_by_key(|&at| self.groups[at].pc).unwrap_or(0);
+            let highest = ready
+                .into_iter()
+                .max_by_key(|&at| self.groups[at].pc)
+                .unwrap_or(0);
             return Ok(Some((self.groups.swap_remove(highest), Pc::MAX)));
         } else {
-            ready.into_iter().min_by_key(|&at| self.groups[at].pc).unwrap_or(0)
+            ready
+                .into_iter()
+                .min_by_key(|&at| self.groups[at].pc)
+                .unwrap_or(0)
         };
         let mut group = self.groups.swap_remove(chosen);
         if !adversarial {
@@ -205,7 +233,13 @@ impl Warp {
     /// The lowest instruction at which other lanes stand ready.
     fn limit(&self, schedule: Schedule) -> Pc {
         match schedule {
-            Schedule::LowestPc => self.groups.iter().filter(|group| !group.parked).map(|group| group.pc).min().unwrap_or(Pc::MAX),
+            Schedule::LowestPc => self
+                .groups
+                .iter()
+                .filter(|group| !group.parked)
+                .map(|group| group.pc)
+                .min()
+                .unwrap_or(Pc::MAX),
             Schedule::Adversarial(_) => Pc::MAX,
         }
     }
@@ -229,7 +263,11 @@ impl Warp {
                 self.groups[at].mask = joined;
                 if self.complete(context, group.pc, joined)? {
                     self.groups.swap_remove(at);
-                    return Ok(Some(Group { mask: joined, parked: false, ..group }));
+                    return Ok(Some(Group {
+                        mask: joined,
+                        parked: false,
+                        ..group
+                    }));
                 }
             }
             at += 1;
@@ -255,7 +293,10 @@ impl Warp {
         for lane in lanes(active) {
             if members[lane] >> lane & 1 == 0 {
                 self.at = pc;
-                let message = format!("executes a .sync instruction whose member mask {:#010x} leaves it out", members[lane]);
+                let message = format!(
+                    "executes a .sync instruction whose member mask {:#010x} leaves it out",
+                    members[lane]
+                );
                 return Err(Trouble::new(FaultKind::Divergence, lane as u32, message));
             }
         }
@@ -270,7 +311,10 @@ impl Warp {
             .iter()
             .map(|group| {
                 let origin = context.body.origins[group.pc as usize];
-                format!("lanes {:#010x} at PTX line {}: {}", group.mask, origin.ptx, context.body.texts[group.pc as usize])
+                format!(
+                    "lanes {:#010x} at PTX line {}: {}",
+                    group.mask, origin.ptx, context.body.texts[group.pc as usize]
+                )
             })
             .collect();
         if exited != 0 {
@@ -278,7 +322,10 @@ impl Warp {
         }
         self.at = self.groups.first().map_or(self.at, |group| group.pc);
         let lane = self.groups.first().map(|group| group.mask.trailing_zeros());
-        let message = format!("a .sync instruction that not all of its lanes reach together: {}", places.join("; "));
+        let message = format!(
+            "a .sync instruction that not all of its lanes reach together: {}",
+            places.join("; ")
+        );
         Trouble::new(FaultKind::Divergence, lane, message)
     }
 }

@@ -5,50 +5,81 @@ use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Scalar, Shuffle, Vote};
 use crate::syntax::Operand;
 
 /// Hints that change no result, whatever their modifiers.
-pub(super) fn hint<'t>(_: &mut Lowerer<'t>, m: &mut Modifiers<'_>, _: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn hint<'t>(
+    _: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    _: &[Operand<'t>],
+) -> Lowered<Code> {
     while !m.rest().is_empty() {
         m.last()?;
     }
     Ok(Code::Nop)
 }
 
-pub(super) fn branch<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn branch<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     m.take("uni");
     match operands {
-        [Operand::Name(name)] => Ok(Code::Branch { target: l.label(name)? }),
+        [Operand::Name(name)] => Ok(Code::Branch {
+            target: l.label(name)?,
+        }),
         _ => Err("takes a label".into()),
     }
 }
 
-pub(super) fn branch_index<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn branch_index<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     m.take("uni");
     if !m.take("idx") {
         return Err(format!("the opcode `{}` is not emulated", m.opcode()));
     }
     match operands {
-        [index, Operand::Name(table)] => {
-            Ok(Code::BranchIndex { index: l.narrow(index)?, targets: l.table(table)?.into() })
-        }
+        [index, Operand::Name(table)] => Ok(Code::BranchIndex {
+            index: l.narrow(index)?,
+            targets: l.table(table)?.into(),
+        }),
         _ => Err("takes an index and a table of labels".into()),
     }
 }
 
-pub(super) fn exit<'t>(_: &mut Lowerer<'t>, m: &mut Modifiers<'_>, _: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn exit<'t>(
+    _: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    _: &[Operand<'t>],
+) -> Lowered<Code> {
     m.take("uni");
     Ok(Code::Exit)
 }
 
-pub(super) fn trap<'t>(_: &mut Lowerer<'t>, _: &mut Modifiers<'_>, _: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn trap<'t>(
+    _: &mut Lowerer<'t>,
+    _: &mut Modifiers<'_>,
+    _: &[Operand<'t>],
+) -> Lowered<Code> {
     Ok(Code::Trap)
 }
 
-pub(super) fn fence<'t>(_: &mut Lowerer<'t>, m: &mut Modifiers<'_>, _: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn fence<'t>(
+    _: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    _: &[Operand<'t>],
+) -> Lowered<Code> {
     m.take_any(&["gl", "cta", "sys", "gpu", "cluster"]);
     m.take_any(&["sc", "acq_rel", "acquire", "release"]);
     Ok(Code::Fence)
 }
 
-pub(super) fn barrier<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn barrier<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     // `bar` is the aligned form of `barrier`
     let aligned = m.mnemonic == "bar" || m.rest().contains(&"aligned");
     m.take("aligned");
@@ -58,7 +89,9 @@ pub(super) fn barrier<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: 
             return Err(format!("the opcode `{}` is not emulated", m.opcode()));
         }
         l.count(operands, 1)?;
-        return Ok(Code::WarpSync { members: l.narrow(&operands[0])? });
+        return Ok(Code::WarpSync {
+            members: l.narrow(&operands[0])?,
+        });
     }
     let word = m.take_any(&["sync", "arrive", "red"]);
     let (kind, rest) = match word {
@@ -72,10 +105,22 @@ pub(super) fn barrier<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: 
             let kind = match m.take_any(&["popc", "and", "or"]) {
                 Some("popc") => {
                     m.take("u32");
-                    BarrierKind::Popc { d: l.narrow_out(d)?, input, negated }
+                    BarrierKind::Popc {
+                        d: l.narrow_out(d)?,
+                        input,
+                        negated,
+                    }
                 }
-                Some("and") => BarrierKind::All { d: l.predicate_out(d)?, input, negated },
-                Some(_) => BarrierKind::Any { d: l.predicate_out(d)?, input, negated },
+                Some("and") => BarrierKind::All {
+                    d: l.predicate_out(d)?,
+                    input,
+                    negated,
+                },
+                Some(_) => BarrierKind::Any {
+                    d: l.predicate_out(d)?,
+                    input,
+                    negated,
+                },
                 None => return Err(format!("the opcode `{}` lacks an operation", m.opcode())),
             };
             m.take("pred");
@@ -91,14 +136,26 @@ pub(super) fn barrier<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: 
     if kind == BarrierKind::Arrive && count.is_none() {
         return Err("bar.arrive takes a thread count".into());
     }
-    Ok(Code::Barrier(Barrier { kind, id, count, aligned }))
+    Ok(Code::Barrier(Barrier {
+        kind,
+        id,
+        count,
+        aligned,
+    }))
 }
 
-pub(super) fn shuffle<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn shuffle<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 5)?;
     m.scalar()?;
     if !m.take("sync") {
-        return Err(format!("the opcode `{}` is not emulated: it lacks .sync", m.opcode()));
+        return Err(format!(
+            "the opcode `{}` is not emulated: it lacks .sync",
+            m.opcode()
+        ));
     }
     let mode = match m.take_any(&["up", "down", "bfly", "idx"]) {
         Some("up") => Shuffle::Up,
@@ -119,10 +176,17 @@ pub(super) fn shuffle<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: 
     })
 }
 
-pub(super) fn vote<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn vote<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 3)?;
     if !m.take("sync") {
-        return Err(format!("the opcode `{}` is not emulated: it lacks .sync", m.opcode()));
+        return Err(format!(
+            "the opcode `{}` is not emulated: it lacks .sync",
+            m.opcode()
+        ));
     }
     let mode = match m.take_any(&["all", "any", "uni", "ballot"]) {
         Some("all") => Vote::All,
@@ -137,14 +201,28 @@ pub(super) fn vote<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[O
         _ => (l.sink, l.predicate_out(&operands[0])?),
     };
     let (a, negated) = l.predicate(&operands[1])?;
-    Ok(Code::Vote { mode, d, p, a, negated, members: l.narrow(&operands[2])? })
+    Ok(Code::Vote {
+        mode,
+        d,
+        p,
+        a,
+        negated,
+        members: l.narrow(&operands[2])?,
+    })
 }
 
-pub(super) fn matching<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn matching<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 3)?;
     let wide = m.scalar()?.bytes() == 8;
     if !m.take("sync") {
-        return Err(format!("the opcode `{}` is not emulated: it lacks .sync", m.opcode()));
+        return Err(format!(
+            "the opcode `{}` is not emulated: it lacks .sync",
+            m.opcode()
+        ));
     }
     let all = match m.take_any(&["all", "any"]) {
         Some("all") => true,
@@ -152,24 +230,55 @@ pub(super) fn matching<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands:
         None => return Err(format!("the opcode `{}` lacks a mode", m.opcode())),
     };
     let (d, p) = l.narrow_out_with_predicate(&operands[0])?;
-    Ok(Code::Match { all, wide, d, p, a: l.source(&operands[1], wide)?, members: l.narrow(&operands[2])? })
+    Ok(Code::Match {
+        all,
+        wide,
+        d,
+        p,
+        a: l.source(&operands[1], wide)?,
+        members: l.narrow(&operands[2])?,
+    })
 }
 
-pub(super) fn active_mask<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn active_mask<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 1)?;
     m.take("b32");
-    Ok(Code::ActiveMask { d: l.narrow_out(&operands[0])? })
+    Ok(Code::ActiveMask {
+        d: l.narrow_out(&operands[0])?,
+    })
 }
 
-pub(super) fn reduce<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn reduce<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 3)?;
     let kind = m.scalar()?;
     let op = isa::atomic_op(m)?;
     let known = matches!(kind, Scalar::U32 | Scalar::S32)
-        && matches!(op, AtomicOp::Add | AtomicOp::Min | AtomicOp::Max | AtomicOp::And | AtomicOp::Or | AtomicOp::Xor);
+        && matches!(
+            op,
+            AtomicOp::Add
+                | AtomicOp::Min
+                | AtomicOp::Max
+                | AtomicOp::And
+                | AtomicOp::Or
+                | AtomicOp::Xor
+        );
     if !m.take("sync") || !known {
         return Err(format!("the opcode `{}` is not emulated", m.opcode()));
     }
     let d = l.narrow_out(&operands[0])?;
-    Ok(Code::Reduce { op, kind, d, a: l.narrow(&operands[1])?, members: l.narrow(&operands[2])? })
+    Ok(Code::Reduce {
+        op,
+        kind,
+        d,
+        a: l.narrow(&operands[1])?,
+        members: l.narrow(&operands[2])?,
+    })
 }

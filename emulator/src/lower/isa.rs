@@ -7,7 +7,8 @@ use crate::ir::{AtomicOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
 
 /// Lowers one instruction from its modifiers and operands.
-pub(super) type Lower = for<'t> fn(&mut Lowerer<'t>, &mut Modifiers<'_>, &[Operand<'t>]) -> Lowered<Code>;
+pub(super) type Lower =
+    for<'t> fn(&mut Lowerer<'t>, &mut Modifiers<'_>, &[Operand<'t>]) -> Lowered<Code>;
 
 /// The lowering of a mnemonic.
 pub(super) fn find(mnemonic: &str) -> Option<Lower> {
@@ -22,8 +23,24 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "rem" => |l, m, o| arithmetic::signed(l, m, o, IntOp::RemS, IntOp::RemU),
         "abs" => |l, m, o| arithmetic::unary(l, m, o, Some(IntOp::Abs), FloatOp::Abs),
         "neg" => |l, m, o| arithmetic::unary(l, m, o, Some(IntOp::Neg), FloatOp::Neg),
-        "min" => |l, m, o| arithmetic::extreme(l, m, o, (IntOp::MinS, IntOp::MinU), (FloatOp::Min, FloatOp::MinNan)),
-        "max" => |l, m, o| arithmetic::extreme(l, m, o, (IntOp::MaxS, IntOp::MaxU), (FloatOp::Max, FloatOp::MaxNan)),
+        "min" => |l, m, o| {
+            arithmetic::extreme(
+                l,
+                m,
+                o,
+                (IntOp::MinS, IntOp::MinU),
+                (FloatOp::Min, FloatOp::MinNan),
+            )
+        },
+        "max" => |l, m, o| {
+            arithmetic::extreme(
+                l,
+                m,
+                o,
+                (IntOp::MaxS, IntOp::MaxU),
+                (FloatOp::Max, FloatOp::MaxNan),
+            )
+        },
         "sad" => arithmetic::sad,
         "popc" | "clz" => arithmetic::count_bits,
         "bfind" => arithmetic::find_bit,
@@ -92,7 +109,9 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
 
 /// The operation of `atom`, `red` and `redux` among the modifiers.
 pub(super) fn atomic_op(modifiers: &mut Modifiers<'_>) -> Lowered<AtomicOp> {
-    let words = ["add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"];
+    let words = [
+        "add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas",
+    ];
     Ok(match modifiers.take_any(&words) {
         Some("add") => AtomicOp::Add,
         Some("min") => AtomicOp::Min,
@@ -104,6 +123,11 @@ pub(super) fn atomic_op(modifiers: &mut Modifiers<'_>) -> Lowered<AtomicOp> {
         Some("xor") => AtomicOp::Xor,
         Some("exch") => AtomicOp::Exch,
         Some("cas") => AtomicOp::Cas,
-        _ => return Err(format!("the opcode `{}` lacks an operation", modifiers.opcode())),
+        _ => {
+            return Err(format!(
+                "the opcode `{}` lacks an operation",
+                modifiers.opcode()
+            ));
+        }
     })
 }

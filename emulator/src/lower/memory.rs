@@ -1,7 +1,9 @@
 //! Loads, stores, atomics, asynchronous copies and matrix instructions.
 
 use super::{Kind, Lowered, Lowerer, Modifiers, Place, isa};
-use crate::ir::{Access, AsyncCopy, Atomic, AtomicOp, Code, Constant, Matrix, Mma, Scalar, Slot, Space};
+use crate::ir::{
+    Access, AsyncCopy, Atomic, AtomicOp, Code, Constant, Matrix, Mma, Scalar, Slot, Space,
+};
 use crate::syntax::Operand;
 
 /// An address: slot, whether that slot has 32 bits, and an offset.
@@ -17,22 +19,46 @@ impl<'t> Lowerer<'t> {
             return Err("an address in brackets is missing".into());
         };
         let Some(name) = base else {
-            return Ok(Address { slot: self.constant(Constant::Double(*offset as u64))?, narrow: false, offset: 0 });
+            return Ok(Address {
+                slot: self.constant(Constant::Double(*offset as u64))?,
+                narrow: false,
+                offset: 0,
+            });
         };
         match self.register(name) {
-            Some((Kind::Wide, row)) => Ok(Address { slot: row as Slot, narrow: false, offset: *offset }),
-            Some((Kind::Narrow { .. }, row)) => Ok(Address { slot: row as Slot, narrow: true, offset: *offset }),
+            Some((Kind::Wide, row)) => Ok(Address {
+                slot: row as Slot,
+                narrow: false,
+                offset: *offset,
+            }),
+            Some((Kind::Narrow { .. }, row)) => Ok(Address {
+                slot: row as Slot,
+                narrow: true,
+                offset: *offset,
+            }),
             Some((Kind::Pred, _)) => Err(format!("`{name}` is a predicate, not an address")),
             None => {
                 let slot = self.wide(&Operand::Name(name))?;
-                Ok(Address { slot, narrow: false, offset: *offset })
+                Ok(Address {
+                    slot,
+                    narrow: false,
+                    offset: *offset,
+                })
             }
         }
     }
 }
 
 fn space(m: &mut Modifiers<'_>) -> Space {
-    match m.take_any(&["global", "const", "shared::cta", "shared", "local", "param::entry", "param"]) {
+    match m.take_any(&[
+        "global",
+        "const",
+        "shared::cta",
+        "shared",
+        "local",
+        "param::entry",
+        "param",
+    ]) {
         Some("global" | "const") => Space::Global,
         Some("shared::cta" | "shared") => Space::Shared,
         Some("local") => Space::Local,
@@ -45,7 +71,10 @@ fn space(m: &mut Modifiers<'_>) -> Space {
 fn strength(m: &mut Modifiers<'_>) -> bool {
     m.take("weak");
     m.take_any(&["cta", "cluster", "gpu", "sys"]);
-    m.take_any(&["volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"]).is_some()
+    m.take_any(&[
+        "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio",
+    ])
+    .is_some()
 }
 
 /// Takes hints to the caches: they change no result.
@@ -72,13 +101,21 @@ fn vector(m: &mut Modifiers<'_>) -> usize {
 }
 
 /// What load and store share: everything but the registers.
-fn access<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, address: &Operand<'t>, items: &[&Operand<'t>]) -> Lowered<Access> {
+fn access<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    address: &Operand<'t>,
+    items: &[&Operand<'t>],
+) -> Lowered<Access> {
     let kind = m.scalar()?;
     let (space, strong) = (space(m), strength(m));
     cache_hints(m);
     let lanes = vector(m);
     if items.len() != lanes {
-        return Err(format!("takes a vector of {lanes} registers, found {}", items.len()));
+        return Err(format!(
+            "takes a vector of {lanes} registers, found {}",
+            items.len()
+        ));
     }
     let address = l.address(address)?;
     if space == Space::Shared || space == Space::Generic {
@@ -105,7 +142,11 @@ fn items<'o, 't>(operand: &'o Operand<'t>) -> Vec<&'o Operand<'t>> {
     }
 }
 
-pub(super) fn load<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn load<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 2)?;
     if let Some(code) = parameter(l, m, operands)? {
         return Ok(code);
@@ -114,17 +155,37 @@ pub(super) fn load<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[O
     let mut access = access(l, m, &operands[1], &items)?;
     for item in items {
         let wide = access.wide;
-        access.elements.push(if *item == Operand::Sink { None } else { Some(l.out(item, wide)?) });
+        access.elements.push(if *item == Operand::Sink {
+            None
+        } else {
+            Some(l.out(item, wide)?)
+        });
     }
     Ok(Code::Load(Box::new(access)))
 }
 
 /// A parameter at a fixed offset is a constant of the launch.
-fn parameter<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Option<Code>> {
-    let (Operand::Name(_), Operand::Address { base: Some(name), offset }) = (&operands[0], &operands[1]) else {
+fn parameter<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Option<Code>> {
+    let (
+        Operand::Name(_),
+        Operand::Address {
+            base: Some(name),
+            offset,
+        },
+    ) = (&operands[0], &operands[1])
+    else {
         return Ok(None);
     };
-    let (Some(Place::Param(at)), Some(kind)) = (l.place(name), m.rest().last().and_then(|word| super::modifiers::scalar(word))) else {
+    let (Some(Place::Param(at)), Some(kind)) = (
+        l.place(name),
+        m.rest()
+            .last()
+            .and_then(|word| super::modifiers::scalar(word)),
+    ) else {
         return Ok(None);
     };
     let wide = l.is_wide(&operands[0]);
@@ -138,13 +199,23 @@ fn parameter<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand
     m.scalar()?;
     space(m);
     Ok(Some(if wide {
-        Code::Move64 { d: l.wide_out(&operands[0])?, a: l.constant(Constant::Param64(at))? }
+        Code::Move64 {
+            d: l.wide_out(&operands[0])?,
+            a: l.constant(Constant::Param64(at))?,
+        }
     } else {
-        Code::Move32 { d: l.narrow_out(&operands[0])?, a: l.constant(Constant::Param32(at))? }
+        Code::Move32 {
+            d: l.narrow_out(&operands[0])?,
+            a: l.constant(Constant::Param32(at))?,
+        }
     }))
 }
 
-pub(super) fn store<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn store<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 2)?;
     let items = items(&operands[1]);
     let mut access = access(l, m, &operands[0], &items)?;
@@ -157,7 +228,12 @@ pub(super) fn store<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[
     Ok(Code::Store(Box::new(access)))
 }
 
-pub(super) fn atomic<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>], result: bool) -> Lowered<Code> {
+pub(super) fn atomic<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+    result: bool,
+) -> Lowered<Code> {
     let kind = m.scalar()?;
     let op = isa::atomic_op(m)?;
     let space = space(m);
@@ -172,8 +248,13 @@ pub(super) fn atomic<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &
         AtomicOp::Inc | AtomicOp::Dec => kind == Scalar::U32,
         AtomicOp::And | AtomicOp::Or | AtomicOp::Xor => matches!(kind, Scalar::U32 | Scalar::U64),
         AtomicOp::Exch | AtomicOp::Cas => matches!(kind, Scalar::U16 | Scalar::U32 | Scalar::U64),
-        AtomicOp::Min | AtomicOp::Max => matches!(kind, Scalar::U32 | Scalar::S32 | Scalar::U64 | Scalar::S64),
-        AtomicOp::Add => !matches!(kind, Scalar::U8 | Scalar::S8 | Scalar::U16 | Scalar::S16 | Scalar::Tf32),
+        AtomicOp::Min | AtomicOp::Max => {
+            matches!(kind, Scalar::U32 | Scalar::S32 | Scalar::U64 | Scalar::S64)
+        }
+        AtomicOp::Add => !matches!(
+            kind,
+            Scalar::U8 | Scalar::S8 | Scalar::U16 | Scalar::S16 | Scalar::Tf32
+        ),
     };
     if !supported || !matches!(space, Space::Global | Space::Shared | Space::Generic) {
         return Err(format!("the opcode `{}` is not emulated", m.opcode()));
@@ -183,8 +264,16 @@ pub(super) fn atomic<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &
         l.shared_access(kind.bytes());
     }
     let value = l.source(&operands[first + 1], wide)?;
-    let second = if op == AtomicOp::Cas { l.source(&operands[first + 2], wide)? } else { value };
-    let result = if result && operands[0] != Operand::Sink { Some(l.out(&operands[0], wide)?) } else { None };
+    let second = if op == AtomicOp::Cas {
+        l.source(&operands[first + 2], wide)?
+    } else {
+        value
+    };
+    let result = if result && operands[0] != Operand::Sink {
+        Some(l.out(&operands[0], wide)?)
+    } else {
+        None
+    };
     Ok(Code::Atomic(Box::new(Atomic {
         space,
         address: address.slot,
@@ -198,7 +287,11 @@ pub(super) fn atomic<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &
     })))
 }
 
-pub(super) fn copy_async<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn copy_async<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     let unknown = |m: &Modifiers<'_>| format!("the opcode `{}` is not emulated", m.opcode());
     if !m.take("async") {
         return Err(unknown(m));
@@ -211,11 +304,16 @@ pub(super) fn copy_async<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operand
     }
     if m.take("wait_group") {
         return match operands {
-            [Operand::Integer(pending @ 0..=0x7fff_ffff)] => Ok(Code::CopyWait { pending: *pending as u32 }),
+            [Operand::Integer(pending @ 0..=0x7fff_ffff)] => Ok(Code::CopyWait {
+                pending: *pending as u32,
+            }),
             _ => Err("takes the number of groups that may be in flight".into()),
         };
     }
-    if m.take_any(&["ca", "cg"]).is_none() || m.take_any(&["shared::cta", "shared"]).is_none() || !m.take("global") {
+    if m.take_any(&["ca", "cg"]).is_none()
+        || m.take_any(&["shared::cta", "shared"]).is_none()
+        || !m.take("global")
+    {
         return Err(unknown(m));
     }
     m.take_any(&["L2::64B", "L2::128B", "L2::256B"]);
@@ -251,7 +349,13 @@ pub(super) fn copy_async<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operand
     })))
 }
 
-fn matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, address: &Operand<'t>, registers: &Operand<'t>, load: bool) -> Lowered<Matrix> {
+fn matrix<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    address: &Operand<'t>,
+    registers: &Operand<'t>,
+    load: bool,
+) -> Lowered<Matrix> {
     let count = match m.take_any(&["x1", "x2", "x4"]) {
         Some("x1") => 1,
         Some("x2") => 2,
@@ -267,31 +371,73 @@ fn matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, address: &Operand<'t>,
     l.shared_access(16);
     let items = items(registers);
     if items.len() != count {
-        return Err(format!("takes a vector of {count} registers, found {}", items.len()));
+        return Err(format!(
+            "takes a vector of {count} registers, found {}",
+            items.len()
+        ));
     }
     let registers = items
         .into_iter()
-        .map(|item| if load { l.narrow_out(item) } else { l.narrow(item) })
+        .map(|item| {
+            if load {
+                l.narrow_out(item)
+            } else {
+                l.narrow(item)
+            }
+        })
         .collect::<Lowered<_>>()?;
-    Ok(Matrix { address: address.slot, narrow: address.narrow, offset: address.offset, transposed, registers })
+    Ok(Matrix {
+        address: address.slot,
+        narrow: address.narrow,
+        offset: address.offset,
+        transposed,
+        registers,
+    })
 }
 
-pub(super) fn load_matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn load_matrix<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 2)?;
-    Ok(Code::LoadMatrix(Box::new(matrix(l, m, &operands[1], &operands[0], true)?)))
+    Ok(Code::LoadMatrix(Box::new(matrix(
+        l,
+        m,
+        &operands[1],
+        &operands[0],
+        true,
+    )?)))
 }
 
-pub(super) fn store_matrix<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn store_matrix<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 2)?;
-    Ok(Code::StoreMatrix(Box::new(matrix(l, m, &operands[0], &operands[1], false)?)))
+    Ok(Code::StoreMatrix(Box::new(matrix(
+        l,
+        m,
+        &operands[0],
+        &operands[1],
+        false,
+    )?)))
 }
 
 /// `mma.sync.aligned.m16n8k{8,16}.row.col.{f32,f16}.AB.AB.{f32,f16}`
-pub(super) fn mma<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+pub(super) fn mma<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
     l.count(operands, 4)?;
     let unknown = format!("the opcode `{}` is not emulated", m.opcode());
     let (c_kind, b_kind, a_kind, d_kind) = (m.scalar()?, m.scalar()?, m.scalar()?, m.scalar()?);
-    if !(m.take("sync") && m.take("aligned") && m.take("row") && m.take("col")) || a_kind != b_kind || c_kind != d_kind {
+    if !(m.take("sync") && m.take("aligned") && m.take("row") && m.take("col"))
+        || a_kind != b_kind
+        || c_kind != d_kind
+    {
         return Err(unknown);
     }
     let k = match m.take_any(&["m16n8k16", "m16n8k8"]) {
@@ -304,7 +450,15 @@ pub(super) fn mma<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Op
         (Scalar::F16, Scalar::F16) => true,
         _ => return Err(unknown),
     };
-    let mut out = Mma { kind: a_kind, k, half_accumulator, d: [0; 4], a: [0; 4], b: [0; 2], c: [0; 4] };
+    let mut out = Mma {
+        kind: a_kind,
+        k,
+        half_accumulator,
+        d: [0; 4],
+        a: [0; 4],
+        b: [0; 2],
+        c: [0; 4],
+    };
     if half_accumulator {
         out.d[..2].copy_from_slice(&l.registers::<2>(&operands[0], true)?);
         out.c[..2].copy_from_slice(&l.registers::<2>(&operands[3], false)?);

@@ -54,7 +54,9 @@ pub(crate) struct LowerError {
 enum Kind {
     Pred,
     /// 8, 16 or 32 bits: one row.
-    Narrow { bits: u8 },
+    Narrow {
+        bits: u8,
+    },
     Wide,
 }
 
@@ -108,7 +110,9 @@ pub(crate) fn lower<'t>(
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
     let parameters = lowerer.parameters(&function.parameters);
-    let memory = lowerer.declare(function, module_shared).map_err(at(function.line))?;
+    let memory = lowerer
+        .declare(function, module_shared)
+        .map_err(at(function.line))?;
     let mut body = Body::default();
     let mut location = Location::default();
     let mut opened = 0;
@@ -122,36 +126,65 @@ pub(crate) fn lower<'t>(
             Statement::Close => lowerer.scope = lowerer.scopes[lowerer.scope].parent,
             Statement::Location(here) => location = *here,
             Statement::Instruction(instruction) => {
-                let op = lowerer.instruction(instruction).map_err(|message| LowerError {
-                    line: instruction.line,
-                    message: format!("`{}`: {message}", text(instruction)),
-                })?;
+                let op = lowerer
+                    .instruction(instruction)
+                    .map_err(|message| LowerError {
+                        line: instruction.line,
+                        message: format!("`{}`: {message}", text(instruction)),
+                    })?;
                 body.classes.push(class(&op.code));
                 body.ops.push(op);
-                body.origins.push(Origin { ptx: instruction.line, file: location.file, source: location.line });
+                body.origins.push(Origin {
+                    ptx: instruction.line,
+                    file: location.file,
+                    source: location.line,
+                });
                 body.texts.push(text(instruction).into());
             }
-            Statement::Label(_) | Statement::Register { .. } | Statement::Variable(_) | Statement::BranchTargets { .. } => {}
+            Statement::Label(_)
+            | Statement::Register { .. }
+            | Statement::Variable(_)
+            | Statement::BranchTargets { .. } => {}
         }
     }
     // falling off the end is an exit
-    body.ops.push(Op { code: Code::Exit, guard: ALWAYS, negated: false });
+    body.ops.push(Op {
+        code: Code::Exit,
+        guard: ALWAYS,
+        negated: false,
+    });
     body.classes.push(Class::Control);
-    body.origins.push(body.origins.last().copied().unwrap_or_default());
+    body.origins
+        .push(body.origins.last().copied().unwrap_or_default());
     body.texts.push("}".into());
-    body.constants = lowerer.constants.iter().map(|(&constant, &slot)| (slot, constant)).collect();
+    body.constants = lowerer
+        .constants
+        .iter()
+        .map(|(&constant, &slot)| (slot, constant))
+        .collect();
     body.constants.sort_by_key(|&(slot, _)| slot);
     body.rows = lowerer.rows;
     body.predicates = lowerer.predicates;
     body.shared_grain = lowerer.grain;
-    Ok(LoweredKernel { body, static_shared: memory.0, local_bytes: memory.1, parameters })
+    Ok(LoweredKernel {
+        body,
+        static_shared: memory.0,
+        local_bytes: memory.1,
+        parameters,
+    })
 }
 
 /// The instruction as a line of PTX.
 fn text(instruction: &Instruction<'_>) -> String {
     let guard = match instruction.guard {
-        Some(Guard { predicate, negated: true }) => format!("@!{predicate} "),
-        Some(Guard { predicate, negated: false }) => format!("@{predicate} "),
+        Some(Guard {
+            predicate,
+            negated: true,
+        }) => format!("@!{predicate} "),
+        Some(Guard {
+            predicate,
+            negated: false,
+        }) => format!("@{predicate} "),
         None => String::new(),
     };
     let operands: Vec<String> = instruction.operands.iter().map(operands::show).collect();
@@ -212,10 +245,17 @@ fn class(code: &Code) -> Class {
         Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
         Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
         Code::Atomic(_) => Class::Atomic,
-        Code::Shuffle { .. } | Code::Vote { .. } | Code::Match { .. } | Code::Reduce { .. } | Code::ActiveMask { .. } => {
-            Class::Shuffle
-        }
-        Code::Barrier(_) | Code::WarpSync { .. } | Code::CopyCommit | Code::CopyWait { .. } | Code::CopyWaitAll | Code::Fence => Class::Barrier,
+        Code::Shuffle { .. }
+        | Code::Vote { .. }
+        | Code::Match { .. }
+        | Code::Reduce { .. }
+        | Code::ActiveMask { .. } => Class::Shuffle,
+        Code::Barrier(_)
+        | Code::WarpSync { .. }
+        | Code::CopyCommit
+        | Code::CopyWait { .. }
+        | Code::CopyWaitAll
+        | Code::Fence => Class::Barrier,
         Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => Class::Control,
     }
 }
@@ -226,7 +266,8 @@ fn align_up(value: u32, align: u32) -> u32 {
 
 impl<'t> Lowerer<'t> {
     fn new_rows(&mut self, rows: u32) -> Lowered<Slot> {
-        let slot = Slot::try_from(self.rows).map_err(|_| "too many registers: more than 65,536 rows".to_string())?;
+        let slot = Slot::try_from(self.rows)
+            .map_err(|_| "too many registers: more than 65,536 rows".to_string())?;
         self.rows += rows;
         if self.rows > u32::from(Slot::MAX) {
             return Err("too many registers: more than 65,536 rows".into());
@@ -248,10 +289,15 @@ impl<'t> Lowerer<'t> {
     }
 
     /// First pass: scopes, labels, registers and the places of variables. Returns static shared and local bytes.
-    fn declare(&mut self, function: &Function<'t>, module_shared: &[Variable<'t>]) -> Lowered<(u32, u32)> {
+    fn declare(
+        &mut self,
+        function: &Function<'t>,
+        module_shared: &[Variable<'t>],
+    ) -> Lowered<(u32, u32)> {
         let (mut shared, mut local) = (0, 0);
         let mut dynamic = Vec::new();
-        let mut place_shared = |variables: &mut HashMap<&'t str, Place>, variable: &Variable<'t>| {
+        let mut place_shared = |variables: &mut HashMap<&'t str, Place>,
+                                variable: &Variable<'t>| {
             if variable.external {
                 dynamic.push((variable.name, variable.align));
                 return;
@@ -267,7 +313,10 @@ impl<'t> Lowerer<'t> {
         for statement in &function.body {
             match statement {
                 Statement::Open => {
-                    self.scopes.push(Scope { parent: self.scope, ..Scope::default() });
+                    self.scopes.push(Scope {
+                        parent: self.scope,
+                        ..Scope::default()
+                    });
                     self.scope = self.scopes.len() - 1;
                 }
                 Statement::Close => self.scope = self.scopes[self.scope].parent,
@@ -279,7 +328,9 @@ impl<'t> Lowerer<'t> {
                 Statement::BranchTargets { name, targets } => {
                     self.scopes[self.scope].tables.insert(name, targets.clone());
                 }
-                Statement::Register { kind, name, count } => self.declare_registers(kind, name, *count)?,
+                Statement::Register { kind, name, count } => {
+                    self.declare_registers(kind, name, *count)?
+                }
                 Statement::Variable(variable) => match variable.space {
                     "shared" => place_shared(&mut self.variables, variable),
                     "local" => {
@@ -287,7 +338,11 @@ impl<'t> Lowerer<'t> {
                         self.variables.insert(variable.name, Place::Local(local));
                         local += variable.size as u32;
                     }
-                    other => return Err(format!("a `.{other}` variable inside a function is not emulated")),
+                    other => {
+                        return Err(format!(
+                            "a `.{other}` variable inside a function is not emulated"
+                        ));
+                    }
                 },
                 Statement::Instruction(_) => pc += 1,
                 Statement::Location(_) => {}
@@ -295,7 +350,8 @@ impl<'t> Lowerer<'t> {
         }
         for (name, align) in dynamic {
             // behind all static variables, as on hardware
-            self.variables.insert(name, Place::Shared(align_up(shared, align.max(16))));
+            self.variables
+                .insert(name, Place::Shared(align_up(shared, align.max(16))));
         }
         Ok((shared, local))
     }
@@ -322,7 +378,9 @@ impl<'t> Lowerer<'t> {
             Kind::Narrow { .. } => self.new_rows(registers)?.into(),
             Kind::Wide => self.new_rows(2 * registers)?.into(),
         };
-        self.scopes[self.scope].registers.insert(name, Registers { kind, first, count });
+        self.scopes[self.scope]
+            .registers
+            .insert(name, Registers { kind, first, count });
         Ok(())
     }
 
@@ -407,7 +465,11 @@ impl<'t> Lowerer<'t> {
             .ok_or_else(|| format!("the opcode `{}` is not emulated", instruction.opcode))?;
         let code = lower(self, &mut modifiers, &instruction.operands)?;
         modifiers.finish()?;
-        Ok(Op { code, guard, negated })
+        Ok(Op {
+            code,
+            guard,
+            negated,
+        })
     }
 
     fn sink_predicate(&self) -> Pred {

@@ -14,7 +14,11 @@ impl<'t> Modifiers<'t> {
     pub(crate) fn new(opcode: &'t str) -> Self {
         let mut parts = opcode.split('.');
         let mnemonic = parts.next().unwrap_or_default();
-        Modifiers { mnemonic, opcode, rest: parts.collect() }
+        Modifiers {
+            mnemonic,
+            opcode,
+            rest: parts.collect(),
+        }
     }
 
     /// Takes `word` if it is there.
@@ -35,13 +39,20 @@ impl<'t> Modifiers<'t> {
 
     /// Takes the last modifier: most opcodes end with their type.
     pub(crate) fn last(&mut self) -> Lowered<&'t str> {
-        self.rest.pop().ok_or_else(|| format!("the opcode `{}` lacks a type", self.opcode))
+        self.rest
+            .pop()
+            .ok_or_else(|| format!("the opcode `{}` lacks a type", self.opcode))
     }
 
     /// Takes the type at the end.
     pub(crate) fn scalar(&mut self) -> Lowered<Scalar> {
         let word = self.last()?;
-        scalar(word).ok_or_else(|| format!("the type `.{word}` of the opcode `{}` is not emulated", self.opcode))
+        scalar(word).ok_or_else(|| {
+            format!(
+                "the type `.{word}` of the opcode `{}` is not emulated",
+                self.opcode
+            )
+        })
     }
 
     /// Takes the first type that is there, counted from the front.
@@ -64,7 +75,10 @@ impl<'t> Modifiers<'t> {
     pub(crate) fn finish(&self) -> Lowered<()> {
         match self.rest.first() {
             None => Ok(()),
-            Some(word) => Err(format!("the opcode `{}` is not emulated: unknown modifier `.{word}`", self.opcode)),
+            Some(word) => Err(format!(
+                "the opcode `{}` is not emulated: unknown modifier `.{word}`",
+                self.opcode
+            )),
         }
     }
 }

@@ -17,7 +17,10 @@ pub(super) fn show(operand: &Operand<'_>) -> String {
             (Some(base), offset) => format!("[{base}+{offset}]"),
             (None, offset) => format!("[{offset}]"),
         },
-        Operand::Vector(items) => format!("{{{}}}", items.iter().map(show).collect::<Vec<_>>().join(", ")),
+        Operand::Vector(items) => format!(
+            "{{{}}}",
+            items.iter().map(show).collect::<Vec<_>>().join(", ")
+        ),
         Operand::Pair(first, second) => format!("{first}|{second}"),
         Operand::Sink => "_".into(),
     }
@@ -78,14 +81,23 @@ impl<'t> Lowerer<'t> {
         match operand {
             Operand::Integer(value) => self.constant(Constant::Word(*value as u32)),
             Operand::Single(bits) => self.constant(Constant::Word(*bits)),
-            Operand::Double(bits) => self.constant(Constant::Word((f64::from_bits(*bits) as f32).to_bits())),
+            Operand::Double(bits) => {
+                self.constant(Constant::Word((f64::from_bits(*bits) as f32).to_bits()))
+            }
             Operand::Name(name) => match self.register(name) {
                 Some((Kind::Narrow { .. }, row)) => Ok(row as Slot),
-                Some((Kind::Wide, _)) => Err(format!("`{name}` has 64 bits where at most 32 are read")),
-                Some((Kind::Pred, _)) => Err(format!("`{name}` is a predicate where a value is read")),
+                Some((Kind::Wide, _)) => {
+                    Err(format!("`{name}` has 64 bits where at most 32 are read"))
+                }
+                Some((Kind::Pred, _)) => {
+                    Err(format!("`{name}` is a predicate where a value is read"))
+                }
                 None => self.named(name, 0, false),
             },
-            Operand::Address { base: Some(name), offset } if self.register(name).is_none() => self.named(name, *offset, false),
+            Operand::Address {
+                base: Some(name),
+                offset,
+            } if self.register(name).is_none() => self.named(name, *offset, false),
             other => Err(format!("`{}` is not a 32-bit value", show(other))),
         }
     }
@@ -95,43 +107,70 @@ impl<'t> Lowerer<'t> {
         match operand {
             Operand::Integer(value) => self.constant(Constant::Double(*value as u64)),
             Operand::Double(bits) => self.constant(Constant::Double(*bits)),
-            Operand::Single(bits) => self.constant(Constant::Double(f64::from(f32::from_bits(*bits)).to_bits())),
+            Operand::Single(bits) => {
+                self.constant(Constant::Double(f64::from(f32::from_bits(*bits)).to_bits()))
+            }
             Operand::Name(name) => match self.register(name) {
                 Some((Kind::Wide, row)) => Ok(row as Slot),
                 Some(_) => Err(format!("`{name}` does not have the 64 bits that are read")),
                 None => self.named(name, 0, true),
             },
-            Operand::Address { base: Some(name), offset } if self.register(name).is_none() => self.named(name, *offset, true),
+            Operand::Address {
+                base: Some(name),
+                offset,
+            } if self.register(name).is_none() => self.named(name, *offset, true),
             other => Err(format!("`{}` is not a 64-bit value", show(other))),
         }
     }
 
     /// A source of 64 bits if `wide`, else of at most 32.
     pub(super) fn source(&mut self, operand: &Operand<'t>, wide: bool) -> Lowered<Slot> {
-        if wide { self.wide(operand) } else { self.narrow(operand) }
+        if wide {
+            self.wide(operand)
+        } else {
+            self.narrow(operand)
+        }
     }
 
     /// A special register or the address of a variable.
     fn named(&mut self, name: &str, offset: i64, wide: bool) -> Lowered<Slot> {
         if name == "WARP_SZ" {
-            return self.constant(if wide { Constant::Double(32) } else { Constant::Word(32) });
+            return self.constant(if wide {
+                Constant::Double(32)
+            } else {
+                Constant::Word(32)
+            });
         }
         if let Some(register) = special(name) {
             if wide && register != Special::GridId {
                 return Err(format!("`{name}` has 32 bits where 64 are read"));
             }
             if register == Special::GridId {
-                return self.constant(if wide { Constant::Double(1) } else { Constant::Word(1) });
+                return self.constant(if wide {
+                    Constant::Double(1)
+                } else {
+                    Constant::Word(1)
+                });
             }
             return self.constant(Constant::Special(register));
         }
-        let place = self.variables.get(name).copied().ok_or_else(|| format!("no register or variable `{name}`"))?;
+        let place = self
+            .variables
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("no register or variable `{name}`"))?;
         let address = match place {
-            Place::Global(variable) if wide => return self.constant(Constant::Global { variable, offset }),
+            Place::Global(variable) if wide => {
+                return self.constant(Constant::Global { variable, offset });
+            }
             Place::Global(_) => return Err(format!("the address of `{name}` has 64 bits")),
             Place::Shared(at) | Place::Local(at) | Place::Param(at) => i64::from(at) + offset,
         };
-        self.constant(if wide { Constant::Double(address as u64) } else { Constant::Word(address as u32) })
+        self.constant(if wide {
+            Constant::Double(address as u64)
+        } else {
+            Constant::Word(address as u32)
+        })
     }
 
     pub(super) fn is_wide(&self, operand: &Operand<'t>) -> bool {
@@ -163,7 +202,11 @@ impl<'t> Lowerer<'t> {
     }
 
     pub(super) fn out(&mut self, operand: &Operand<'t>, wide: bool) -> Lowered<Slot> {
-        if wide { self.wide_out(operand) } else { self.narrow_out(operand) }
+        if wide {
+            self.wide_out(operand)
+        } else {
+            self.narrow_out(operand)
+        }
     }
 
     /// A predicate that is read, and whether it is negated.
@@ -194,34 +237,60 @@ impl<'t> Lowerer<'t> {
     }
 
     /// A 32-bit destination with an optional predicate: `%r|%p`.
-    pub(super) fn narrow_out_with_predicate(&mut self, operand: &Operand<'t>) -> Lowered<(Slot, Pred)> {
+    pub(super) fn narrow_out_with_predicate(
+        &mut self,
+        operand: &Operand<'t>,
+    ) -> Lowered<(Slot, Pred)> {
         match operand {
             Operand::Pair(register, predicate) => Ok((
-                self.narrow_out(&if *register == "_" { Operand::Sink } else { Operand::Name(register) })?,
-                self.predicate_out(&if *predicate == "_" { Operand::Sink } else { Operand::Name(predicate) })?,
+                self.narrow_out(&if *register == "_" {
+                    Operand::Sink
+                } else {
+                    Operand::Name(register)
+                })?,
+                self.predicate_out(&if *predicate == "_" {
+                    Operand::Sink
+                } else {
+                    Operand::Name(predicate)
+                })?,
             )),
             other => Ok((self.narrow_out(other)?, self.sink_predicate())),
         }
     }
 
     /// The register slots of a vector operand.
-    pub(super) fn registers<const N: usize>(&mut self, operand: &Operand<'t>, write: bool) -> Lowered<[Slot; N]> {
+    pub(super) fn registers<const N: usize>(
+        &mut self,
+        operand: &Operand<'t>,
+        write: bool,
+    ) -> Lowered<[Slot; N]> {
         let items: &[Operand<'t>] = match operand {
             Operand::Vector(items) => items,
             single => std::slice::from_ref(single),
         };
         let mut out = [0; N];
         if items.len() != N {
-            return Err(format!("takes a vector of {N} registers, found {}", items.len()));
+            return Err(format!(
+                "takes a vector of {N} registers, found {}",
+                items.len()
+            ));
         }
         for (slot, item) in out.iter_mut().zip(items) {
-            *slot = if write { self.narrow_out(item)? } else { self.narrow(item)? };
+            *slot = if write {
+                self.narrow_out(item)?
+            } else {
+                self.narrow(item)?
+            };
         }
         Ok(out)
     }
 
     /// The place of a variable that an address names directly.
     pub(super) fn place(&self, name: &str) -> Option<Place> {
-        if self.register(name).is_some() { None } else { self.variables.get(name).copied() }
+        if self.register(name).is_some() {
+            None
+        } else {
+            self.variables.get(name).copied()
+        }
     }
 }

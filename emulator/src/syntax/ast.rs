@@ -52,11 +52,18 @@ pub(crate) enum Statement<'t> {
     Open,
     Close,
     /// `.reg .type name<count>`; `count` 0 is a single register.
-    Register { kind: &'t str, name: &'t str, count: u32 },
+    Register {
+        kind: &'t str,
+        name: &'t str,
+        count: u32,
+    },
     Variable(Variable<'t>),
     Location(Location),
     /// `name: .branchtargets a, b, c;`
-    BranchTargets { name: &'t str, targets: Vec<&'t str> },
+    BranchTargets {
+        name: &'t str,
+        targets: Vec<&'t str>,
+    },
     Instruction(Instruction<'t>),
 }
 
@@ -98,7 +105,10 @@ pub(crate) enum Operand<'t> {
     /// Bits of a 0d literal.
     Double(u64),
     /// `[base + offset]`; no base is an absolute address.
-    Address { base: Option<&'t str>, offset: i64 },
+    Address {
+        base: Option<&'t str>,
+        offset: i64,
+    },
     Vector(Vec<Operand<'t>>),
     /// `%r|%p`
     Pair(&'t str, &'t str),

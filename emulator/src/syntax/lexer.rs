@@ -55,7 +55,10 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
                     line += u32::from(bytes[at] == b'\n');
                     at += 1;
                 }
-                out.push(Token { kind: Kind::Text(&text[start..at]), line });
+                out.push(Token {
+                    kind: Kind::Text(&text[start..at]),
+                    line,
+                });
                 at += 1;
             }
             _ if is_word(byte) => {
@@ -73,11 +76,17 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
                     }
                     at += 2;
                 }
-                out.push(Token { kind: Kind::Word(&text[start..at]), line });
+                out.push(Token {
+                    kind: Kind::Word(&text[start..at]),
+                    line,
+                });
             }
             // white space, the NUL that ends a C string, and stray bytes outside ASCII
             _ if byte.is_ascii_graphic() => {
-                out.push(Token { kind: Kind::Mark(byte), line });
+                out.push(Token {
+                    kind: Kind::Mark(byte),
+                    line,
+                });
                 at += 1;
             }
             _ => at += 1,
@@ -92,7 +101,10 @@ mod tests {
 
     #[test]
     fn words_join_over_double_colons_and_stop_at_single_ones() {
-        let kinds: Vec<_> = tokens("L1: cp.async.L2::128B [%r1], 4; // x\n/* y\n */ a").into_iter().map(|t| (t.kind, t.line)).collect();
+        let kinds: Vec<_> = tokens("L1: cp.async.L2::128B [%r1], 4; // x\n/* y\n */ a")
+            .into_iter()
+            .map(|t| (t.kind, t.line))
+            .collect();
         assert_eq!(kinds[0], (Kind::Word("L1"), 1));
         assert_eq!(kinds[1], (Kind::Mark(b':'), 1));
         assert_eq!(kinds[2], (Kind::Word("cp.async.L2::128B"), 1));

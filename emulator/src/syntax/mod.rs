@@ -4,6 +4,8 @@ mod ast;
 mod lexer;
 mod parser;
 
-pub(crate) use ast::{Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable};
-pub(crate) use parser::parse;
+pub(crate) use ast::{
+    Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable,
+};
 pub use parser::ParseError;
+pub(crate) use parser::parse;

@@ -1,6 +1,8 @@
 //! Tokens to syntax tree.
 
-use super::ast::{Ast, Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable};
+use super::ast::{
+    Ast, Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable,
+};
 use super::lexer::{Kind, Token, tokens};
 
 /// The text is not PTX that this parser reads.
@@ -17,7 +19,10 @@ type Result<T> = std::result::Result<T, ParseError>;
 
 /// Parses a whole module.
 pub(crate) fn parse(text: &str) -> Result<Ast<'_>> {
-    let mut parser = Parser { tokens: tokens(text), at: 0 };
+    let mut parser = Parser {
+        tokens: tokens(text),
+        at: 0,
+    };
     let mut ast = Ast::default();
     while parser.peek().is_some() {
         parser.module_item(&mut ast)?;
@@ -41,7 +46,10 @@ impl<'t> Parser<'t> {
     }
 
     fn error<T>(&self, message: impl Into<String>) -> Result<T> {
-        Err(ParseError { line: self.line(), message: message.into() })
+        Err(ParseError {
+            line: self.line(),
+            message: message.into(),
+        })
     }
 
     fn found(&self) -> String {
@@ -86,14 +94,22 @@ impl<'t> Parser<'t> {
         if self.accept(mark) {
             return Ok(());
         }
-        self.error(format!("expected `{}`, found {}", mark as char, self.found()))
+        self.error(format!(
+            "expected `{}`, found {}",
+            mark as char,
+            self.found()
+        ))
     }
 
     fn integer(&mut self) -> Result<i64> {
         let negative = self.accept(b'-');
         let word = self.word()?;
         match number(word) {
-            Some(Operand::Integer(value)) => Ok(if negative { value.wrapping_neg() } else { value }),
+            Some(Operand::Integer(value)) => Ok(if negative {
+                value.wrapping_neg()
+            } else {
+                value
+            }),
             _ => self.error(format!("expected an integer, found `{word}`")),
         }
     }
@@ -215,18 +231,29 @@ impl<'t> Parser<'t> {
                 Some(Kind::Word(word)) if word.starts_with('.') => {
                     self.at += 1;
                     // .minnctapersm 2, .explicitcluster, .reqnctapercluster 2, 1, 1, .noreturn
-                    while self.peek_word().is_some_and(|next| !next.starts_with('.')) || self.accept(b',') {
+                    while self.peek_word().is_some_and(|next| !next.starts_with('.'))
+                        || self.accept(b',')
+                    {
                         if self.peek_word().is_some_and(|next| !next.starts_with('.')) {
                             self.at += 1;
                         }
                     }
                 }
-                _ => return self.error(format!("expected a function body, found {}", self.found())),
+                _ => {
+                    return self.error(format!("expected a function body, found {}", self.found()));
+                }
             }
         }
         self.expect(b'{')?;
         let body = self.body()?;
-        Ok(Some(Function { name, entry, parameters, max_threads, body, line }))
+        Ok(Some(Function {
+            name,
+            entry,
+            parameters,
+            max_threads,
+            body,
+            line,
+        }))
     }
 
     /// `.space .align n .type name[count] = {…}` without the semicolon.
@@ -286,8 +313,16 @@ impl<'t> Parser<'t> {
         let negative = self.accept(b'-');
         let word = self.word()?;
         let bits = match number(word) {
-            Some(Operand::Integer(value)) => (if negative { value.wrapping_neg() } else { value }) as u64,
-            Some(Operand::Single(bits)) if element == 8 => f64::from(f32::from_bits(bits)).to_bits(),
+            Some(Operand::Integer(value)) => {
+                (if negative {
+                    value.wrapping_neg()
+                } else {
+                    value
+                }) as u64
+            }
+            Some(Operand::Single(bits)) if element == 8 => {
+                f64::from(f32::from_bits(bits)).to_bits()
+            }
             Some(Operand::Single(bits)) => u64::from(bits),
             Some(Operand::Double(bits)) => bits,
             _ => {
@@ -298,12 +333,18 @@ impl<'t> Parser<'t> {
                 } else {
                     word
                 };
-                let offset = if self.accept(b'+') { self.integer()? } else { 0 };
+                let offset = if self.accept(b'+') {
+                    self.integer()?
+                } else {
+                    0
+                };
                 out.push(Initial::Address(name, offset));
                 return Ok(());
             }
         };
-        out.push(Initial::Bytes(bits.to_le_bytes()[..element as usize].to_vec()));
+        out.push(Initial::Bytes(
+            bits.to_le_bytes()[..element as usize].to_vec(),
+        ));
         Ok(())
     }
 
@@ -403,7 +444,10 @@ impl<'t> Parser<'t> {
         let line = self.line();
         let guard = if self.accept(b'@') {
             let negated = self.accept(b'!');
-            Some(Guard { predicate: self.word()?, negated })
+            Some(Guard {
+                predicate: self.word()?,
+                negated,
+            })
         } else {
             None
         };
@@ -414,7 +458,10 @@ impl<'t> Parser<'t> {
                 while self.accept(b',') {
                     targets.push(self.word()?);
                 }
-                out.push(Statement::BranchTargets { name: word, targets });
+                out.push(Statement::BranchTargets {
+                    name: word,
+                    targets,
+                });
                 return self.expect(b';');
             }
             out.push(Statement::Label(word));
@@ -430,7 +477,12 @@ impl<'t> Parser<'t> {
             }
         }
         self.expect(b';')?;
-        out.push(Statement::Instruction(Instruction { guard, opcode: word, operands, line }));
+        out.push(Statement::Instruction(Instruction {
+            guard,
+            opcode: word,
+            operands,
+            line,
+        }));
         Ok(())
     }
 
@@ -463,11 +515,17 @@ impl<'t> Parser<'t> {
             return Ok(Operand::Sink);
         }
         match number(word) {
-            Some(Operand::Integer(value)) if negative => return Ok(Operand::Integer(value.wrapping_neg())),
-            Some(Operand::Single(bits)) if negative => return Ok(Operand::Single(bits ^ 0x8000_0000)),
+            Some(Operand::Integer(value)) if negative => {
+                return Ok(Operand::Integer(value.wrapping_neg()));
+            }
+            Some(Operand::Single(bits)) if negative => {
+                return Ok(Operand::Single(bits ^ 0x8000_0000));
+            }
             Some(_) if negative => return self.error("a minus sign before a hexadecimal float"),
             Some(value) => return Ok(value),
-            None if negative => return self.error(format!("expected a number after `-`, found `{word}`")),
+            None if negative => {
+                return self.error(format!("expected a number after `-`, found `{word}`"));
+            }
             None => {}
         }
         if self.accept(b'|') {
@@ -477,7 +535,10 @@ impl<'t> Parser<'t> {
         if self.peek() == Some(Kind::Mark(b'+')) {
             self.at += 1;
             let offset = self.integer()?;
-            return Ok(Operand::Address { base: Some(word), offset });
+            return Ok(Operand::Address {
+                base: Some(word),
+                offset,
+            });
         }
         Ok(Operand::Name(word))
     }
@@ -485,10 +546,14 @@ impl<'t> Parser<'t> {
     /// After `[`.
     fn address(&mut self) -> Result<Operand<'t>> {
         let address = match self.peek() {
-            Some(Kind::Mark(b'-')) => Operand::Address { base: None, offset: self.integer()? },
-            Some(Kind::Word(word)) if number(word).is_some() => {
-                Operand::Address { base: None, offset: self.integer()? }
-            }
+            Some(Kind::Mark(b'-')) => Operand::Address {
+                base: None,
+                offset: self.integer()?,
+            },
+            Some(Kind::Word(word)) if number(word).is_some() => Operand::Address {
+                base: None,
+                offset: self.integer()?,
+            },
             _ => {
                 let base = self.word()?;
                 let mut offset = 0;
@@ -497,7 +562,10 @@ impl<'t> Parser<'t> {
                 } else if self.peek() == Some(Kind::Mark(b'-')) {
                     offset = self.integer()?;
                 }
-                Operand::Address { base: Some(base), offset }
+                Operand::Address {
+                    base: Some(base),
+                    offset,
+                }
             }
         };
         if self.accept(b',') {
@@ -536,16 +604,26 @@ fn number<'t>(word: &str) -> Option<Operand<'t>> {
         return u64::from_str_radix(hex, 16).ok().map(Operand::Double);
     }
     let plain = word.trim_end_matches('U');
-    if let Some(hex) = plain.strip_prefix("0x").or_else(|| plain.strip_prefix("0X")) {
-        return u64::from_str_radix(hex, 16).ok().map(|value| Operand::Integer(value as i64));
+    if let Some(hex) = plain
+        .strip_prefix("0x")
+        .or_else(|| plain.strip_prefix("0X"))
+    {
+        return u64::from_str_radix(hex, 16)
+            .ok()
+            .map(|value| Operand::Integer(value as i64));
     }
     if let Some(binary) = plain.strip_prefix("0b") {
-        return u64::from_str_radix(binary, 2).ok().map(|value| Operand::Integer(value as i64));
+        return u64::from_str_radix(binary, 2)
+            .ok()
+            .map(|value| Operand::Integer(value as i64));
     }
     if let Ok(value) = plain.parse::<u64>() {
         return Some(Operand::Integer(value as i64));
     }
-    plain.parse::<f32>().ok().map(|value| Operand::Single(value.to_bits()))
+    plain
+        .parse::<f32>()
+        .ok()
+        .map(|value| Operand::Single(value.to_bits()))
 }
 
 #[cfg(test)]
@@ -578,7 +656,14 @@ L:
         assert_eq!(ast.variables[1].size, 8);
         let function = &ast.functions[0];
         assert_eq!(function.max_threads, Some(128));
-        assert_eq!(function.parameters.iter().map(|p| p.size).collect::<Vec<_>>(), [40, 8]);
+        assert_eq!(
+            function
+                .parameters
+                .iter()
+                .map(|p| p.size)
+                .collect::<Vec<_>>(),
+            [40, 8]
+        );
         let instructions: Vec<_> = function
             .body
             .iter()
@@ -588,7 +673,13 @@ L:
             })
             .collect();
         assert!(instructions[0].guard.unwrap().negated);
-        assert_eq!(instructions[1].operands[1], Operand::Address { base: Some("%r3"), offset: -8 });
+        assert_eq!(
+            instructions[1].operands[1],
+            Operand::Address {
+                base: Some("%r3"),
+                offset: -8
+            }
+        );
         assert_eq!(instructions[2].operands[0], Operand::Pair("%r4", "%r5"));
         assert_eq!(instructions[2].operands[3], Operand::Integer(-1));
         assert_eq!(instructions[3].operands[1], Operand::Single(0x3F80_0000));

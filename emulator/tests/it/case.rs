@@ -87,8 +87,11 @@ pub(crate) struct Case {
 impl Case {
     /// Reads all cases of a folder beside this one, in the order of their names.
     pub(crate) fn folder(name: &str) -> Vec<Case> {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
-        let entries = std::fs::read_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests")
+            .join(name);
+        let entries =
+            std::fs::read_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         files.retain(|file| file.extension().is_some_and(|extension| extension == "ptx"));
         files.sort();
@@ -102,8 +105,15 @@ impl Case {
 
     /// Reads the comments of a PTX text.
     pub(crate) fn parse(name: &str, ptx: &str) -> Result<Case, String> {
-        let target = ptx.lines().find_map(|line| line.strip_prefix(".target sm_")).ok_or("no .target")?;
-        let arch = target.trim().trim_end_matches('a').parse().map_err(|_| format!("the target sm_{target}"))?;
+        let target = ptx
+            .lines()
+            .find_map(|line| line.strip_prefix(".target sm_"))
+            .ok_or("no .target")?;
+        let arch = target
+            .trim()
+            .trim_end_matches('a')
+            .parse()
+            .map_err(|_| format!("the target sm_{target}"))?;
         let mut case = Case {
             name: name.into(),
             ptx: ptx.into(),
@@ -117,7 +127,8 @@ impl Case {
             let Some(comment) = line.strip_prefix("//") else {
                 break;
             };
-            case.line(comment.trim()).map_err(|error| format!("line {}: {error}", at + 1))?;
+            case.line(comment.trim())
+                .map_err(|error| format!("line {}: {error}", at + 1))?;
         }
         Ok(case)
     }
@@ -131,34 +142,62 @@ impl Case {
             return Ok(());
         };
         if self.outputs.is_empty() {
-            self.inputs = left.split_whitespace().map(column).collect::<Result<_, _>>()?;
-            self.outputs = right.split_whitespace().map(column).collect::<Result<_, _>>()?;
+            self.inputs = left
+                .split_whitespace()
+                .map(column)
+                .collect::<Result<_, _>>()?;
+            self.outputs = right
+                .split_whitespace()
+                .map(column)
+                .collect::<Result<_, _>>()?;
             return Ok(());
         }
         let (times, left) = match left.split_once('*') {
-            Some((times, left)) => (times.trim().parse().map_err(|_| format!("`{times}*`"))?, left),
+            Some((times, left)) => (
+                times.trim().parse().map_err(|_| format!("`{times}*`"))?,
+                left,
+            ),
             None => (1, left),
         };
         let values = |columns: &[Column], text: &str| -> Result<Vec<Option<u64>>, String> {
             let words: Vec<_> = text.split_whitespace().collect();
             if words.len() != columns.len() {
-                return Err(format!("{} values for {} columns", words.len(), columns.len()));
+                return Err(format!(
+                    "{} values for {} columns",
+                    words.len(),
+                    columns.len()
+                ));
             }
             let value = |(column, word): (&Column, &&str)| match *word {
                 "?" => Ok(None),
-                word => column.kind.parse(word).map(Some).ok_or(format!("`{word}` is no value of {}", column.name)),
+                word => column
+                    .kind
+                    .parse(word)
+                    .map(Some)
+                    .ok_or(format!("`{word}` is no value of {}", column.name)),
             };
             columns.iter().zip(&words).map(value).collect()
         };
-        let inputs = values(&self.inputs, left)?.into_iter().collect::<Option<_>>().ok_or("`?` as an input")?;
-        let row = Row { text: line.into(), inputs, outputs: values(&self.outputs, right)? };
+        let inputs = values(&self.inputs, left)?
+            .into_iter()
+            .collect::<Option<_>>()
+            .ok_or("`?` as an input")?;
+        let row = Row {
+            text: line.into(),
+            inputs,
+            outputs: values(&self.outputs, right)?,
+        };
         self.rows.extend(std::iter::repeat_n(row, times));
         Ok(())
     }
 
     /// Threads of the whole launch.
     pub(crate) fn threads(&self) -> usize {
-        self.settings.grid.iter().chain(&self.settings.block).product::<u32>() as usize
+        self.settings
+            .grid
+            .iter()
+            .chain(&self.settings.block)
+            .product::<u32>() as usize
     }
 
     /// The table's inputs as the kernel reads them.
@@ -189,11 +228,15 @@ impl Case {
                 };
                 let start = 8 * (at * self.threads() + thread);
                 let mut bytes = [0; 8];
-                bytes[..column.kind.bytes()].copy_from_slice(&out[start..start + column.kind.bytes()]);
+                bytes[..column.kind.bytes()]
+                    .copy_from_slice(&out[start..start + column.kind.bytes()]);
                 let value = u64::from_le_bytes(bytes);
                 if !column.tolerance.accepts(column.kind, expected, value) {
                     let (wanted, value) = (column.kind.show(expected), column.kind.show(value));
-                    found.push(format!("thread {thread}, {}: {value} is not {wanted} [{}]", column.name, row.text));
+                    found.push(format!(
+                        "thread {thread}, {}: {value} is not {wanted} [{}]",
+                        column.name, row.text
+                    ));
                 }
             }
         }
@@ -203,13 +246,20 @@ impl Case {
     /// The lines whose comment ends with `mark`, from 1.
     pub(crate) fn marked(&self, mark: &str) -> Vec<u32> {
         let lines = self.ptx.lines().enumerate();
-        lines.filter(|(_, line)| line.trim_end().ends_with(mark)).map(|(at, _)| at as u32 + 1).collect()
+        lines
+            .filter(|(_, line)| line.trim_end().ends_with(mark))
+            .map(|(at, _)| at as u32 + 1)
+            .collect()
     }
 }
 
 impl Settings {
     fn set(&mut self, word: &str, value: &str) -> Result<(), String> {
-        let number = || value.parse::<u64>().map_err(|_| format!("`@{word} {value}`: a number is missing"));
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|_| format!("`@{word} {value}`: a number is missing"))
+        };
         match word {
             "grid" => self.grid = extent(value)?,
             "block" => self.block = extent(value)?,
@@ -230,7 +280,9 @@ impl Settings {
 fn extent(text: &str) -> Result<[u32; 3], String> {
     let mut out = [1; 3];
     for (at, word) in text.split_whitespace().enumerate() {
-        let place = out.get_mut(at).ok_or(format!("`{text}` has more than three sides"))?;
+        let place = out
+            .get_mut(at)
+            .ok_or(format!("`{text}` has more than three sides"))?;
         *place = word.parse().map_err(|_| format!("`{word}` is no number"))?;
     }
     Ok(out)
@@ -244,7 +296,11 @@ fn column(text: &str) -> Result<Column, String> {
         Some((kind, tolerance)) => (kind, Tolerance::parse(tolerance).ok_or_else(wrong)?),
         None => (kind, Tolerance::Exact),
     };
-    Ok(Column { name: name.into(), kind: Type::by_name(kind).ok_or_else(wrong)?, tolerance })
+    Ok(Column {
+        name: name.into(),
+        kind: Type::by_name(kind).ok_or_else(wrong)?,
+        tolerance,
+    })
 }
 
 #[test]
@@ -258,7 +314,10 @@ fn a_table_and_its_settings() {
     assert_eq!(case.input_bytes()[64..72], 0xfffe_u64.to_le_bytes());
     let mut out = vec![0; case.output_size()];
     let wrong = case.differences(&out);
-    assert!(wrong[0].starts_with("thread 0, sum: 0 (0x00000000) is not -1 (0xffffffff)"), "{wrong:?}");
+    assert!(
+        wrong[0].starts_with("thread 0, sum: 0 (0x00000000) is not -1 (0xffffffff)"),
+        "{wrong:?}"
+    );
     // threads 0, 3 and 6 expect -1; the other five expect 0 and 0.5
     assert_eq!(wrong.len(), 3 + 5);
     for thread in [0, 3, 6] {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use cuda_emulator::{Device, Fault, Launch, LoadError, Memory, Module, Options, Program, Report, Schedule, launch};
+use cuda_emulator::{
+    Device, Fault, Launch, LoadError, Memory, Module, Options, Program, Report, Schedule, launch,
+};
 
 /// The ways a case is run: every device that has its target, in lockstep-like order and in several orders that are not.
 pub(crate) fn ways(arch: u32) -> impl Iterator<Item = (Device, Schedule)> {
@@ -43,12 +45,18 @@ impl Call {
     pub(crate) fn new(params: &[u64]) -> Call {
         Call {
             device: Device::sm_80(),
-            options: Options { threads: 1, ..Options::default() },
+            options: Options {
+                threads: 1,
+                ..Options::default()
+            },
             grid: [1; 3],
             block: [32, 1, 1],
             dynamic: 0,
             dynamic_limit: u32::MAX,
-            params: params.iter().flat_map(|param| param.to_le_bytes()).collect(),
+            params: params
+                .iter()
+                .flat_map(|param| param.to_le_bytes())
+                .collect(),
             cooperative: false,
         }
     }

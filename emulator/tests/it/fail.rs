@@ -34,9 +34,16 @@ fn judge(case: &Case, fault: &Fault) -> Option<String> {
         return Some(format!("line {line:?} is not one of {lines:?}: {text}"));
     }
     let others = case.marked("// <- other");
-    let named = |line: &u32| fault.others.iter().any(|other| other.contains(&format!("PTX line {line}: ")));
+    let named = |line: &u32| {
+        fault
+            .others
+            .iter()
+            .any(|other| other.contains(&format!("PTX line {line}: ")))
+    };
     if !others.is_empty() && !others.iter().any(named) {
-        return Some(format!("none of the lines {others:?} is named as the other side: {text}"));
+        return Some(format!(
+            "none of the lines {others:?} is named as the other side: {text}"
+        ));
     }
     None
 }
@@ -64,7 +71,9 @@ fn check(case: &Case, device: Device, schedule: Schedule) -> Option<String> {
         Ok(bench) => bench,
         Err(error) => return check_load(case, &error),
     };
-    let bytes: Vec<u8> = (0..settings.input.unwrap_or(4096)).map(|at| (at / 4).to_le_bytes()[at % 4]).collect();
+    let bytes: Vec<u8> = (0..settings.input.unwrap_or(4096))
+        .map(|at| (at / 4).to_le_bytes()[at % 4])
+        .collect();
     let input = bench.buffer(&bytes);
     if settings.input.is_none() {
         bench.memory.free(input).unwrap();
@@ -72,7 +81,11 @@ fn check(case: &Case, device: Device, schedule: Schedule) -> Option<String> {
     let out = bench.memory.alloc(settings.output as u64).unwrap();
     let call = Call {
         device,
-        options: Options { threads: 1, schedule, max_instructions: settings.instructions.unwrap_or(1 << 24) },
+        options: Options {
+            threads: 1,
+            schedule,
+            max_instructions: settings.instructions.unwrap_or(1 << 24),
+        },
         grid: settings.grid,
         block: settings.block,
         dynamic: settings.dynamic,
@@ -106,7 +119,13 @@ fn every_mistake_is_found_and_named() {
             }
         }
     }
-    assert!(failures.is_empty(), "{} of {} cases fail:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases fail:\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
 }
 
 #[test]
@@ -115,17 +134,34 @@ fn every_kind_of_fault_has_a_case() {
     for kind in KINDS {
         let name = format!("{kind:?}");
         // a launch that asks for too much is no kernel's mistake: `resources` has those
-        let found = cases.iter().any(|case| case.settings.fault.as_deref() == Some(&name));
-        assert!(found || kind == FaultKind::Resources, "no file expects {name}");
+        let found = cases
+            .iter()
+            .any(|case| case.settings.fault.as_deref() == Some(&name));
+        assert!(
+            found || kind == FaultKind::Resources,
+            "no file expects {name}"
+        );
     }
 }
 
 #[test]
 fn every_case_names_its_line() {
     for case in Case::folder("fail") {
-        assert!(case.settings.fault.is_some(), "{} expects no fault", case.name);
-        assert!(!case.settings.says.is_empty(), "{} expects no words", case.name);
+        assert!(
+            case.settings.fault.is_some(),
+            "{} expects no fault",
+            case.name
+        );
+        assert!(
+            !case.settings.says.is_empty(),
+            "{} expects no words",
+            case.name
+        );
         let whole = case.settings.fault.as_deref() == Some("load");
-        assert!(whole || !case.marked("// <- fault").is_empty(), "{} marks no line", case.name);
+        assert!(
+            whole || !case.marked("// <- fault").is_empty(),
+            "{} marks no line",
+            case.name
+        );
     }
 }

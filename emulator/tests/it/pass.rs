@@ -17,7 +17,11 @@ fn check(case: &Case, device: &Device, schedule: Schedule) -> Vec<String> {
     let out = bench.memory.alloc(case.output_size() as u64).unwrap();
     let call = Call {
         device: device.clone(),
-        options: Options { threads: 1, schedule, max_instructions: 1 << 24 },
+        options: Options {
+            threads: 1,
+            schedule,
+            max_instructions: 1 << 24,
+        },
         grid: case.settings.grid,
         block: case.settings.block,
         dynamic: case.settings.dynamic,
@@ -39,17 +43,29 @@ fn every_instruction_gives_what_the_manual_says() {
             let wrong = check(case, &device, schedule);
             if let Some(first) = wrong.first() {
                 let (name, count) = (&case.name, wrong.len());
-                failures.push(format!("{name} on sm_{}, {schedule:?}: {count} wrong, first {first}", device.arch()));
+                failures.push(format!(
+                    "{name} on sm_{}, {schedule:?}: {count} wrong, first {first}",
+                    device.arch()
+                ));
                 break;
             }
         }
     }
-    assert!(failures.is_empty(), "{} of {} cases fail:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases fail:\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
 }
 
 #[test]
 fn a_wrong_expectation_is_noticed() {
-    let mut case = Case::folder("pass").into_iter().find(|case| case.name == "add_32").unwrap();
+    let mut case = Case::folder("pass")
+        .into_iter()
+        .find(|case| case.name == "add_32")
+        .unwrap();
     let column = case.rows[0].outputs[0].as_mut().unwrap();
     *column ^= 1;
     assert!(!check(&case, &Device::sm_80(), Schedule::LowestPc).is_empty());

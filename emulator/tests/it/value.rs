@@ -67,10 +67,15 @@ impl Type {
             return Some(part.parse(low)? | part.parse(high)? << 16);
         }
         if let Some(hex) = text.strip_prefix("0x") {
-            return u64::from_str_radix(hex, 16).ok().filter(|bits| bits & !self.mask() == 0);
+            return u64::from_str_radix(hex, 16)
+                .ok()
+                .filter(|bits| bits & !self.mask() == 0);
         }
         Some(match self {
-            Type::Unsigned(_) => text.parse().ok().filter(|value: &u64| value & !self.mask() == 0)?,
+            Type::Unsigned(_) => text
+                .parse()
+                .ok()
+                .filter(|value: &u64| value & !self.mask() == 0)?,
             Type::Signed(bytes) => {
                 let value: i64 = text.parse().ok()?;
                 let unused = 64 - 8 * bytes;
@@ -92,10 +97,16 @@ impl Type {
         let bits = bits & self.mask();
         let plain = match self {
             Type::Unsigned(_) => bits.to_string(),
-            Type::Signed(bytes) => ((bits << (64 - 8 * bytes)) as i64 >> (64 - 8 * bytes)).to_string(),
+            Type::Signed(bytes) => {
+                ((bits << (64 - 8 * bytes)) as i64 >> (64 - 8 * bytes)).to_string()
+            }
             Type::F16x2 | Type::Bf16x2 => {
                 let part = self.parts().0;
-                format!("{:?},{:?}", part.float(bits & 0xffff), part.float(bits >> 16))
+                format!(
+                    "{:?},{:?}",
+                    part.float(bits & 0xffff),
+                    part.float(bits >> 16)
+                )
             }
             float => format!("{:?}", float.float(bits)),
         };
@@ -143,7 +154,9 @@ impl Tolerance {
         if let Some(exponent) = text.strip_prefix("abs2^") {
             return power(exponent).map(Tolerance::Absolute);
         }
-        text.strip_prefix("rel2^").and_then(power).map(Tolerance::Relative)
+        text.strip_prefix("rel2^")
+            .and_then(power)
+            .map(Tolerance::Relative)
     }
 
     /// Is `found` as good as `expected`?
