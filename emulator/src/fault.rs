@@ -92,7 +92,7 @@ pub struct Fault {
     /// Block and thread; `None` for faults of the launch as a whole.
     pub thread: Option<([u32; 3], [u32; 3])>,
     /// The instruction.
-    pub site: Option<Site>,
+    pub site: Option<Box<Site>>,
     /// What happened, in a sentence.
     pub message: String,
     /// The other access of a race, or what every warp of a deadlock waits at.

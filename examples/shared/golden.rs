@@ -71,14 +71,18 @@ pub(crate) struct Ops {
     attention: Attention,
 }
 
-/// Where the golden cases are: tests/golden of the working directory, else of the source tree.
+/// Where the golden cases are: tests/golden of the working directory, else of a folder above this program, else
+/// of the source tree.
 pub(crate) fn folder() -> PathBuf {
-    let here = PathBuf::from("tests/golden");
-    if here.is_dir() {
-        here
-    } else {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(here)
-    }
+    let golden = Path::new("tests/golden");
+    let program = std::env::current_exe().unwrap_or_default();
+    let above = program
+        .ancestors()
+        .skip(1)
+        .map(|folder| folder.join(golden));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(golden);
+    let mut places = std::iter::once(golden.to_owned()).chain(above);
+    places.find(|place| place.is_dir()).unwrap_or(source)
 }
 
 impl Ops {

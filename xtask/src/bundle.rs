@@ -13,9 +13,12 @@ use crate::{shell, toolkit};
 /// More than this is slow to copy to a rented machine, and a sign that something fat crept in.
 const LIMIT: u64 = 64 << 20;
 
-/// Data that tests and examples read: the same paths below the bundle as below the repository,
-/// since cargo too runs them with the package's folder as the current one.
+/// Data that tests and examples read: the same paths below the bundle as below the repository. They
+/// look for them in the working directory, then above their own executable.
 const DATA: &[&str] = &["tests/golden"];
+
+/// Where the emulator goes: it is found above the folder of the program that asks for it.
+const EMULATOR: &str = "bin/libcuda_emulator.so";
 
 const RUN: &str = include_str!("bundle/run.sh");
 
@@ -29,8 +32,9 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     let messages = shell::messages(
         shell::cargo()
-            .args(["build", "--release", "--workspace", "--exclude", "xtask"])
-            .args(["--tests", "--examples", "--bench", "*"])
+            // not the emulator's own tests and benches: they need no GPU
+            .args(["build", "--release", "--package", "seqmix"])
+            .args(["--tests", "--examples", "--bench", "kernels"])
             .env("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
     )?;
     for (place, file) in binaries(&messages)? {
@@ -44,7 +48,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     make_executable(&script)?;
 
     let mut total = 0;
-    for part in ["bin", "lib", "tests"] {
+    for part in ["bin", "tests"] {
         let bytes = size(&bundle.join(part))?;
         println!("{:>8.1} MiB  {part}", mib(bytes));
         total += bytes;
@@ -86,15 +90,11 @@ fn binaries(messages: &[Value]) -> Result<BTreeMap<PathBuf, PathBuf>> {
                 .filter_map(Value::as_str)
                 .find(|file| file.ends_with(".so"));
             if let Some(library) = library {
-                files.insert("lib/libcuda_emulator.so".into(), library.into());
+                files.insert(EMULATOR.into(), library.into());
             }
         }
     }
-    for needed in [
-        "bin/tests/it",
-        "bin/examples/verify",
-        "lib/libcuda_emulator.so",
-    ] {
+    for needed in ["bin/tests/it", "bin/examples/verify", EMULATOR] {
         ensure!(
             files.contains_key(Path::new(needed)),
             "cargo built no {needed}"
@@ -169,7 +169,7 @@ mod tests {
     fn messages() -> Vec<Value> {
         vec![
             artifact("cuda_emulator", "cdylib", "/t/libcuda_emulator.so"),
-            artifact("cuda_emulator", "cdylib", "/t/cuda_emulator-1"),
+            artifact("seqmix", "lib", "/t/seqmix-1"),
             artifact("it", "test", "/t/it-2"),
             artifact("verify", "example", "/t/verify"),
             artifact("kernels", "bench", "/t/kernels-3"),
@@ -186,9 +186,9 @@ mod tests {
             [
                 "bin/benches/kernels",
                 "bin/examples/verify",
-                "bin/tests/cuda_emulator",
+                "bin/libcuda_emulator.so",
                 "bin/tests/it",
-                "lib/libcuda_emulator.so",
+                "bin/tests/seqmix",
             ]
         );
     }

@@ -14,8 +14,7 @@ use crate::{shell, toolkit};
 pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     toolkit::ensure(toolkit::Mode::IfMissing)?;
     let all: &[&str] = &["test", "--workspace"];
-    // Also of the whole workspace: one choice of features, so nothing is built twice.
-    let integration: &[&str] = &["test", "--workspace", "--test", "it"];
+    let integration: &[&str] = &["test", "--package", "seqmix", "--test", "it"];
     let runs: &[(&[&str], Option<&str>)] = match driver::chosen() {
         Driver::Cuda => {
             eprintln!(

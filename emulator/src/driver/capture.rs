@@ -51,14 +51,14 @@ thread_local! {
 /// All captures that have begun and not ended.
 #[derive(Default)]
 pub(super) struct Captures {
-    sessions: BTreeMap<u64, Session>,
+    recordings: BTreeMap<u64, Recording>,
     /// The capture that a stream is in.
     of_stream: HashMap<Handle, u64>,
     begun: u64,
 }
 
 /// One capture.
-struct Session {
+struct Recording {
     mode: Mode,
     thread: ThreadId,
     context: Handle,
@@ -73,7 +73,7 @@ struct Session {
     tips: HashMap<Handle, BTreeSet<Handle>>,
 }
 
-impl Session {
+impl Recording {
     /// Spoils the capture, and makes the error that says so.
     fn spoil(&mut self, code: CUresult, text: String) -> Error {
         self.spoiled.get_or_insert_with(|| text.clone());
@@ -113,17 +113,19 @@ impl Session {
 }
 
 impl Captures {
-    fn session(&mut self, stream: &Stream) -> Option<(u64, &mut Session)> {
+    fn recording(&mut self, stream: &Stream) -> Option<(u64, &mut Recording)> {
         let id = *self.of_stream.get(&stream.handle)?;
-        self.sessions.get_mut(&id).map(|session| (id, session))
+        self.recordings
+            .get_mut(&id)
+            .map(|recording| (id, recording))
     }
 
-    /// The session of a stream, if it can still take nodes.
-    fn sound(&mut self, stream: &Stream) -> Result<Option<(u64, &mut Session)>> {
-        match self.session(stream) {
+    /// The recording of a stream, if it can still take nodes.
+    fn sound(&mut self, stream: &Stream) -> Result<Option<(u64, &mut Recording)>> {
+        match self.recording(stream) {
             Some((
                 _,
-                Session {
+                Recording {
                     spoiled: Some(why), ..
                 },
             )) => {
@@ -151,7 +153,7 @@ impl Captures {
             ));
         }
         self.begun += 1;
-        let session = Session {
+        let recording = Recording {
             mode,
             thread: thread::current().id(),
             context: stream.context,
@@ -161,37 +163,37 @@ impl Captures {
             nodes: Vec::new(),
             tips: HashMap::from([(stream.handle, BTreeSet::new())]),
         };
-        self.sessions.insert(self.begun, session);
+        self.recordings.insert(self.begun, recording);
         self.of_stream.insert(stream.handle, self.begun);
         Ok(())
     }
 
     /// Ends the capture of a stream and gives its nodes, in an order that they can run in.
     fn end(&mut self, stream: &Stream) -> Result<Vec<Node>> {
-        let Some((id, session)) = self.session(stream) else {
+        let Some((id, recording)) = self.recording(stream) else {
             return Err(Error::new(
                 code::ILLEGAL_STATE,
                 "the stream does not capture",
             ));
         };
-        if session.origin != stream.handle {
+        if recording.origin != stream.handle {
             let text = "the capture was begun on another stream, where it must end";
-            return Err(session.spoil(code::STREAM_CAPTURE_UNMATCHED, text.to_owned()));
+            return Err(recording.spoil(code::STREAM_CAPTURE_UNMATCHED, text.to_owned()));
         }
-        if session.mode != Mode::Relaxed && session.thread != thread::current().id() {
+        if recording.mode != Mode::Relaxed && recording.thread != thread::current().id() {
             let text = "the capture was begun by another thread, which must end it";
             return Err(Error::new(code::STREAM_CAPTURE_WRONG_THREAD, text));
         }
-        let joined = session.is_joined();
-        let session = self.remove(id);
-        match session {
-            Some(Session {
+        let joined = recording.is_joined();
+        let recording = self.remove(id);
+        match recording {
+            Some(Recording {
                 spoiled: Some(why), ..
             }) => {
                 let text = format!("the capture was spoiled: {why}");
                 Err(Error::new(code::STREAM_CAPTURE_INVALIDATED, text))
             }
-            Some(session) if joined => Ok(session.nodes),
+            Some(recording) if joined => Ok(recording.nodes),
             _ => {
                 let text = "a stream that took part was not joined: record an event on it and let \
                             the first stream wait for that";
@@ -200,23 +202,23 @@ impl Captures {
         }
     }
 
-    fn remove(&mut self, id: u64) -> Option<Session> {
-        self.of_stream.retain(|_, session| *session != id);
-        self.sessions.remove(&id)
+    fn remove(&mut self, id: u64) -> Option<Recording> {
+        self.of_stream.retain(|_, recording| *recording != id);
+        self.recordings.remove(&id)
     }
 
     /// Records work of a stream that captures.
     pub(super) fn record(&mut self, stream: &Stream, work: Work) -> Result<()> {
-        let Some((_, session)) = self.sound(stream)? else {
+        let Some((_, recording)) = self.sound(stream)? else {
             return Err(Error::new(
                 code::ILLEGAL_STATE,
                 "the stream does not capture",
             ));
         };
         let node = fresh();
-        let tips = session.tips.entry(stream.handle).or_default();
+        let tips = recording.tips.entry(stream.handle).or_default();
         let dependencies = std::mem::replace(tips, BTreeSet::from([node]));
-        session.nodes.push(Node {
+        recording.nodes.push(Node {
             handle: node,
             work,
             dependencies: dependencies.into_iter().collect(),
@@ -226,9 +228,9 @@ impl Captures {
 
     /// The capture of a stream and the last nodes there; for an event.
     pub(super) fn position(&mut self, stream: &Stream) -> Result<Option<(u64, Vec<Handle>)>> {
-        let session = self.sound(stream)?;
-        Ok(session.map(|(id, session)| {
-            let tips = session.tips.get(&stream.handle);
+        let recording = self.sound(stream)?;
+        Ok(recording.map(|(id, recording)| {
+            let tips = recording.tips.get(&stream.handle);
             (id, tips.into_iter().flatten().copied().collect())
         }))
     }
@@ -239,12 +241,12 @@ impl Captures {
         let (capture, nodes) = match event {
             State::New => return Ok(()),
             State::Done => {
-                let Some((_, session)) = self.session(stream) else {
+                let Some((_, recording)) = self.recording(stream) else {
                     return self.check_implicit(stream);
                 };
                 let text =
                     "a stream that captures may not wait for an event from outside the capture";
-                return Err(session.spoil(code::STREAM_CAPTURE_ISOLATION, text.to_owned()));
+                return Err(recording.spoil(code::STREAM_CAPTURE_ISOLATION, text.to_owned()));
             }
             State::Captured { capture, nodes } => (*capture, nodes),
         };
@@ -252,26 +254,30 @@ impl Captures {
             let text = "the event belongs to another capture";
             let both = [own, capture].into_iter();
             for id in both {
-                if let Some(session) = self.sessions.get_mut(&id) {
-                    session.spoil(code::STREAM_CAPTURE_MERGE, text.to_owned());
+                if let Some(recording) = self.recordings.get_mut(&id) {
+                    recording.spoil(code::STREAM_CAPTURE_MERGE, text.to_owned());
                 }
             }
             return Err(Error::new(code::STREAM_CAPTURE_MERGE, text));
         }
-        let Some(session) = self.sessions.get_mut(&capture) else {
+        let Some(recording) = self.recordings.get_mut(&capture) else {
             let text = "the event was last recorded in a capture that has ended";
             return Err(Error::new(code::CAPTURED_EVENT, text));
         };
         if stream.is_legacy {
             let text = "stream 0 cannot join a capture";
-            return Err(session.spoil(code::STREAM_CAPTURE_IMPLICIT, text.to_owned()));
+            return Err(recording.spoil(code::STREAM_CAPTURE_IMPLICIT, text.to_owned()));
         }
-        if let Some(why) = &session.spoiled {
+        if let Some(why) = &recording.spoiled {
             let text = format!("the capture was spoiled before: {why}");
             return Err(Error::new(code::STREAM_CAPTURE_INVALIDATED, text));
         }
-        session.blocking |= stream.is_blocking();
-        session.tips.entry(stream.handle).or_default().extend(nodes);
+        recording.blocking |= stream.is_blocking();
+        recording
+            .tips
+            .entry(stream.handle)
+            .or_default()
+            .extend(nodes);
         self.of_stream.insert(stream.handle, capture);
         Ok(())
     }
@@ -279,37 +285,40 @@ impl Captures {
     /// Refuses a call that may have to wait for the device, if a capture restricts this thread.
     pub(super) fn forbid(&mut self, name: &str) -> Result<()> {
         let mut restricting = self
-            .sessions
+            .recordings
             .values_mut()
             .filter(|s| s.restricts_this_thread());
-        let Some(session) = restricting.next() else {
+        let Some(recording) = restricting.next() else {
             return Ok(());
         };
-        let scope = match session.mode {
+        let scope = match recording.mode {
             Mode::Global => "a stream captures in global mode",
             _ => "this thread captures a stream",
         };
         let text = format!("{name} is not permitted while {scope}");
-        Err(session.spoil(code::STREAM_CAPTURE_UNSUPPORTED, text))
+        Err(recording.spoil(code::STREAM_CAPTURE_UNSUPPORTED, text))
     }
 
     /// Refuses a call that a stream cannot serve while it captures.
     pub(super) fn forbid_on(&mut self, name: &str, stream: &Stream) -> Result<()> {
-        let Some((_, session)) = self.session(stream) else {
+        let Some((_, recording)) = self.recording(stream) else {
             return Ok(());
         };
         let text = format!("{name} is not permitted on a stream that captures");
-        Err(session.spoil(code::STREAM_CAPTURE_UNSUPPORTED, text))
+        Err(recording.spoil(code::STREAM_CAPTURE_UNSUPPORTED, text))
     }
 
     /// Refuses a call that waits for a whole context.
     pub(super) fn forbid_in_context(&mut self, name: &str, context: Handle) -> Result<()> {
-        let mut own = self.sessions.values_mut().filter(|s| s.context == context);
-        let Some(session) = own.next() else {
+        let mut own = self
+            .recordings
+            .values_mut()
+            .filter(|s| s.context == context);
+        let Some(recording) = own.next() else {
             return Ok(());
         };
         let text = format!("{name} is not permitted while a stream of the context captures");
-        Err(session.spoil(code::STREAM_CAPTURE_UNSUPPORTED, text))
+        Err(recording.spoil(code::STREAM_CAPTURE_UNSUPPORTED, text))
     }
 
     /// Refuses work on stream 0 that would have to wait for a stream that captures.
@@ -317,14 +326,14 @@ impl Captures {
         if !stream.is_legacy {
             return Ok(());
         }
-        let mut waited_for = (self.sessions.values_mut())
-            .filter(|session| session.blocking && session.context == stream.context);
-        let Some(session) = waited_for.next() else {
+        let mut waited_for = (self.recordings.values_mut())
+            .filter(|recording| recording.blocking && recording.context == stream.context);
+        let Some(recording) = waited_for.next() else {
             return Ok(());
         };
         let text = "work on stream 0 would wait for a stream that captures: give it to another \
                     stream, or capture on a non-blocking one";
-        Err(session.spoil(code::STREAM_CAPTURE_IMPLICIT, text.to_owned()))
+        Err(recording.spoil(code::STREAM_CAPTURE_IMPLICIT, text.to_owned()))
     }
 
     /// Spoils the capture that a destroyed stream is in.
@@ -332,10 +341,10 @@ impl Captures {
         let Some(id) = self.of_stream.remove(&stream.handle) else {
             return;
         };
-        let is_origin = (self.sessions.get_mut(&id)).is_some_and(|session| {
+        let is_origin = (self.recordings.get_mut(&id)).is_some_and(|recording| {
             let text = "a stream was destroyed while it captured".to_owned();
-            session.spoil(code::STREAM_CAPTURE_INVALIDATED, text);
-            session.origin == stream.handle
+            recording.spoil(code::STREAM_CAPTURE_INVALIDATED, text);
+            recording.origin == stream.handle
         });
         if is_origin {
             self.remove(id); // nobody can end it any more
@@ -344,8 +353,8 @@ impl Captures {
 
     /// Drops the captures of a context that ends.
     pub(super) fn end_of_context(&mut self, context: Handle) {
-        let own: Vec<u64> = (self.sessions.iter())
-            .filter(|(_, session)| session.context == context)
+        let own: Vec<u64> = (self.recordings.iter())
+            .filter(|(_, recording)| recording.context == context)
             .map(|(id, _)| *id)
             .collect();
         for id in own {
@@ -356,9 +365,9 @@ impl Captures {
     /// `CUstreamCaptureStatus` and the capture's number, 0 if there is none.
     fn status(&mut self, stream: &Stream) -> Result<(u32, u64)> {
         self.check_implicit(stream)?;
-        Ok(match self.session(stream) {
+        Ok(match self.recording(stream) {
             None => (NONE, 0),
-            Some((id, session)) if session.spoiled.is_none() => (ACTIVE, id),
+            Some((id, recording)) if recording.spoiled.is_none() => (ACTIVE, id),
             Some((id, _)) => (INVALIDATED, id),
         })
     }

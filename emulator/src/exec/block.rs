@@ -277,7 +277,7 @@ impl<'l> Block<'l> {
             kind: trouble.kind,
             kernel: self.shared.kernel.name.clone(),
             thread: Some((self.place, warp.threads[lane])),
-            site: Some(self.site(warp.at)),
+            site: Some(self.site(warp.at).into()),
             message: trouble.message,
             others: other.into_iter().collect(),
         })
@@ -314,7 +314,7 @@ impl<'l> Block<'l> {
             kind: FaultKind::Deadlock,
             kernel: self.shared.kernel.name.clone(),
             thread: first.map(|warp| (self.place, warp.threads[0])),
-            site: first.map(|warp| self.site(warp.at)),
+            site: first.map(|warp| self.site(warp.at).into()),
             message,
             others,
         })

@@ -111,7 +111,7 @@ impl<'l> Context<'l> {
             Some(allocation) => allocation,
             None => self.find(lane, address, bytes, write)?,
         };
-        if address % bytes.next_power_of_two() != 0 {
+        if !address.is_multiple_of(bytes.next_power_of_two()) {
             let verb = if write { "writes" } else { "reads" };
             let message = format!(
                 "{verb} {bytes} bytes of global memory at {address:#x}, which is not a multiple of {bytes}"
@@ -138,6 +138,15 @@ impl<'l> Context<'l> {
                 Err(Trouble::new(FaultKind::OutOfBounds, lane, message))
             }
         }
+    }
+
+    /// A warp has synchronised: what its lanes do next comes after what they did before.
+    pub(super) fn new_period(&mut self, warp: usize) -> Done {
+        if self.detector.warp_sync(warp) {
+            return Ok(());
+        }
+        let message = "more synchronisations than the race detector can tell apart in one block";
+        Err(Trouble::new(FaultKind::Divergence, None, message))
     }
 
     /// Reads global bytes of one lane.
@@ -198,7 +207,7 @@ impl<'l> Context<'l> {
             );
             return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
         }
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             let message = format!(
                 "{verb} {bytes} bytes of shared memory at offset {address:#x}, which is not a multiple of {bytes}"
             );

@@ -13,11 +13,11 @@ use crate::race::Accessor;
 struct Pending {
     /// Lanes whose copy is still under way.
     lanes: u32,
-    /// The commit group of those lanes.
-    group: u32,
+    /// The commit group of each lane.
+    groups: [u32; LANES],
     to: [u32; LANES],
     /// The source bytes, with zeros behind a short source.
-    bytes: Box<[[u8; 16]; LANES]>,
+    bytes: [[u8; 16]; LANES],
     size: u8,
     pc: u32,
 }
@@ -28,8 +28,6 @@ pub(super) struct Copies {
     /// Groups that each lane has committed.
     committed: [u32; LANES],
     pending: Vec<Pending>,
-    /// Buffers to use again.
-    spare: Vec<Box<[[u8; 16]; LANES]>>,
 }
 
 impl Copies {
@@ -54,7 +52,7 @@ pub(super) fn issue(
     let lengths = copy.source_bytes.map(|slot| r.get::<u32>(slot));
     let ignored = copy.ignore.map_or(0, |p| r.predicate(p));
     let mut reading = 0;
-    let mut bytes = warp.copies.spare.pop().unwrap_or_default();
+    let mut bytes = [[0; 16]; LANES];
     for lane in lanes(active) {
         let mut length = lengths.map_or(size as u32, |lengths| lengths[lane]) as usize;
         if length > size {
@@ -67,7 +65,7 @@ pub(super) fn issue(
         bytes[lane] = [0; 16];
         if length > 0 {
             reading |= 1 << lane;
-            if from[lane] % size as u64 != 0 {
+            if !from[lane].is_multiple_of(size as u64) {
                 let message = format!(
                     "copies {size} bytes from {:#x}, which is not a multiple of {size}",
                     from[lane]
@@ -97,32 +95,14 @@ pub(super) fn issue(
         );
     }
     count_shared(&mut context.report.shared_stores, &to, active, size as u64);
-    let mut rest = active;
-    let mut whole = Some(bytes);
-    while rest != 0 {
-        let group = warp.copies.committed[rest.trailing_zeros() as usize];
-        let same = lanes(rest)
-            .filter(|&lane| warp.copies.committed[lane] == group)
-            .fold(0, |mask, lane| mask | 1 << lane);
-        rest &= !same;
-        let bytes = match (rest, whole.take()) {
-            (0, Some(bytes)) => bytes,
-            (_, Some(bytes)) => {
-                let copy = bytes.clone();
-                whole = Some(bytes);
-                copy
-            }
-            (_, None) => break,
-        };
-        warp.copies.pending.push(Pending {
-            lanes: same,
-            group,
-            to: to.map(|address| address as u32),
-            bytes,
-            size: copy.bytes,
-            pc: warp.at,
-        });
-    }
+    warp.copies.pending.push(Pending {
+        lanes: active,
+        groups: warp.copies.committed,
+        to: to.map(|address| address as u32),
+        bytes,
+        size: copy.bytes,
+        pc: warp.at,
+    });
     Ok(())
 }
 
@@ -139,19 +119,13 @@ fn load_prefix(context: &mut Context<'_>, lane: u32, from: u64, out: &mut [u8]) 
 /// `cp.async.wait_group`: what each lane waits for arrives; `allowed` groups may stay under way.
 pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, active: u32) {
     let index = warp.index;
-    let Copies {
-        committed,
-        pending,
-        spare,
-    } = &mut warp.copies;
-    let mut at = 0;
-    while at < pending.len() {
-        let copy = &mut pending[at];
-        // a copy that was not committed belongs to the group to come: no wait_group reaches it
-        let done = lanes(copy.lanes & active)
-            .filter(|&lane| u64::from(copy.group) + u64::from(allowed) < u64::from(committed[lane]))
-            .fold(0, |mask, lane| mask | 1 << lane);
-        for lane in lanes(done) {
+    let Copies { committed, pending } = &mut warp.copies;
+    pending.retain_mut(|copy| {
+        for lane in lanes(copy.lanes & active) {
+            // a copy that was not committed belongs to the group to come: no wait_group reaches it
+            if u64::from(copy.groups[lane]) + u64::from(allowed) >= u64::from(committed[lane]) {
+                continue;
+            }
             let (to, size) = (copy.to[lane] as usize, usize::from(copy.size));
             context.shared[to..to + size].copy_from_slice(&copy.bytes[lane][..size]);
             let by = Accessor {
@@ -162,13 +136,8 @@ pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, act
                 strong: false,
             };
             context.detector.complete(to, size, by);
+            copy.lanes &= !(1 << lane);
         }
-        copy.lanes &= !done;
-        if copy.lanes == 0 {
-            let done = pending.remove(at);
-            spare.push(done.bytes);
-        } else {
-            at += 1;
-        }
-    }
+        copy.lanes != 0
+    });
 }

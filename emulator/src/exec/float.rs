@@ -85,8 +85,8 @@ fn round_to_f32(value: f64, rest: f64, rounding: Rounding) -> f32 {
     let below = error < 0.0;
     match rounding {
         Rounding::Nearest => near,
-        Rounding::Zero if (near > 0.0 && above) || (near == 0.0 && above) => near.next_down(),
-        Rounding::Zero if (near < 0.0 && below) || (near == 0.0 && below) => near.next_up(),
+        Rounding::Zero if near >= 0.0 && above => near.next_down(),
+        Rounding::Zero if near <= 0.0 && below => near.next_up(),
         Rounding::Zero => near,
         Rounding::Down => {
             if above {

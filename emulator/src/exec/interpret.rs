@@ -431,12 +431,7 @@ fn run_group<const AVX2: bool>(
                     } => {
                         exchange::reduce(&mut warp.registers, active, op, kind, d, a, members);
                     }
-                    Code::WarpSync { .. } => {
-                        if !context.detector.warp_sync(warp.index) {
-                            let message = "more synchronisations than the race detector can tell apart in one block";
-                            return Err(Trouble::new(FaultKind::Divergence, None, message));
-                        }
-                    }
+                    Code::WarpSync { .. } => context.new_period(warp.index)?,
                     Code::Barrier(barrier) => {
                         warp.push(pc + 1, mask, false);
                         return Ok(Some(Stop::Barrier(*barrier)));

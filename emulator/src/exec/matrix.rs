@@ -3,6 +3,8 @@
 //! Each register of a fragment holds two neighbours of an 8x8 tile of 16-bit elements: lane 4 r + c holds columns 2c and
 //! 2c + 1 of row r. All lanes of a register in order are therefore the tile in row-major order.
 
+use half::{bf16, f16};
+
 use super::context::{Context, Done, count_shared};
 use super::float::f32_to_half;
 use super::memory::addresses;
@@ -113,135 +115,67 @@ fn halves(r: &Registers, slot: Slot) -> [u16; TILE * TILE] {
     std::array::from_fn(|at| (words[at / 2] >> (16 * (at % 2))) as u16)
 }
 
-/// The even and the odd columns of the tile a register holds, as f32.
-#[inline(always)]
-fn columns(r: &Registers, slot: Slot, kind: Scalar) -> ([f32; LANES], [f32; LANES]) {
-    let words = r.row(slot);
-    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
-    match kind {
-        Scalar::Bf16 => {
-            for lane in 0..LANES {
-                even[lane] = f32::from_bits(words[lane] << 16);
-                odd[lane] = f32::from_bits(words[lane] & 0xffff_0000);
-            }
-        }
-        _ => {
-            for lane in 0..LANES {
-                even[lane] = half_to_f32(words[lane] as u16);
-                odd[lane] = half_to_f32((words[lane] >> 16) as u16);
-            }
-        }
-    }
-    (even, odd)
+/// The tile a register holds, as f32, row by row.
+fn tile(r: &Registers, slot: Slot, kind: Scalar) -> [f32; TILE * TILE] {
+    halves(r, slot).map(|bits| match kind {
+        Scalar::Bf16 => bf16::from_bits(bits).to_f32(),
+        _ => f16::from_bits(bits).to_f32(),
+    })
 }
-
-/// f16 to f32 without a branch, so that a tile converts eight at a time.
-#[inline(always)]
-fn half_to_f32(bits: u16) -> f32 {
-    let magnitude = u32::from(bits & 0x7fff) << 13;
-    let sign = u32::from(bits & 0x8000) << 16;
-    // scaling by 2^112 moves the exponent's bias; subnormals come out normal, and the top exponent needs its own
-    let value = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
-    let special = if magnitude >= 0x0f80_0000 {
-        0x7f80_0000
-    } else {
-        0
-    };
-    f32::from_bits(value.to_bits() | special | sign)
-}
-
-/// Eight columns of a row: the even ones, then the odd ones, as registers hold them.
-type Vector = [f32; TILE];
 
 /// `mma.sync`: D = A B + C with f32 arithmetic; hardware accumulates in f32 too, in an order of its own.
+///
+/// A is rows 0 to 7, then rows 8 to 15, of each step of 8 columns; B comes column by column.
 pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
-    let depth = usize::from(mma.k) / TILE;
-    let mut acc = [[0f32; TILE]; 2 * TILE];
-    read_accumulator(r, mma, &mut acc);
-    for step in 0..depth {
-        // B lies column by column: lane 4 n + c holds rows 2c and 2c + 1 of column n
-        let (even, odd) = columns(r, mma.b[step], mma.kind);
-        let mut rows: [Vector; TILE] = [[0.0; TILE]; TILE];
-        for c in 0..TILE / 2 {
-            for place in 0..TILE {
-                let n = 2 * (place % 4) + place / 4;
-                rows[2 * c][place] = even[4 * n + c];
-                rows[2 * c + 1][place] = odd[4 * n + c];
-            }
-        }
-        for half in 0..2 {
-            let (even, odd) = columns(r, mma.a[2 * step + half], mma.kind);
-            // two rows at a time: each row of B is loaded once for both
-            for pair in 0..TILE / 2 {
-                let (mut first, mut second) =
-                    (acc[TILE * half + 2 * pair], acc[TILE * half + 2 * pair + 1]);
-                for c in 0..TILE / 2 {
-                    let (at, next) = (8 * pair + c, 8 * pair + 4 + c);
-                    add_product(&mut first, even[at], &rows[2 * c]);
-                    add_product(&mut second, even[next], &rows[2 * c]);
-                    add_product(&mut first, odd[at], &rows[2 * c + 1]);
-                    add_product(&mut second, odd[next], &rows[2 * c + 1]);
+    let steps = usize::from(mma.k) / TILE;
+    for half in 0..2 {
+        let mut sums = accumulator(r, mma, half);
+        for step in 0..steps {
+            let a = tile(r, mma.a[2 * step + half], mma.kind);
+            let b = tile(r, mma.b[step], mma.kind);
+            for (at, sum) in sums.iter_mut().enumerate() {
+                let (row, column) = (at / TILE, at % TILE);
+                for k in 0..TILE {
+                    *sum = a[TILE * row + k].mul_add(b[TILE * column + k], *sum);
                 }
-                acc[TILE * half + 2 * pair] = first;
-                acc[TILE * half + 2 * pair + 1] = second;
             }
         }
-    }
-    write_accumulator(r, mma, &acc);
-}
-
-#[inline(always)]
-fn add_product(sum: &mut Vector, x: f32, row: &Vector) {
-    for place in 0..TILE {
-        sum[place] = x.mul_add(row[place], sum[place]);
+        set_accumulator(r, mma, half, &sums);
     }
 }
 
-/// Rows 0 to 7 lie in the first half of the registers, rows 8 to 15 in the second; lane 4 r + c holds columns 2c, 2c + 1.
-#[inline(always)]
-fn read_accumulator(r: &Registers, mma: &Mma, acc: &mut [Vector; 2 * TILE]) {
-    for half in 0..2 {
-        let (even, odd) = if mma.half_accumulator {
-            columns(r, mma.c[half], Scalar::F16)
-        } else {
-            (
-                r.get::<f32>(mma.c[2 * half]),
-                r.get::<f32>(mma.c[2 * half + 1]),
-            )
-        };
-        for row in 0..TILE {
-            acc[TILE * half + row][..4].copy_from_slice(&even[4 * row..4 * row + 4]);
-            acc[TILE * half + row][4..].copy_from_slice(&odd[4 * row..4 * row + 4]);
-        }
+/// Rows 0 to 7 or 8 to 15 of C: in f32, one register holds the even columns and one the odd.
+fn accumulator(r: &Registers, mma: &Mma, half: usize) -> [f32; TILE * TILE] {
+    if mma.half_accumulator {
+        return tile(r, mma.c[half], Scalar::F16);
     }
+    std::array::from_fn(|at| f32::from_bits(r.row(mma.c[2 * half + at % 2])[at / 2]))
 }
 
-#[inline(always)]
-fn write_accumulator(r: &mut Registers, mma: &Mma, acc: &[Vector; 2 * TILE]) {
-    for half in 0..2 {
-        let mut even = [0f32; LANES];
-        let mut odd = [0f32; LANES];
-        for row in 0..TILE {
-            even[4 * row..4 * row + 4].copy_from_slice(&acc[TILE * half + row][..4]);
-            odd[4 * row..4 * row + 4].copy_from_slice(&acc[TILE * half + row][4..]);
-        }
-        if mma.half_accumulator {
-            let mut out = [0; LANES];
-            for lane in 0..LANES {
-                out[lane] = f32_to_half(even[lane]) | f32_to_half(odd[lane]) << 16;
-            }
-            r.put(FULL, mma.d[half], out);
-        } else {
-            r.put(FULL, mma.d[2 * half], even);
-            r.put(FULL, mma.d[2 * half + 1], odd);
-        }
+/// The same rows of D. D may lie in C's registers: those of this half were read before.
+fn set_accumulator(r: &mut Registers, mma: &Mma, half: usize, sums: &[f32; TILE * TILE]) {
+    if mma.half_accumulator {
+        let pack =
+            |lane: usize| f32_to_half(sums[2 * lane]) | f32_to_half(sums[2 * lane + 1]) << 16;
+        r.put(
+            FULL,
+            mma.d[half],
+            std::array::from_fn::<u32, LANES, _>(pack),
+        );
+        return;
+    }
+    for odd in 0..2 {
+        let column = |lane: usize| sums[2 * lane + odd];
+        r.put(
+            FULL,
+            mma.d[2 * half + odd],
+            std::array::from_fn::<f32, LANES, _>(column),
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
 
     #[cfg(target_arch = "x86_64")]
@@ -286,17 +220,6 @@ mod tests {
                     "{kind:?} k {k} register {slot}"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn every_half_converts_as_the_standard_says() {
-        for bits in 0..=u16::MAX {
-            let (ours, theirs) = (half_to_f32(bits), f16::from_bits(bits).to_f32());
-            assert!(
-                ours == theirs || (ours.is_nan() && theirs.is_nan()),
-                "{bits:#06x}: {ours} is not {theirs}"
-            );
         }
     }
 }

@@ -254,7 +254,7 @@ fn local(warp: &Warp, lane: usize, address: u64, bytes: usize, write: bool) -> D
         );
         return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
     }
-    if address % bytes as u64 != 0 {
+    if !address.is_multiple_of(bytes as u64) {
         let message = format!(
             "{verb} {bytes} bytes of local memory at offset {address:#x}, which is not a multiple of {bytes}"
         );

@@ -166,8 +166,8 @@ impl Lane for u64 {
     fn read(registers: &Registers, slot: Slot) -> [u64; LANES] {
         let rows = &registers.rows[usize::from(slot)..usize::from(slot) + 2];
         let mut out = [0; LANES];
-        for lane in 0..LANES {
-            out[lane] = u64::from(rows[0].0[lane]) | u64::from(rows[1].0[lane]) << 32;
+        for (out, (&low, &high)) in out.iter_mut().zip(rows[0].0.iter().zip(&rows[1].0)) {
+            *out = u64::from(low) | u64::from(high) << 32;
         }
         out
     }

@@ -273,7 +273,7 @@ impl<'t> Parser<'t> {
                 word => break word,
             }
         };
-        let Some(element) = kind.and_then(|kind| bytes_of(kind)) else {
+        let Some(element) = kind.and_then(bytes_of) else {
             return self.error(format!("variable `{name}` has no type of known size"));
         };
         let mut count = 1;
@@ -557,9 +557,8 @@ impl<'t> Parser<'t> {
             _ => {
                 let base = self.word()?;
                 let mut offset = 0;
-                if self.accept(b'+') {
-                    offset = self.integer()?;
-                } else if self.peek() == Some(Kind::Mark(b'-')) {
+                // a minus is part of the number
+                if self.accept(b'+') || self.peek() == Some(Kind::Mark(b'-')) {
                     offset = self.integer()?;
                 }
                 Operand::Address {
@@ -652,7 +651,7 @@ L:
   ret;
 }"#;
         let ast = parse(text).unwrap();
-        assert_eq!(ast.variables[0].external, true);
+        assert!(ast.variables[0].external);
         assert_eq!(ast.variables[1].size, 8);
         let function = &ast.functions[0];
         assert_eq!(function.max_threads, Some(128));

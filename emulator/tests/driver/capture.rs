@@ -17,12 +17,20 @@ use crate::{assert_error, context, kernel};
 const LOCAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 const NO_FLAGS: CUgraphInstantiate_flags = CUgraphInstantiate_flags(0);
 
-/// A context of its own, so that cudarc's events of other tests do not meet these captures.
+/// A context of its own: while one of its streams captures, other tests could not synchronise it.
 fn untracked() -> Arc<CudaContext> {
-    let context = context();
-    // SAFETY: each test uses its memory on streams that it orders itself.
-    unsafe { context.disable_event_tracking() };
-    context
+    drop(context()); // installs the emulator; dropping it makes it current, so it goes first
+    let mut own = null_mut();
+    // SAFETY: the pointer is valid to write; the context is new and handed over, and each test uses
+    // its memory on streams that it orders itself.
+    unsafe {
+        sys::cuCtxCreate_v4(&raw mut own, null_mut(), 0, 0)
+            .result()
+            .unwrap();
+        let context = CudaContext::from_raw_context(0, 0, own).unwrap();
+        context.disable_event_tracking();
+        context
+    }
 }
 
 fn add(

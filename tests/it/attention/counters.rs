@@ -6,10 +6,9 @@ use std::io::Write;
 
 use cuda_emulator::{Driver, take_thread_reports};
 use half::{bf16, f16};
-use seqmix::attention::Config;
 use seqmix::kernels;
 
-use super::{CAUSAL, Case, check};
+use super::{CAUSAL, Case, FULL, check};
 use crate::support::device;
 
 /// Bytes of a sector, the unit in which global memory is read and written.
@@ -20,7 +19,7 @@ fn every_kernel_uses_shared_and_global_memory_well() {
     let on_gpu = device().driver == Driver::Cuda;
     let mut launched = BTreeSet::new();
     for head_dim in [32, 64, 96, 128, 160, 192, 256] {
-        for config in [Config::default(), CAUSAL] {
+        for config in [FULL, CAUSAL] {
             let case = Case {
                 seq_q: 256,
                 seq_k: 256,

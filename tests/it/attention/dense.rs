@@ -1,58 +1,34 @@
 //! Problems whose sequences all have one length.
 
 use half::{bf16, f16};
-use seqmix::attention::Config;
+use seqmix::attention::{Config, Mask};
 
-use super::{CAUSAL, Case, Layout, check};
+use super::{CAUSAL, Case, FULL, Layout, Problem, check, judge};
+use crate::naive::Narrow;
+use crate::support::device;
 
 /// Both dtypes, full and causal.
 fn check_all(case: Case) {
-    for config in [
-        case.config,
-        Config {
-            mask: CAUSAL.mask,
-            ..case.config
-        },
-    ] {
+    let scale = case.config.scale;
+    for config in [FULL, CAUSAL].map(|config| Config { scale, ..config }) {
         check::<f16>(Case { config, ..case });
         check::<bf16>(Case { config, ..case });
     }
 }
 
-/// Below, at and above every tile size, and nothing that divides one.
-const LENGTHS: [usize; 11] = [1, 2, 3, 7, 8, 63, 64, 65, 127, 128, 129];
-
+/// Below, at and above every size of a tile, and nothing that divides one.
 #[test]
 fn every_length() {
-    for seq in LENGTHS {
-        check_all(Case {
-            seq_q: seq,
-            seq_k: seq,
-            ..Case::default()
-        });
+    for seq in [1, 2, 3, 7, 8, 31, 32, 33, 63, 64, 65, 127, 128, 129] {
+        check_all(Case::of(seq, seq));
     }
 }
 
 #[test]
 fn queries_and_keys_of_different_number() {
-    let pairs = [
-        (1, 2),
-        (2, 1),
-        (1, 129),
-        (129, 1),
-        (7, 64),
-        (64, 7),
-        (65, 130),
-        (130, 65),
-        (3, 257),
-        (257, 3),
-    ];
-    for (seq_q, seq_k) in pairs {
-        check_all(Case {
-            seq_q,
-            seq_k,
-            ..Case::default()
-        });
+    for (less, more) in [(1, 2), (1, 129), (7, 64), (65, 130), (3, 257)] {
+        check_all(Case::of(less, more));
+        check_all(Case::of(more, less));
     }
 }
 
@@ -60,35 +36,43 @@ fn queries_and_keys_of_different_number() {
 fn many_tiles() {
     for (seq_q, seq_k) in [(384, 384), (300, 517), (517, 300)] {
         check_all(Case {
-            seq_q,
-            seq_k,
             heads: 1,
-            ..Case::default()
+            ..Case::of(seq_q, seq_k)
         });
     }
 }
 
-/// Each row of the table at the edges of its tiles, and head dims that run in the next larger row.
+/// Each row of the table, at the edges of its tiles.
 #[test]
 fn every_head_dim() {
     for head_dim in [32, 64, 96, 128, 160, 192, 256] {
-        for (seq_q, seq_k) in [(128, 128), (127, 129), (65, 33)] {
+        for (seq_q, seq_k) in [
+            (1, 1),
+            (65, 33),
+            (63, 64),
+            (128, 128),
+            (127, 129),
+            (257, 255),
+        ] {
             check_all(Case {
-                seq_q,
-                seq_k,
                 head_dim,
                 heads: 1,
-                ..Case::default()
+                ..Case::of(seq_q, seq_k)
             });
         }
     }
-    for head_dim in [8, 16, 24, 40, 72, 80, 104, 136, 168, 200, 248] {
+}
+
+/// Head dims that run in the next larger row.
+#[test]
+fn head_dims_between_the_rows() {
+    for head_dim in [
+        8, 16, 24, 40, 56, 72, 80, 88, 104, 136, 152, 168, 184, 200, 224, 248,
+    ] {
         check_all(Case {
-            seq_q: 66,
-            seq_k: 70,
             head_dim,
             heads: 1,
-            ..Case::default()
+            ..Case::of(66, 70)
         });
     }
 }
@@ -98,11 +82,9 @@ fn query_heads_share_key_heads() {
     for (heads, heads_kv) in [(1, 1), (2, 2), (4, 2), (6, 2), (5, 1), (8, 1)] {
         check_all(Case {
             batch: 2,
-            seq_q: 17,
-            seq_k: 33,
             heads,
             heads_kv,
-            ..Case::default()
+            ..Case::of(17, 33)
         });
     }
 }
@@ -117,12 +99,10 @@ fn strided_tensors() {
     ] {
         let case = Case {
             batch: 3,
-            seq_q: 40,
-            seq_k: 40,
             heads: 2,
             heads_kv: 2,
             layout,
-            ..Case::default()
+            ..Case::of(40, 40)
         };
         check_all(case);
         check_all(Case {
@@ -143,24 +123,38 @@ fn without_lse() {
 #[test]
 fn other_scales() {
     for scale in [0.01, 1.0] {
+        let config = Config {
+            scale: Some(scale),
+            ..FULL
+        };
         check_all(Case {
-            config: Config {
-                scale: Some(scale),
-                ..Config::default()
-            },
+            config,
             ..Case::default()
         });
     }
 }
 
-/// Scores of about +-100: exponentials that are not taken of the difference to the row's maximum overflow.
+/// Windows that are the full and the causal mask by another name.
+#[test]
+fn windows_without_limits() {
+    for right in [None, Some(0)] {
+        let config = Config {
+            mask: Mask::Window { left: None, right },
+            ..FULL
+        };
+        check::<f16>(Case {
+            config,
+            ..Case::of(70, 90)
+        });
+    }
+}
+
+/// Scores of about +-100, whose exponentials overflow unless the row's maximum is taken off first.
 #[test]
 fn large_logits() {
     check_all(Case {
         deviation: 5.0,
-        seq_q: 130,
-        seq_k: 130,
-        ..Case::default()
+        ..Case::of(130, 130)
     });
 }
 
@@ -168,11 +162,7 @@ fn large_logits() {
 #[test]
 fn rows_that_see_no_key() {
     for (seq_q, seq_k) in [(5, 0), (130, 0), (200, 30), (64, 1)] {
-        check_all(Case {
-            seq_q,
-            seq_k,
-            ..Case::default()
-        });
+        check_all(Case::of(seq_q, seq_k));
     }
 }
 
@@ -184,12 +174,48 @@ fn empty_problems() {
         ..Case::default()
     });
     check_all(Case {
-        seq_q: 0,
+        heads: 0,
+        heads_kv: 0,
         ..Case::default()
     });
-    check_all(Case {
-        seq_q: 0,
-        seq_k: 0,
-        ..Case::default()
-    });
+    check_all(Case::of(0, 65));
+    check_all(Case::of(0, 0));
+}
+
+/// A NaN in a query spoils its own row of the output, and no other.
+#[test]
+fn a_nan_stays_in_its_row() {
+    let device = device();
+    let stream = device.stream();
+    let case = Case {
+        heads: 1,
+        config: CAUSAL,
+        ..Case::of(70, 70)
+    };
+    let row = 37 * case.head_dim..38 * case.head_dim;
+    let (mut expected, mut naive) = Problem::<f16>::new(case, &stream).expected();
+    let mut inputs = Problem::<f16>::inputs(case);
+    inputs[0][row.clone()].fill(f16::NAN);
+    let mut problem = Problem::of(case, inputs, &stream);
+    problem.queue(&device.attention, &stream).unwrap();
+    let (mut out, mut lse) = problem.fetch(&stream);
+
+    assert!(
+        out[row.clone()].iter().all(|x| x.is_nan()),
+        "{:?}",
+        &out[row.clone()]
+    );
+    assert!(lse[37].is_nan(), "{}", lse[37]);
+    out[row.clone()].fill(f16::narrow(1.0));
+    expected.out[row.clone()].fill(1.0);
+    naive.out[row].fill(1.0);
+    (lse[37], expected.lse[37]) = (1.0, 1.0);
+    judge(
+        "the other rows",
+        case.head_dim,
+        &out,
+        Some(&lse),
+        &expected,
+        &naive,
+    );
 }

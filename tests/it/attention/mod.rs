@@ -1,5 +1,6 @@
 //! Attention: one problem, from seeded inputs to a verdict. The other files here are tables of problems.
 
+mod bare;
 mod counters;
 mod dense;
 mod mutants;
@@ -39,7 +40,7 @@ enum Layout {
     Bshd,
     /// `[batch, heads, seq, head_dim]`
     Bhsd,
-    /// `[seq, batch, heads, head_dim]`
+    /// `[seq, batch, heads, head_dim]`, and lse `[heads, batch, seq]`
     Sbhd,
     /// `[batch, seq, 3, heads, head_dim]`: q, k and v side by side, as one projection writes them.
     PackedQkv,
@@ -56,7 +57,7 @@ impl Default for Case {
             heads: 2,
             heads_kv: 1,
             head_dim: 64,
-            config: Config::default(),
+            config: FULL,
             layout: Layout::Bshd,
             lse: true,
             deviation: 1.0,
@@ -64,10 +65,25 @@ impl Default for Case {
     }
 }
 
-const CAUSAL: Config = Config {
-    mask: Mask::Causal,
+impl Case {
+    /// A problem of these lengths, and for the rest the default.
+    fn of(seq_q: usize, seq_k: usize) -> Self {
+        Self {
+            seq_q,
+            seq_k,
+            ..Self::default()
+        }
+    }
+}
+
+const FULL: Config = Config {
+    mask: Mask::Full,
     scale: None,
     softcap: None,
+};
+const CAUSAL: Config = Config {
+    mask: Mask::Causal,
+    ..FULL
 };
 
 /// A problem on the device.
@@ -82,8 +98,41 @@ struct Problem<T> {
 }
 
 impl<T: Narrow> Problem<T> {
-    /// Inputs are surrounded by NaN; outputs are NaN, surrounded by a number that must stay.
+    /// A problem of seeded inputs.
     fn new(case: Case, stream: &Arc<CudaStream>) -> Self {
+        Self::of(case, Self::inputs(case), stream)
+    }
+
+    /// q, k and v.
+    fn inputs(case: Case) -> [Vec<T>; 3] {
+        let Case {
+            batch,
+            seq_q,
+            seq_k,
+            heads,
+            heads_kv,
+            head_dim,
+            layout,
+            deviation,
+            ..
+        } = case;
+        let sequence = [(seq_q, heads), (seq_k, heads_kv), (seq_k, heads_kv)];
+        let draw = |which: usize, sequences: usize| {
+            let (seq, heads) = sequence[which];
+            normal::<T>(which as u64, sequences * seq * heads * head_dim, deviation)
+        };
+        match layout {
+            Layout::SharedKv => [
+                draw(0, batch),
+                draw(1, 1).repeat(batch),
+                draw(2, 1).repeat(batch),
+            ],
+            _ => [draw(0, batch), draw(1, batch), draw(2, batch)],
+        }
+    }
+
+    /// Inputs are surrounded by NaN; outputs are NaN, surrounded by a number that must stay.
+    fn of(case: Case, host: [Vec<T>; 3], stream: &Arc<CudaStream>) -> Self {
         let Case {
             batch,
             seq_q,
@@ -102,24 +151,12 @@ impl<T: Narrow> Problem<T> {
             Layout::SharedKv if part == 0 => Place::contiguous(shape),
             Layout::SharedKv => Place::repeated(shape, 0),
         };
-        let repeats = if matches!(layout, Layout::SharedKv) {
-            batch
-        } else {
-            1
+        let lse = match layout {
+            Layout::Sbhd => Place::in_order([batch, heads, seq_q], [1, 0, 2]),
+            _ => Place::contiguous([batch, heads, seq_q]),
         };
-        let normal = |seed, shape: [usize; 4], repeats: usize| {
-            let elements = shape.iter().product::<usize>() / repeats.max(1);
-            normal::<T>(seed, elements, case.deviation).repeat(repeats)
-        };
-        let (shape_q, shape_k) = (
-            [batch, seq_q, heads, head_dim],
-            [batch, seq_k, heads_kv, head_dim],
-        );
-        let host = [
-            normal(1, shape_q, 1),
-            normal(2, shape_k, repeats),
-            normal(3, shape_k, repeats),
-        ];
+        let shape_q = [batch, seq_q, heads, head_dim];
+        let shape_k = [batch, seq_k, heads_kv, head_dim];
         let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
         Self {
             case,
@@ -127,12 +164,7 @@ impl<T: Narrow> Problem<T> {
             k: Placed::input(stream, place(shape_k, 1), &host[1], nan),
             v: Placed::input(stream, place(shape_k, 2), &host[2], nan),
             out: Placed::output(stream, place(shape_q, 0), nan, guard),
-            lse: Placed::output(
-                stream,
-                Place::contiguous([batch, heads, seq_q]),
-                f32::NAN,
-                -123.0,
-            ),
+            lse: Placed::output(stream, lse, f32::NAN, -123.0),
             host,
         }
     }
@@ -168,6 +200,11 @@ impl<T: Narrow> Problem<T> {
             ..
         } = self.case;
         let [q, k, v] = self.host.each_ref().map(|x| widen(x));
+        let (left, right) = match config.mask {
+            Mask::Full => (None, None),
+            Mask::Causal => (None, Some(0)),
+            Mask::Window { left, right } => (left, right),
+        };
         let problem = reference::Forward {
             batch,
             seq_q,
@@ -179,7 +216,8 @@ impl<T: Narrow> Problem<T> {
             k: &k,
             v: &v,
             scale: config.scale.map(f64::from),
-            right: (config.mask == Mask::Causal).then_some(0),
+            left,
+            right,
             ..reference::Forward::default()
         };
         (

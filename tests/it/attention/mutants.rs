@@ -1,18 +1,9 @@
 //! Bugs planted in the kernel's PTX, to know that the tests would find them: each mutant lacks one barrier, wait,
 //! mask or bound, and the emulator must stop it or its numbers must be wrong.
 
-use std::sync::Arc;
+use cuda_emulator::{Device, Fault, FaultKind, Schedule};
 
-use bytemuck::{Pod, Zeroable};
-use cuda_emulator::{Device, Fault, FaultKind, Launch, Memory, Module, Options, Program};
-use half::f16;
-use seqmix::reference::attention as reference;
-
-use super::widen;
-use crate::measure::{Bound, Verdict};
-use crate::naive::{Narrow, bound, lse_bound, normal};
-
-const KERNEL: &str = "attention_forward_f16_d64";
+use super::bare::{Bare, KERNEL};
 
 /// A kernel's text, a line an element.
 struct Ptx(Vec<String>);
@@ -205,173 +196,53 @@ fn share_nothing(ptx: &mut Ptx) {
     }
 }
 
-/// As `attention::ForwardParams` of kernels/attention/params.h. The kernel without a bug has to pass, so a difference
-/// shows.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    q: u64,
-    k: u64,
-    v: u64,
-    out: u64,
-    lse: u64,
-    cu_seqlens_q: u64,
-    cu_seqlens_k: u64,
-    /// Batch, row and head of q, k, v and out.
-    strides: [[i64; 3]; 4],
-    lse_strides: [i64; 2],
-    rows_q: i32,
-    rows_k: i32,
-    head_dim: i32,
-    heads_per_kv: i32,
-    causal: i32,
-    scale_log2: f32,
-}
+/// Both poses: the compiler makes different text of the kernel for each.
+const POSES: [fn() -> Device; 2] = [Device::sm_80, Device::sm_90];
 
-/// One causal sequence that fills no tile, in buffers of its exact size, so that every wrong bound leaves them. Its
-/// lengths claim more rows than there are.
-const ROWS_Q: usize = 140;
-const ROWS_K: usize = 257;
-const DIM: usize = 64;
-const CU_SEQLENS_Q: [i32; 2] = [0, 1000];
-const CU_SEQLENS_K: [i32; 2] = [0, i32::MAX];
-
-/// Runs the kernel of this text; `Ok` with a verdict on each of out and lse if nothing stopped it.
-fn run(ptx: &str, expected: &Expected) -> Result<[Verdict; 2], Box<Fault>> {
-    let device = Device::sm_80();
-    let memory = Memory::new(1 << 24);
-    let program = Program::parse(ptx).unwrap_or_else(|error| panic!("{error}"));
-    let module = Module::load(Arc::new(program), &memory).unwrap();
-    let alloc = |bytes: usize| memory.alloc(bytes as u64).unwrap();
-    let upload = |bytes: &[u8]| {
-        let address = alloc(bytes.len());
-        memory.write(address, bytes).unwrap();
-        address
-    };
-    let [q, k, v] = expected
-        .inputs
-        .each_ref()
-        .map(|x| upload(bytemuck::cast_slice(x)));
-    let (out, lse) = (alloc(2 * ROWS_Q * DIM), alloc(4 * ROWS_Q));
-    let row = DIM as i64;
-    let params = Params {
-        q,
-        k,
-        v,
-        out,
-        lse,
-        cu_seqlens_q: upload(bytemuck::cast_slice(&CU_SEQLENS_Q)),
-        cu_seqlens_k: upload(bytemuck::cast_slice(&CU_SEQLENS_K)),
-        strides: [[0, row, row]; 4],
-        lse_strides: [0, ROWS_Q as i64],
-        rows_q: ROWS_Q as i32,
-        rows_k: ROWS_K as i32,
-        head_dim: DIM as i32,
-        heads_per_kv: 1,
-        causal: 1,
-        scale_log2: std::f32::consts::LOG2_E / (DIM as f32).sqrt(),
-    };
-    let info = seqmix::kernels()
-        .iter()
-        .find(|info| info.name == KERNEL)
-        .expect("a kernel");
-    let launch = Launch {
-        module: &module,
-        kernel: KERNEL,
-        // Blocks past the last row return at once: no need to know the size of a tile.
-        grid: [ROWS_Q.div_ceil(16) as u32, 1, 1],
-        block: [info.threads, 1, 1],
-        dynamic_shared: info.shared_bytes,
-        dynamic_shared_limit: info.shared_bytes,
-        params: bytemuck::bytes_of(&params),
-        cooperative: false,
-    };
-    cuda_emulator::launch(&launch, &device, &memory, &Options::default()).map_err(Box::new)?;
-    let (mut found_out, mut found_lse) = ([f16::ZERO; ROWS_Q * DIM], [0.0_f32; ROWS_Q]);
-    memory
-        .read(out, bytemuck::cast_slice_mut(&mut found_out))
-        .unwrap();
-    memory
-        .read(lse, bytemuck::cast_slice_mut(&mut found_lse))
-        .unwrap();
-    let found_lse = found_lse.map(f64::from);
-    let (out_bound, lse_bound) = expected.bounds;
-    Ok([
-        Verdict::of(&widen(&found_out), &expected.output.out, DIM, out_bound),
-        Verdict::of(&found_lse, &expected.output.lse, 1, lse_bound),
-    ])
-}
-
-/// The inputs and what the reference makes of them.
-struct Expected {
-    inputs: [Vec<f16>; 3],
-    output: reference::Output,
-    bounds: (Bound, Bound),
-}
-
-impl Expected {
-    fn new() -> Self {
-        let inputs = [(1, ROWS_Q), (2, ROWS_K), (3, ROWS_K)]
-            .map(|(seed, rows)| normal::<f16>(seed, rows * DIM, 1.0));
-        let [q, k, v] = inputs.each_ref().map(|x| widen(x));
-        let problem = reference::Forward {
-            batch: 1,
-            seq_q: ROWS_Q,
-            seq_k: ROWS_K,
-            heads: 1,
-            heads_kv: 1,
-            head_dim: DIM,
-            q: &q,
-            k: &k,
-            v: &v,
-            right: Some(0),
-            ..reference::Forward::default()
-        };
-        let (output, naive) = (
-            problem.run().unwrap(),
-            problem.run_rounded(f16::round).unwrap(),
+#[test]
+fn planted_bugs_are_caught() {
+    for pose in POSES {
+        let bare = Bare::new(pose());
+        let ptx = bare.ptx();
+        let missed = MUTANTS
+            .iter()
+            .filter_map(|mutant| missed(&bare, &ptx, mutant));
+        let missed: Vec<String> = missed.collect();
+        let (count, of, name) = (missed.len(), MUTANTS.len(), pose().name);
+        assert!(
+            missed.is_empty(),
+            "{name}, {count} of {of} mutants:\n{}",
+            missed.join("\n")
         );
-        let bounds = (
-            bound::<f16>(&output.out, &naive.out, DIM).unwrap(),
-            lse_bound(&output.lse),
-        );
-        Self {
-            inputs,
-            output,
-            bounds,
+    }
+}
+
+/// Without a bug, no order of the lanes makes a fault or a wrong number.
+#[test]
+fn nothing_is_found_where_nothing_was_planted() {
+    for pose in POSES {
+        let bare = Bare::new(pose());
+        let ptx = bare.ptx();
+        let orders = [Schedule::LowestPc]
+            .into_iter()
+            .chain((1..=4).map(Schedule::Adversarial));
+        for order in orders {
+            let name = format!("{}, {order:?}", pose().name);
+            let verdicts = bare
+                .run(&ptx, order)
+                .unwrap_or_else(|fault| panic!("{name}: {fault}"));
+            for verdict in verdicts {
+                assert!(verdict.pass(), "{name}: {verdict}");
+            }
         }
     }
 }
 
-#[test]
-fn planted_bugs_are_caught() {
-    let image = seqmix::images()
-        .iter()
-        .find(|image| image.unit == KERNEL)
-        .expect("an image");
-    let ptx = cuda_emulator::ptx(image.fatbin, &Device::sm_80()).unwrap();
-    let expected = Expected::new();
-    for verdict in run(&ptx, &expected).unwrap_or_else(|fault| panic!("without a bug: {fault}")) {
-        assert!(verdict.pass(), "without a bug: {verdict}");
-    }
-    let missed: Vec<String> = MUTANTS
-        .iter()
-        .filter_map(|mutant| missed(&ptx, mutant, &expected))
-        .collect();
-    assert!(
-        missed.is_empty(),
-        "{} of {} mutants:\n{}",
-        missed.len(),
-        MUTANTS.len(),
-        missed.join("\n")
-    );
-}
-
 /// Plants a bug; says why it was not caught as it must be.
-fn missed(ptx: &str, (name, plant, caught): &Mutant, expected: &Expected) -> Option<String> {
+fn missed(bare: &Bare, ptx: &str, (name, plant, caught): &Mutant) -> Option<String> {
     let mut mutant = Ptx(ptx.lines().map(str::to_owned).collect());
     plant(&mut mutant);
-    let why = match (run(&mutant.0.join("\n"), expected), caught) {
+    let why = match (bare.run(&mutant.0.join("\n"), Schedule::LowestPc), caught) {
         (Err(fault), By(kind)) if fault.kind == *kind => silent(&fault)?,
         (Err(fault), _) => format!("stopped by another fault: {fault}"),
         (Ok(_), By(kind)) => format!("no {} was found", kind.name()),

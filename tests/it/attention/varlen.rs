@@ -5,7 +5,7 @@ use seqmix::Tensor;
 use seqmix::attention::{Config, ForwardVarlen};
 use seqmix::reference::attention as reference;
 
-use super::{CAUSAL, judge, widen};
+use super::{CAUSAL, FULL, judge, widen};
 use crate::naive::{Narrow, normal};
 use crate::support::{Place, Placed, device};
 
@@ -38,7 +38,19 @@ struct Case {
     head_dim: usize,
     config: Config,
     lse: bool,
+    /// By how much `max_seqlen_q` exceeds the longest sequence.
+    excess: usize,
 }
+
+const CASE: Case = Case {
+    lengths: LENGTHS[1],
+    heads: 2,
+    heads_kv: 1,
+    head_dim: 64,
+    config: FULL,
+    lse: true,
+    excess: 0,
+};
 
 fn check<T: Narrow>(case: &Case) {
     let Case {
@@ -48,6 +60,7 @@ fn check<T: Narrow>(case: &Case) {
         head_dim,
         config,
         lse: with_lse,
+        excess,
     } = *case;
     let name = format!(
         "{:?} {lengths:?} heads {heads}/{heads_kv} dim {head_dim} {config:?}",
@@ -57,6 +70,7 @@ fn check<T: Narrow>(case: &Case) {
     let stream = device.stream();
     let cu_seqlens_q = cumulative(lengths.iter().map(|lengths| lengths.0));
     let cu_seqlens_k = cumulative(lengths.iter().map(|lengths| lengths.1));
+    let longest = lengths.iter().map(|lengths| lengths.0).max().unwrap_or(0);
     let (total_q, total_k) = (cu_seqlens_q[lengths.len()], cu_seqlens_k[lengths.len()]);
     let (shape_q, shape_k) = ([total_q, heads, head_dim], [total_k, heads_kv, head_dim]);
 
@@ -98,7 +112,7 @@ fn check<T: Narrow>(case: &Case) {
         v: v.view(),
         cu_seqlens_q: on_device_q.view(),
         cu_seqlens_k: on_device_k.view(),
-        max_seqlen_q: lengths.iter().map(|lengths| lengths.0).max().unwrap_or(0),
+        max_seqlen_q: longest + excess,
         out: out.view_mut(),
         lse: with_lse.then(|| lse.view_mut()),
         alibi_slopes: None,
@@ -141,14 +155,11 @@ fn check<T: Narrow>(case: &Case) {
 #[test]
 fn sequences_of_different_lengths() {
     for lengths in LENGTHS {
-        for config in [Config::default(), CAUSAL] {
+        for config in [FULL, CAUSAL] {
             let case = Case {
                 lengths,
-                heads: 2,
-                heads_kv: 1,
-                head_dim: 64,
                 config,
-                lse: true,
+                ..CASE
             };
             check::<f16>(&case);
             check::<bf16>(&case);
@@ -159,14 +170,33 @@ fn sequences_of_different_lengths() {
 #[test]
 fn every_head_dim() {
     for head_dim in [32, 64, 96, 128, 160, 192, 256, 8, 72, 200] {
-        for config in [Config::default(), CAUSAL] {
+        for config in [FULL, CAUSAL] {
             check::<f16>(&Case {
                 lengths: LENGTHS[3],
                 heads: 3,
                 heads_kv: 3,
                 head_dim,
                 config,
-                lse: false,
+                ..CASE
+            });
+        }
+    }
+}
+
+#[test]
+fn without_lse() {
+    check::<f16>(&Case { lse: false, ..CASE });
+}
+
+/// The longest length only has to be long enough.
+#[test]
+fn a_generous_longest_length() {
+    for excess in [1, 63, 64, 1000] {
+        for config in [FULL, CAUSAL] {
+            check::<f16>(&Case {
+                excess,
+                config,
+                ..CASE
             });
         }
     }
@@ -214,9 +244,7 @@ fn wrong_lengths_do_not_leave_the_tensors() {
                 lse: Some(lse.view_mut()),
                 alibi_slopes: None,
             };
-            let queued = device
-                .attention
-                .forward_varlen(&stream, Config::default(), tensors);
+            let queued = device.attention.forward_varlen(&stream, FULL, tensors);
             queued.unwrap_or_else(|error| panic!("{wrong_q:?} {wrong_k:?}: {error}"));
             out.fetch(&stream, "out");
             lse.fetch(&stream, "lse");
@@ -255,7 +283,7 @@ fn rows_outside_all_sequences_stay() {
     };
     device
         .attention
-        .forward_varlen(&stream, Config::default(), tensors)
+        .forward_varlen(&stream, FULL, tensors)
         .unwrap();
     let out = out.fetch(&stream, "out");
     let written: Vec<bool> = out

@@ -17,8 +17,6 @@ done
 
 # Every program here refuses to fall back to the emulator: results must be those of the GPU.
 export SEQMIX_DRIVER=cuda
-# The emulator's own tests load it by its name.
-export LD_LIBRARY_PATH="$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export CRITERION_HOME="$PWD/results/criterion"
 mkdir -p results
 failed=()
