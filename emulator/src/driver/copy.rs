@@ -60,6 +60,12 @@ impl Transfer {
         if self.width == 0 {
             return Ok(());
         }
+        if isize::try_from(self.width).is_err() {
+            return Err(Error::value(format!(
+                "{} bytes are too many to copy",
+                self.width
+            )));
+        }
         for row in 0..self.height {
             let at = |side: &Side| {
                 let offset = row.checked_mul(side.pitch);

@@ -82,6 +82,8 @@ fn copies_stay_within_an_allocation() {
         assert_error(write, INVALID, "1 bytes past the 100-byte allocation");
         let read = sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), address + 1, 100).result();
         assert_error(read, INVALID, "(offset 1)");
+        let endless = sys::cuMemcpyDtoD_v2(address, address, usize::MAX).result();
+        assert_error(endless, INVALID, "too many to copy");
         let null = sys::cuMemcpyHtoD_v2(address, null_mut(), 4).result();
         assert_error(null, INVALID, "host pointer is null");
         let none = sys::cuMemcpyHtoD_v2(address, null_mut(), 0).result();

@@ -2,15 +2,15 @@
 //!
 //! - `../pass/*.ptx`: kernels that must give the values in the table at the top of their file ([`case`] has the format);
 //! - `../fail/*.ptx`: kernels that must be refused, with the fault and the line that the file names;
-//! - here: matrix multiplication, counters, limits of a launch, and mutants of a pipelined kernel.
+//! - here: matrix multiplication, counters, launches and their limits, and mutants of a pipelined kernel.
 
 mod case;
 mod counters;
 mod coverage;
 mod emulator;
 mod fail;
+mod launch;
 mod matrix;
 mod mutants;
 mod pass;
-mod resources;
 mod value;
