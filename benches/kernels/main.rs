@@ -14,6 +14,7 @@ mod attention;
 mod support;
 
 use std::error::Error;
+use std::time::Duration;
 
 use cuda_emulator::Driver;
 
@@ -26,15 +27,20 @@ fn main() -> Result<(), Box<dyn Error>> {
                 "roofline of this run: {:.0} GB/s copied, read and written",
                 gpu.copied / 1e9
             );
+            // A GPU repeats itself: two seconds of calls tell as much as five.
             let mut criterion = criterion::Criterion::default()
                 .with_measurement(support::CudaTime)
+                .sample_size(50)
+                .warm_up_time(Duration::from_secs(1))
+                .measurement_time(Duration::from_secs(2))
                 .configure_from_args();
             attention::forward(&mut criterion, &gpu)?;
             criterion.final_summary();
         }
         Driver::Emulator => {
             println!("no GPU: counters of the emulator follow, no times");
-            attention::count_forward(&context)?;
+            let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+            attention::count_forward(&context, &filter.unwrap_or_default())?;
         }
     }
     Ok(())

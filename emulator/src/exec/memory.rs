@@ -31,43 +31,28 @@ pub(super) fn addresses(r: &Registers, slot: Slot, narrow: bool, offset: i64) ->
     out
 }
 
-/// Addresses within one space; a generic address must be the same space in every lane for the counters, so lanes are
-/// resolved one by one and counted by the space of the first.
-fn in_space(space: Space, addresses: &mut [u64; LANES], active: u32, lane: usize) -> Space {
-    if space != Space::Generic {
-        return space;
-    }
-    let (found, _) = resolve(addresses[lane]);
-    for at in lanes(active) {
-        let (space, inner) = resolve(addresses[at]);
-        if space == found {
-            addresses[at] = inner;
-        }
-    }
-    found
-}
-
-/// Splits the lanes of a generic access by the space they address.
+/// Runs an access for each group of lanes that address one space: generic addresses are resolved lane by lane.
 fn each_space(
     access: &Access,
-    addresses: [u64; LANES],
+    mut addresses: [u64; LANES],
     active: u32,
-    mut then: impl FnMut(Space, [u64; LANES], u32) -> Done,
+    mut then: impl FnMut(Space, &[u64; LANES], u32) -> Done,
 ) -> Done {
+    if access.space != Space::Generic {
+        return then(access.space, &addresses, active);
+    }
+    let mut spaces = [Space::Global; LANES];
+    for lane in lanes(active) {
+        (spaces[lane], addresses[lane]) = resolve(addresses[lane]);
+    }
     let mut rest = active;
     while rest != 0 {
-        let first = rest.trailing_zeros() as usize;
-        let mut inner = addresses;
-        let space = in_space(access.space, &mut inner, rest, first);
-        let mask = if access.space == Space::Generic {
-            lanes(rest)
-                .filter(|&lane| resolve(addresses[lane]).0 == space)
-                .fold(0, |mask, lane| mask | 1 << lane)
-        } else {
-            rest
-        };
-        then(space, inner, mask)?;
-        rest &= !mask;
+        let space = spaces[rest.trailing_zeros() as usize];
+        let same = lanes(rest)
+            .filter(|&lane| spaces[lane] == space)
+            .fold(0, |mask, lane| mask | 1 << lane);
+        then(space, &addresses, same)?;
+        rest &= !same;
     }
     Ok(())
 }
@@ -98,12 +83,8 @@ pub(super) fn load(
     );
     each_space(access, all, active, |space, at, mask| {
         match space {
-            Space::Global => {
-                count_global(&mut context.report.global_loads, &at, mask, bytes as u64)
-            }
-            Space::Shared => {
-                count_shared(&mut context.report.shared_loads, &at, mask, bytes as u64)
-            }
+            Space::Global => count_global(&mut context.report.global_loads, at, mask, bytes as u64),
+            Space::Shared => count_shared(&mut context.report.shared_loads, at, mask, bytes as u64),
             _ => {}
         }
         let mut values = [[0u64; LANES]; 8];
@@ -188,10 +169,10 @@ pub(super) fn store(
     each_space(access, all, active, |space, at, mask| {
         match space {
             Space::Global => {
-                count_global(&mut context.report.global_stores, &at, mask, bytes as u64)
+                count_global(&mut context.report.global_stores, at, mask, bytes as u64)
             }
             Space::Shared => {
-                count_shared(&mut context.report.shared_stores, &at, mask, bytes as u64)
+                count_shared(&mut context.report.shared_stores, at, mask, bytes as u64)
             }
             _ => {}
         }

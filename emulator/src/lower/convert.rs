@@ -50,11 +50,14 @@ pub(super) fn mov<'t>(
             part_bytes,
         });
     }
-    if let Operand::Name(
-        name @ ("%clock" | "%clock64" | "%globaltimer" | "%clock_hi" | "%globaltimer_lo"),
-    ) = &operands[1]
-    {
-        let _ = name;
+    let clocks = [
+        "%clock",
+        "%clock64",
+        "%clock_hi",
+        "%globaltimer",
+        "%globaltimer_lo",
+    ];
+    if matches!(&operands[1], Operand::Name(name) if clocks.contains(name)) {
         return Ok(Code::Clock {
             d: l.out(&operands[0], wide)?,
             wide,

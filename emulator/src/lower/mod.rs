@@ -437,7 +437,6 @@ impl<'t> Lowerer<'t> {
         if let Some(&slot) = self.constants.get(&constant) {
             return Ok(slot);
         }
-        // two rows for all: a 32-bit constant may be read as the low half of none, so width is the reader's choice
         let rows = match constant {
             Constant::Double(_) | Constant::Param64(_) | Constant::Global { .. } => 2,
             Constant::Word(_) | Constant::Special(_) | Constant::Param32(_) => 1,
