@@ -4,11 +4,13 @@
 //! Blocks run on several host threads and reach these bytes through raw pointers, as threads of a GPU do: a race of the
 //! emulated program on global memory is a race here, on bytes only, and shows as whichever value came last.
 
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Where device addresses start; below lie the windows of shared, local and parameter memory.
-const BASE: u64 = 0x7f00_0000_0000;
+/// Where device addresses start: above every address of the host, so that a unified copy tells the two apart. Far below
+/// lie the windows of shared, local and parameter memory.
+const BASE: u64 = 1 << 48;
 /// Address space is given out in regions of 2 MiB: an address finds its allocation by one division.
 const REGION: u64 = 1 << 21;
 /// Bytes before an allocation that belong to nobody. Allocations are aligned to 256 bytes as the driver
@@ -26,7 +28,9 @@ pub(crate) const WRITTEN: u8 = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The device has not that much left.
-    #[error("out of device memory: {requested} bytes asked for, {free} of {capacity} free")]
+    #[error(
+        "out of device memory: {requested} bytes asked for, {free} of {capacity} free, as far as the host has room"
+    )]
     OutOfMemory {
         /// Bytes asked for.
         requested: u64,
@@ -63,7 +67,7 @@ pub enum MemoryError {
 pub(crate) struct Allocation {
     pub base: u64,
     pub bytes: u64,
-    /// Aligned to 16 bytes on the host, so that atomics of the host serve atomics of the device.
+    /// A multiple of 16 on the host.
     pub data: *mut u8,
     /// One state byte a byte of data.
     pub state: *mut u8,
@@ -79,29 +83,40 @@ unsafe impl Send for Allocation {}
 unsafe impl Sync for Allocation {}
 
 impl Allocation {
-    fn new(base: u64, bytes: usize) -> Self {
+    /// `None` if the host has no room.
+    fn new(base: u64, bytes: usize) -> Option<Self> {
+        let layout = Self::layout(bytes)?;
         // zeroed pages come lazily from the system: a large allocation that is little used costs little
-        let data = Box::into_raw(vec![0u128; bytes.div_ceil(16)].into_boxed_slice()).cast();
-        let state = Box::into_raw(vec![0u8; bytes].into_boxed_slice()).cast();
-        Allocation {
+        // SAFETY: `Memory::alloc` asks for at least one byte.
+        let (data, state) = unsafe { (alloc_zeroed(layout), alloc_zeroed(layout)) };
+        let allocation = Allocation {
             base,
             bytes: bytes as u64,
             data,
             state,
             live: true,
             touched: AtomicBool::new(false),
-        }
+        };
+        // dropping it gives back whichever of the two there is
+        (!data.is_null() && !state.is_null()).then_some(allocation)
+    }
+
+    /// Aligned to 16 bytes on the host, so that atomics of the host serve atomics of the device.
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, 16).ok()
     }
 
     fn release(&mut self) {
+        let Some(layout) = Self::layout(self.bytes as usize) else {
+            return;
+        };
         if std::mem::replace(&mut self.live, false) {
-            let bytes = self.bytes as usize;
-            let data =
-                std::ptr::slice_from_raw_parts_mut(self.data.cast::<u128>(), bytes.div_ceil(16));
-            let state = std::ptr::slice_from_raw_parts_mut(self.state, bytes);
-            // SAFETY: both were made by `Box::into_raw` of slices of these types and lengths in `new`; `live` was true,
-            // so they are freed once.
-            unsafe { drop((Box::from_raw(data), Box::from_raw(state))) };
+            for buffer in [self.data, self.state] {
+                if !buffer.is_null() {
+                    // SAFETY: `new` allocated it with this layout; `live` was true, so it is freed once.
+                    unsafe { dealloc(buffer, layout) };
+                }
+            }
         }
     }
 
@@ -167,7 +182,7 @@ impl Allocations {
                 base - address
             ));
         }
-        let end = address - base + bytes;
+        let end = (address - base).saturating_add(bytes);
         if end > size {
             return Err(format!(
                 "the access ends {} bytes past the {size}-byte allocation at {base:#x} (offset {})",
@@ -176,6 +191,22 @@ impl Allocations {
             ));
         }
         Ok(allocation)
+    }
+}
+
+impl Allocations {
+    /// Data and states of `bytes` bytes at `address`, valid while the allocations are locked.
+    fn pointers(&self, address: u64, bytes: u64) -> Result<(*mut u8, *mut u8), MemoryError> {
+        let allocation = self
+            .find(address, bytes)
+            .map_err(|reason| MemoryError::BadRange {
+                address,
+                bytes,
+                reason,
+            })?;
+        let offset = (address - allocation.base) as usize;
+        // SAFETY: `find` showed that `bytes` bytes from this offset lie inside the buffers.
+        Ok(unsafe { (allocation.data.add(offset), allocation.state.add(offset)) })
     }
 }
 
@@ -233,7 +264,14 @@ impl Memory {
         }
         let base = BASE + all.regions.len() as u64 * REGION + RED_ZONE;
         let regions = (bytes + 2 * RED_ZONE).div_ceil(REGION);
-        all.list.push(Allocation::new(base, size));
+        let Some(allocation) = Allocation::new(base, size) else {
+            return Err(MemoryError::OutOfMemory {
+                requested: bytes,
+                free,
+                capacity: self.capacity,
+            });
+        };
+        all.list.push(allocation);
         let index = all.list.len() as u32;
         let length = all.regions.len() + regions as usize;
         all.regions.resize(length, index);
@@ -273,16 +311,7 @@ impl Memory {
         then: impl FnOnce(*mut u8, *mut u8) -> T,
     ) -> Result<T, MemoryError> {
         let all = self.lock();
-        let allocation = all
-            .find(address, bytes)
-            .map_err(|reason| MemoryError::BadRange {
-                address,
-                bytes,
-                reason,
-            })?;
-        let offset = (address - allocation.base) as usize;
-        // SAFETY: `find` showed that `bytes` bytes from this offset lie inside the buffers, which the lock keeps alive.
-        let (data, state) = unsafe { (allocation.data.add(offset), allocation.state.add(offset)) };
+        let (data, state) = all.pointers(address, bytes)?;
         Ok(then(data, state))
     }
 
@@ -320,7 +349,7 @@ impl Memory {
 
     /// Writes `pattern` `count` times in a row.
     pub fn fill(&self, address: u64, pattern: &[u8], count: u64) -> Result<(), MemoryError> {
-        let bytes = pattern.len() as u64 * count;
+        let bytes = (pattern.len() as u64).saturating_mul(count);
         if bytes == 0 {
             return Ok(());
         }
@@ -340,16 +369,15 @@ impl Memory {
         if bytes == 0 {
             return Ok(());
         }
-        let (source, source_state) =
-            self.range(from, bytes, |data, state| (data as usize, state as usize))?;
-        self.range(to, bytes, |data, state| {
-            // SAFETY: both ranges were checked; nothing frees them in between because a free of memory in use by a
-            // copy is a race of the calling program on its own handles, which the driver serialises per call.
-            unsafe {
-                std::ptr::copy(source as *const u8, data, bytes as usize);
-                std::ptr::copy(source_state as *const u8, state, bytes as usize);
-            }
-        })
+        let all = self.lock();
+        let (source, source_state) = all.pointers(from, bytes)?;
+        let (data, state) = all.pointers(to, bytes)?;
+        // SAFETY: `pointers` checked both ranges, and the lock is still held.
+        unsafe {
+            std::ptr::copy(source, data, bytes as usize);
+            std::ptr::copy(source_state, state, bytes as usize);
+        }
+        Ok(())
     }
 
     /// Base and bytes of the live allocation that holds `address`.

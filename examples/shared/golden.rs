@@ -37,7 +37,10 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::Unsupported { .. } => Self::Unsupported(error.to_string()),
+            Error::Unsupported { .. }
+            | Error::Shape { .. }
+            | Error::Layout { .. }
+            | Error::Argument { .. } => Self::Unsupported(error.to_string()),
             other => Self::Failed(other.to_string()),
         }
     }

@@ -7,18 +7,27 @@ use super::case::Case;
 /// The mnemonics of `lower/isa.rs`: the strings before an arrow.
 fn table() -> BTreeSet<&'static str> {
     let text = include_str!("../../src/lower/isa.rs");
-    let rows = text.lines().filter_map(|line| line.trim().strip_prefix('"')?.split_once("=>"));
-    rows.flat_map(|(names, _)| names.split('|').map(|name| name.trim().trim_matches('"'))).collect()
+    let rows = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix('"')?.split_once("=>"));
+    rows.flat_map(|(names, _)| names.split('|').map(|name| name.trim().trim_matches('"')))
+        .collect()
 }
 
 /// The mnemonics that a PTX text executes.
 fn executed(ptx: &str) -> impl Iterator<Item = &str> {
-    ptx.lines().filter(|line| !line.starts_with("//")).filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let first = words.next()?;
-        let opcode = if first.starts_with('@') { words.next()? } else { first };
-        opcode.trim_end_matches(';').split('.').next()
-    })
+    ptx.lines()
+        .filter(|line| !line.starts_with("//"))
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let first = words.next()?;
+            let opcode = if first.starts_with('@') {
+                words.next()?
+            } else {
+                first
+            };
+            opcode.trim_end_matches(';').split('.').next()
+        })
 }
 
 #[test]

@@ -13,35 +13,113 @@ fn launches_beyond_the_device_are_refused() {
     let bench = Bench::load(&kernel("mov.u32 %r0, 0;")).unwrap();
     let fine = call(&bench);
     for block in [[1024, 1, 1], [1, 1, 64], [2, 512, 1], [1, 1024, 1]] {
-        bench.run(&Call { block, ..fine.clone() }).unwrap();
+        bench
+            .run(&Call {
+                block,
+                ..fine.clone()
+            })
+            .unwrap();
     }
     let cases: [(Call, &str); 9] = [
-        (Call { block: [1025, 1, 1], ..fine.clone() }, "the device allows 1024 in all"),
-        (Call { block: [32, 33, 1], ..fine.clone() }, "the device allows 1024 in all"),
-        (Call { block: [1, 1, 65], ..fine.clone() }, "[1024, 1024, 64]"),
-        (Call { block: [0, 1, 1], ..fine.clone() }, "an empty launch"),
-        (Call { grid: [1, 0, 1], ..fine.clone() }, "an empty launch"),
-        (Call { grid: [1, 65_536, 1], ..fine.clone() }, "a grid of [1, 65536, 1] blocks"),
-        (Call { grid: [1, 1, 65_536], ..fine.clone() }, "a grid of [1, 1, 65536] blocks"),
-        (Call { params: vec![0; 15], ..fine.clone() }, "15 bytes of parameters; the kernel takes 16"),
-        (Call { dynamic: 1025, dynamic_limit: 1024, ..fine.clone() }, "MAX_DYNAMIC_SHARED_SIZE_BYTES allows 1024"),
+        (
+            Call {
+                block: [1025, 1, 1],
+                ..fine.clone()
+            },
+            "the device allows 1024 in all",
+        ),
+        (
+            Call {
+                block: [32, 33, 1],
+                ..fine.clone()
+            },
+            "the device allows 1024 in all",
+        ),
+        (
+            Call {
+                block: [1, 1, 65],
+                ..fine.clone()
+            },
+            "[1024, 1024, 64]",
+        ),
+        (
+            Call {
+                block: [0, 1, 1],
+                ..fine.clone()
+            },
+            "an empty launch",
+        ),
+        (
+            Call {
+                grid: [1, 0, 1],
+                ..fine.clone()
+            },
+            "an empty launch",
+        ),
+        (
+            Call {
+                grid: [1, 65_536, 1],
+                ..fine.clone()
+            },
+            "a grid of [1, 65536, 1] blocks",
+        ),
+        (
+            Call {
+                grid: [1, 1, 65_536],
+                ..fine.clone()
+            },
+            "a grid of [1, 1, 65536] blocks",
+        ),
+        (
+            Call {
+                params: vec![0; 15],
+                ..fine.clone()
+            },
+            "15 bytes of parameters; the kernel takes 16",
+        ),
+        (
+            Call {
+                dynamic: 1025,
+                dynamic_limit: 1024,
+                ..fine.clone()
+            },
+            "MAX_DYNAMIC_SHARED_SIZE_BYTES allows 1024",
+        ),
     ];
     for (call, part) in cases {
         let fault = bench.run(&call).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Resources, "{fault}");
-        assert!(fault.to_string().contains(part), "`{part}` is not in: {fault}");
-        assert!(fault.thread.is_none() && fault.site.is_none(), "no thread did this: {fault}");
+        assert!(
+            fault.to_string().contains(part),
+            "`{part}` is not in: {fault}"
+        );
+        assert!(
+            fault.thread.is_none() && fault.site.is_none(),
+            "no thread did this: {fault}"
+        );
     }
 }
 
 #[test]
 fn shared_memory_is_what_the_device_has() {
-    let bench = Bench::load(&kernel(".shared .align 16 .b8 words[1024];\nst.shared.u8 [words], %t;")).unwrap();
-    let ask = |device: Device, dynamic: u32| Call { device, dynamic, block: [1, 1, 1], ..call(&bench) };
+    let bench = Bench::load(&kernel(
+        ".shared .align 16 .b8 words[1024];\nst.shared.u8 [words], %t;",
+    ))
+    .unwrap();
+    let ask = |device: Device, dynamic: u32| Call {
+        device,
+        dynamic,
+        block: [1, 1, 1],
+        ..call(&bench)
+    };
     // 163 KiB on sm_80, 227 KiB on sm_90, 1 KiB of them static
     bench.run(&ask(Device::sm_80(), 162 << 10)).unwrap();
     bench.run(&ask(Device::sm_90(), 226 << 10)).unwrap();
-    for (device, dynamic) in [(Device::sm_80(), (162 << 10) + 1), (Device::sm_90(), (226 << 10) + 1), (Device::sm_80(), 200 << 10)] {
+    for (device, dynamic) in [
+        (Device::sm_80(), (162 << 10) + 1),
+        (Device::sm_90(), (226 << 10) + 1),
+        (Device::sm_80(), 200 << 10),
+    ] {
         let fault = bench.run(&ask(device, dynamic)).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Resources);
         assert!(fault.message.contains("bytes of"), "{fault}");
@@ -54,23 +132,47 @@ fn shared_memory_is_what_the_device_has() {
 fn a_kernel_names_its_largest_block() {
     let text = kernel("mov.u32 %r0, 0;").replace("\n{\n", "\n.maxntid 64, 1, 1\n{\n");
     let bench = Bench::load(&text).unwrap();
-    bench.run(&Call { block: [64, 1, 1], ..call(&bench) }).unwrap();
-    let fault = bench.run(&Call { block: [65, 1, 1], ..call(&bench) }).unwrap_err();
-    assert!(fault.message.contains("compiled for at most 64 (.maxntid)"), "{fault}");
+    bench
+        .run(&Call {
+            block: [64, 1, 1],
+            ..call(&bench)
+        })
+        .unwrap();
+    let fault = bench
+        .run(&Call {
+            block: [65, 1, 1],
+            ..call(&bench)
+        })
+        .unwrap_err();
+    assert!(
+        fault.message.contains("compiled for at most 64 (.maxntid)"),
+        "{fault}"
+    );
 }
 
 #[test]
 fn parameters_beyond_the_device_are_refused() {
     let with = |bytes: u32| {
         let entry = format!("(.param .u64 out, .param .u64 in, .param .align 4 .b8 rest[{bytes}])");
-        let bench = Bench::load(&kernel("mov.u32 %r0, 0;").replace("(.param .u64 out, .param .u64 in)", &entry)).unwrap();
+        let bench = Bench::load(
+            &kernel("mov.u32 %r0, 0;").replace("(.param .u64 out, .param .u64 in)", &entry),
+        )
+        .unwrap();
         let params = vec![0; 16 + bytes as usize];
-        bench.run(&Call { params, ..Call::new(&[]) })
+        bench.run(&Call {
+            params,
+            ..Call::new(&[])
+        })
     };
     with(32_764 - 16).unwrap();
     let fault = with(32_764 - 15).unwrap_err();
     assert_eq!(fault.kind, FaultKind::Resources);
-    assert!(fault.message.contains("32765 bytes of parameters; the device allows 32764"), "{fault}");
+    assert!(
+        fault
+            .message
+            .contains("32765 bytes of parameters; the device allows 32764"),
+        "{fault}"
+    );
 }
 
 #[test]
@@ -79,7 +181,12 @@ fn an_unknown_kernel_is_named() {
     let bench = Bench::load(&text).unwrap();
     let fault = bench.run(&call(&bench)).unwrap_err();
     assert!(fault.message.contains("no kernel `case`"), "{fault}");
-    let names: Vec<_> = bench.module.program().kernels().map(|kernel| kernel.name.clone()).collect();
+    let names: Vec<_> = bench
+        .module
+        .program()
+        .kernels()
+        .map(|kernel| kernel.name.clone())
+        .collect();
     assert_eq!(names, ["other"]);
 }
 
@@ -101,7 +208,11 @@ fn members_of_a_parameter_structure() {
     let text = kernel(body).replace("(.param .u64 out, .param .u64 in)", entry);
     let bench = Bench::load(&text).unwrap();
     let case = bench.module.program().kernel("case").unwrap();
-    let layout: Vec<_> = case.params.iter().map(|param| (param.offset, param.size)).collect();
+    let layout: Vec<_> = case
+        .params
+        .iter()
+        .map(|param| (param.offset, param.size))
+        .collect();
     assert_eq!(layout, [(0, 8), (8, 8), (16, 1), (32, 32), (64, 4)]);
     let out = bench.memory.alloc(64).unwrap();
     let mut params = Call::new(&[out, out]).params;
@@ -111,14 +222,23 @@ fn members_of_a_parameter_structure() {
         params[32 + at] = 0xe0 + at as u8;
     }
     params[64..].copy_from_slice(&1.5f32.to_le_bytes());
-    bench.run(&Call { params, block: [1, 1, 1], ..Call::new(&[]) }).unwrap_or_else(|fault| panic!("{fault}"));
+    bench
+        .run(&Call {
+            params,
+            block: [1, 1, 1],
+            ..Call::new(&[])
+        })
+        .unwrap_or_else(|fault| panic!("{fault}"));
     let bytes = bench.read(out, 52);
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     assert_eq!(word(0), 200);
     assert_eq!(word(4), 0xe3e2_e1e0);
     assert_eq!(word(8), 0xffff_ffe7);
     assert_eq!(word(12), 0xe9e8);
-    assert_eq!([word(16), word(20), word(24), word(28)], [0xf3f2_f1f0, 0xf7f6_f5f4, 0xfbfa_f9f8, 0xfffe_fdfc]);
+    assert_eq!(
+        [word(16), word(20), word(24), word(28)],
+        [0xf3f2_f1f0, 0xf7f6_f5f4, 0xfbfa_f9f8, 0xfffe_fdfc]
+    );
     assert_eq!([word(32), word(36)], [0xfbfa_f9f8, 0xfffe_fdfc]);
     assert_eq!([word(40), word(44)], [0xf3f2_f1f0, 0xf7f6_f5f4]);
     assert_eq!(word(48), 1.5f32.to_bits());
@@ -136,22 +256,42 @@ fn blocks_of_a_cooperative_launch_meet() {
     for threads in [1, 2, 4] {
         let bench = Bench::load(&kernel(body)).unwrap();
         let (out, counter) = (bench.memory.alloc(2048).unwrap(), bench.buffer(&[0; 8]));
-        let options = Options { threads, max_instructions: 1 << 26, ..Options::default() };
-        let asked = Call { grid: [9, 1, 1], block: [64, 1, 1], options, cooperative: true, ..Call::new(&[out, counter]) };
-        bench.run(&asked).unwrap_or_else(|fault| panic!("{threads} threads: {fault}"));
+        let options = Options {
+            threads,
+            max_instructions: 1 << 26,
+            ..Options::default()
+        };
+        let asked = Call {
+            grid: [9, 1, 1],
+            block: [64, 1, 1],
+            options,
+            cooperative: true,
+            ..Call::new(&[out, counter])
+        };
+        bench
+            .run(&asked)
+            .unwrap_or_else(|fault| panic!("{threads} threads: {fault}"));
         let bytes = bench.read(out + 1024, 36);
-        let seen: Vec<u32> = bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+        let seen: Vec<u32> = bytes
+            .chunks(4)
+            .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+            .collect();
         assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7, 8], "{threads} threads");
     }
 }
 
 #[test]
 fn variables_of_a_module_can_be_found_and_go_with_it() {
-    let text = kernel("ld.global.u32 %r0, [table];\nst.global.u32 [%out], %r0;")
-        .replace(".visible", ".visible .global .align 4 .u32 table[3] = {7, 8};\n.visible");
+    let text = kernel("ld.global.u32 %r0, [table];\nst.global.u32 [%out], %r0;").replace(
+        ".visible",
+        ".visible .global .align 4 .u32 table[3] = {7, 8};\n.visible",
+    );
     let bench = Bench::load(&text).unwrap();
     let (address, size) = bench.module.global("table").unwrap();
-    assert_eq!((size, bench.read(address, 12)), (12, vec![7, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]));
+    assert_eq!(
+        (size, bench.read(address, 12)),
+        (12, vec![7, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0])
+    );
     assert!(bench.module.global("chair").is_none());
     bench.memory.write(address, &9u32.to_le_bytes()).unwrap();
     let call = call(&bench);
@@ -166,7 +306,12 @@ fn variables_of_a_module_can_be_found_and_go_with_it() {
 #[test]
 fn the_fault_of_the_lowest_block_is_told() {
     let bench = Bench::load(&kernel("ld.global.u32 %r0, [%in+4096];")).unwrap();
-    let fault = bench.run(&Call { grid: [8, 1, 1], ..call(&bench) }).unwrap_err();
+    let fault = bench
+        .run(&Call {
+            grid: [8, 1, 1],
+            ..call(&bench)
+        })
+        .unwrap_err();
     assert_eq!(fault.thread, Some(([0; 3], [0; 3])));
     assert_eq!(fault.kind.code(), 700);
 }
