@@ -264,6 +264,8 @@ pub(crate) enum FloatOp {
 pub(crate) enum Rounding {
     #[default]
     Nearest,
+    /// Ties go away from zero: conversions to tf32 only.
+    NearestAway,
     Zero,
     Down,
     Up,
@@ -567,6 +569,7 @@ pub(crate) enum Code {
     SetValue {
         cmp: Cmp,
         kind: Scalar,
+        flush: bool,
         float: bool,
         d: Slot,
         a: Slot,
@@ -588,6 +591,7 @@ pub(crate) enum Code {
     SelectSign {
         wide: bool,
         float: bool,
+        flush: bool,
         d: Slot,
         a: Slot,
         b: Slot,

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use cuda_emulator::Driver;
 use seqmix::cudarc::driver::CudaContext;
@@ -14,11 +14,12 @@ pub(crate) fn open() -> Result<(Arc<CudaContext>, Driver), Box<dyn Error>> {
     let driver = cuda_emulator::select(choice.as_deref())?;
     let context = seqmix::context(0)?;
     let (major, minor) = context.compute_capability()?;
-    let name = context.name()?;
-    // Not eprintln: the test harness would keep it to itself.
-    writeln!(
-        std::io::stderr(),
-        "device: {name} (compute capability {major}.{minor}), through the {driver}"
-    )?;
+    static PRINT: Once = Once::new();
+    PRINT.call_once(|| {
+        let name = context.name().unwrap_or_else(|error| error.to_string());
+        let text = format!("{name} (compute capability {major}.{minor}), through the {driver}");
+        // Not eprintln, which the test harness would keep to itself. Without a stderr nobody reads.
+        let _ = writeln!(std::io::stderr(), "device: {text}");
+    });
     Ok((context, driver))
 }

@@ -14,6 +14,9 @@ pub(crate) struct Device {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) driver: Driver,
     pub(crate) attention: Attention,
+    /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
+    /// has begun: the first lives as long as all tests.
+    _first_stream: Arc<CudaStream>,
 }
 
 impl Device {
@@ -30,6 +33,7 @@ pub(crate) fn device() -> &'static Device {
         let (context, driver) = crate::device::open().unwrap();
         let attention = Attention::new(&context).unwrap();
         Device {
+            _first_stream: context.new_stream().unwrap(),
             context,
             driver,
             attention,

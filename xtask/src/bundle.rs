@@ -70,10 +70,11 @@ fn binaries(messages: &[Value]) -> Result<BTreeMap<PathBuf, PathBuf>> {
         let name = target["name"].as_str().unwrap_or_default();
         let kind = target["kind"][0].as_str().unwrap_or_default();
         if let Some(executable) = message["executable"].as_str() {
+            let unit_tests = message["profile"]["test"] == true;
             let folder = match kind {
-                "example" => "examples",
+                "example" if !unit_tests => "examples",
                 "bench" => "benches",
-                _ => "tests", // integration tests, and libraries as their unit tests
+                _ => "tests", // integration tests, and the unit tests of libraries and examples
             };
             let place = Path::new("bin").join(folder).join(name);
             if let Some(other) = files.insert(place, executable.into()) {

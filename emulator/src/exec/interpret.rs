@@ -4,7 +4,7 @@ use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
-use super::{atomic, copy, exchange, float, integer, matrix, memory};
+use super::{atomic, convert, copy, exchange, float, integer, matrix, memory};
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -211,12 +211,13 @@ fn run_group<const AVX2: bool>(
             &Code::SetValue {
                 cmp,
                 kind,
+                flush,
                 float: as_float,
                 d,
                 a,
                 b,
             } => {
-                let holds = float::compare(r, cmp, kind, false, a, b);
+                let holds = float::compare(r, cmp, kind, flush, a, b);
                 let yes = if as_float { 1f32.to_bits() } else { u32::MAX };
                 r.put(
                     active,
@@ -249,6 +250,7 @@ fn run_group<const AVX2: bool>(
             &Code::SelectSign {
                 wide,
                 float,
+                flush,
                 d,
                 a,
                 b,
@@ -256,7 +258,7 @@ fn run_group<const AVX2: bool>(
             } => {
                 let first = |c: u32| {
                     if float {
-                        f32::from_bits(c) >= 0.0
+                        float::flush_if(flush, f32::from_bits(c)) >= 0.0
                     } else {
                         c as i32 >= 0
                     }
@@ -285,9 +287,9 @@ fn run_group<const AVX2: bool>(
                 let value = !r.predicate(a);
                 r.set_predicate(active, d, value);
             }
-            &Code::Convert { convert, d, a } => float::convert(r, active, convert, d, a),
+            &Code::Convert { convert, d, a } => convert::convert(r, active, convert, d, a),
             &Code::ConvertPair { to, relu, d, a, b } => {
-                float::convert_pair(r, active, to, relu, d, (a, b))
+                convert::convert_pair(r, active, to, relu, d, (a, b))
             }
             &Code::Branch { target } => {
                 if context.clock >= end {

@@ -6,7 +6,7 @@
 use half::{bf16, f16};
 
 use super::context::{Context, Done, count_shared};
-use super::float::f32_to_half;
+use super::convert::f32_to_half;
 use super::memory::addresses;
 use super::registers::{FULL, LANES, Registers};
 use super::warp::Warp;

@@ -112,6 +112,12 @@ pub(super) fn load(
                         );
                         return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
                     };
+                    if start % bytes != 0 {
+                        let message = format!(
+                            "reads {bytes} bytes of parameters at offset {start}, which is not a multiple of {bytes}"
+                        );
+                        return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
+                    }
                     out.copy_from_slice(source);
                 }
             }

@@ -5,6 +5,7 @@ mod atomic;
 mod avx2;
 mod block;
 mod context;
+mod convert;
 mod copy;
 mod exchange;
 mod float;
@@ -13,6 +14,7 @@ mod interpret;
 mod matrix;
 mod memory;
 mod registers;
+mod rounding;
 mod warp;
 
 use std::str::FromStr;

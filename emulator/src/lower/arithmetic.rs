@@ -692,7 +692,7 @@ pub(super) fn set_value<'t>(
     l.count(operands, 3)?;
     let kind = m.scalar()?;
     let to = m.scalar()?;
-    m.take("ftz");
+    let flush = m.take("ftz");
     let cmp = comparison(m, kind)?;
     if to.bytes() != 4 {
         return Err(format!(
@@ -705,6 +705,7 @@ pub(super) fn set_value<'t>(
     Ok(Code::SetValue {
         cmp,
         kind,
+        flush,
         float: to == Scalar::F32,
         d: l.narrow_out(&operands[0])?,
         a,
@@ -740,13 +741,14 @@ pub(super) fn select_sign<'t>(
 ) -> Lowered<Code> {
     let condition = m.scalar()?;
     let wide = m.scalar()?.bytes() == 8;
-    m.take("ftz");
+    let flush = m.take("ftz");
     l.count(operands, 4)?;
     let d = l.out(&operands[0], wide)?;
     let (a, b) = (l.source(&operands[1], wide)?, l.source(&operands[2], wide)?);
     Ok(Code::SelectSign {
         wide,
         float: condition == Scalar::F32,
+        flush,
         d,
         a,
         b,

@@ -95,6 +95,7 @@ pub(super) fn cvt<'t>(
     let from = m.scalar()?;
     let (rounding, whole) =
         match m.take_any(&["rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi"]) {
+            Some("rna") => (Rounding::NearestAway, false),
             Some("rz") => (Rounding::Zero, false),
             Some("rm") => (Rounding::Down, false),
             Some("rp") => (Rounding::Up, false),
@@ -124,6 +125,15 @@ pub(super) fn cvt<'t>(
         });
     }
     l.count(operands, 2)?;
+    let known = match to {
+        Scalar::Tf32 => {
+            from == Scalar::F32 && !whole && !matches!(rounding, Rounding::Down | Rounding::Up)
+        }
+        _ => rounding != Rounding::NearestAway,
+    };
+    if !known {
+        return Err(format!("the opcode `{}` is not emulated", m.opcode()));
+    }
     let narrowing =
         to.is_float() && (from.is_float() || !to.is_float()) && to.bytes() < from.bytes();
     if to.is_float()

@@ -193,7 +193,11 @@ fn parameter<'t>(
     let Ok(at) = u32::try_from(i64::from(at) + offset) else {
         return Ok(None);
     };
-    if !fits || m.rest().iter().any(|word| matches!(*word, "v2" | "v4")) {
+    // what lies outside or across is a fault of the launch
+    let inside = at % kind.bytes() == 0 && at.saturating_add(kind.bytes()) <= l.param_bytes;
+    if !fits
+        || !inside
+        || m.rest().iter().any(|word| matches!(*word, "v2" | "v4")) {
         return Ok(None);
     }
     m.scalar()?;

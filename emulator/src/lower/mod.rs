@@ -85,6 +85,8 @@ pub(crate) struct Lowerer<'t> {
     constants: HashMap<Constant, Slot>,
     rows: u32,
     predicates: u32,
+    /// Bytes of all parameters.
+    param_bytes: u32,
     /// A slot pair for results nobody wants.
     sink: Slot,
     grain: u32,
@@ -105,6 +107,7 @@ pub(crate) fn lower<'t>(
         rows: 0,
         // ALWAYS and SINK
         predicates: 2,
+        param_bytes: 0,
         sink: 0,
         grain: 16,
     };
@@ -285,6 +288,7 @@ impl<'t> Lowerer<'t> {
             out.push((variable.name.to_string(), offset, size, variable.align));
             offset += size;
         }
+        self.param_bytes = offset;
         out
     }
 
@@ -348,10 +352,15 @@ impl<'t> Lowerer<'t> {
                 Statement::Location(_) => {}
             }
         }
-        for (name, align) in dynamic {
-            // behind all static variables, as on hardware
-            self.variables
-                .insert(name, Place::Shared(align_up(shared, align.max(16))));
+        // dynamic shared memory lies behind all static variables, as on hardware; a launch aligns it to 16, and what its
+        // variables ask for beyond that is padding of the static part
+        let most = dynamic.iter().map(|&(_, align)| align).max();
+        let start = align_up(shared, most.unwrap_or(0).max(16));
+        for (name, _) in dynamic {
+            self.variables.insert(name, Place::Shared(start));
+        }
+        if most.is_some_and(|align| align > 16) {
+            shared = start;
         }
         Ok((shared, local))
     }

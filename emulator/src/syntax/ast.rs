@@ -100,9 +100,9 @@ pub(crate) enum Operand<'t> {
     /// `!%p`
     Not(&'t str),
     Integer(i64),
-    /// Bits of a 0f or decimal literal of single precision.
+    /// Bits of a 0f literal.
     Single(u32),
-    /// Bits of a 0d literal.
+    /// Bits of a 0d or decimal literal.
     Double(u64),
     /// `[base + offset]`; no base is an absolute address.
     Address {

@@ -312,18 +312,16 @@ impl<'t> Parser<'t> {
         }
         let negative = self.accept(b'-');
         let word = self.word()?;
-        let bits = match number(word) {
-            Some(Operand::Integer(value)) => {
-                (if negative {
-                    value.wrapping_neg()
-                } else {
-                    value
-                }) as u64
-            }
+        let value = number(word).map(|value| if negative { negated(value) } else { value });
+        let bits = match value {
+            Some(Operand::Integer(value)) => value as u64,
             Some(Operand::Single(bits)) if element == 8 => {
                 f64::from(f32::from_bits(bits)).to_bits()
             }
             Some(Operand::Single(bits)) => u64::from(bits),
+            Some(Operand::Double(bits)) if element == 4 => {
+                u64::from((f64::from_bits(bits) as f32).to_bits())
+            }
             Some(Operand::Double(bits)) => bits,
             _ => {
                 let name = if word == "generic" && self.accept(b'(') {
@@ -515,13 +513,7 @@ impl<'t> Parser<'t> {
             return Ok(Operand::Sink);
         }
         match number(word) {
-            Some(Operand::Integer(value)) if negative => {
-                return Ok(Operand::Integer(value.wrapping_neg()));
-            }
-            Some(Operand::Single(bits)) if negative => {
-                return Ok(Operand::Single(bits ^ 0x8000_0000));
-            }
-            Some(_) if negative => return self.error("a minus sign before a hexadecimal float"),
+            Some(value) if negative => return Ok(negated(value)),
             Some(value) => return Ok(value),
             None if negative => {
                 return self.error(format!("expected a number after `-`, found `{word}`"));
@@ -590,6 +582,16 @@ fn bytes_of(kind: &str) -> Option<u32> {
     }
 }
 
+/// A literal after a minus sign.
+fn negated(value: Operand<'_>) -> Operand<'_> {
+    match value {
+        Operand::Integer(value) => Operand::Integer(value.wrapping_neg()),
+        Operand::Single(bits) => Operand::Single(bits ^ 1 << 31),
+        Operand::Double(bits) => Operand::Double(bits ^ 1 << 63),
+        other => other,
+    }
+}
+
 /// A literal, or `None` for a name.
 fn number<'t>(word: &str) -> Option<Operand<'t>> {
     let first = word.bytes().next()?;
@@ -616,13 +618,19 @@ fn number<'t>(word: &str) -> Option<Operand<'t>> {
             .ok()
             .map(|value| Operand::Integer(value as i64));
     }
+    if plain.len() > 1 && plain.starts_with('0') && plain.bytes().all(|byte| byte.is_ascii_digit()) {
+        return u64::from_str_radix(plain, 8)
+            .ok()
+            .map(|value| Operand::Integer(value as i64));
+    }
     if let Ok(value) = plain.parse::<u64>() {
         return Some(Operand::Integer(value as i64));
     }
+    // a decimal has double precision until its use
     plain
-        .parse::<f32>()
+        .parse::<f64>()
         .ok()
-        .map(|value| Operand::Single(value.to_bits()))
+        .map(|value| Operand::Double(value.to_bits()))
 }
 
 #[cfg(test)]
