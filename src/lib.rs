@@ -83,3 +83,8 @@ pub use error::{Error, Result};
 pub use images::{Image, KernelInfo, images, kernels};
 pub use tensor::{Dtype, Element, Half, Tensor, TensorMut, TensorRef};
 pub use workspace::Workspace;
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

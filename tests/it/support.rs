@@ -30,8 +30,8 @@ impl Device {
 pub(crate) fn device() -> &'static Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     DEVICE.get_or_init(|| {
-        let (context, driver) = crate::device::open().unwrap();
-        let attention = Attention::new(&context).unwrap();
+        let (context, driver) = crate::device::open().unwrap_or_else(|error| panic!("{error}"));
+        let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
             _first_stream: context.new_stream().unwrap(),
             context,

@@ -158,10 +158,11 @@ mod tests {
     use std::process::{Command, Output};
     use std::sync::Mutex;
 
-    fn artifact(name: &str, kind: &str, file: &str) -> Value {
+    fn artifact(name: &str, kind: &str, test: bool, file: &str) -> Value {
         json!({
             "reason": "compiler-artifact",
             "target": { "name": name, "kind": [kind] },
+            "profile": { "test": test },
             "filenames": [file],
             "executable": if file.ends_with(".so") { Value::Null } else { json!(file) },
         })
@@ -169,11 +170,12 @@ mod tests {
 
     fn messages() -> Vec<Value> {
         vec![
-            artifact("cuda_emulator", "cdylib", "/t/libcuda_emulator.so"),
-            artifact("seqmix", "lib", "/t/seqmix-1"),
-            artifact("it", "test", "/t/it-2"),
-            artifact("verify", "example", "/t/verify"),
-            artifact("kernels", "bench", "/t/kernels-3"),
+            artifact("cuda_emulator", "cdylib", false, "/t/libcuda_emulator.so"),
+            artifact("seqmix", "lib", true, "/t/seqmix-1"),
+            artifact("it", "test", true, "/t/it-2"),
+            artifact("verify", "example", false, "/t/verify"),
+            artifact("verify", "example", true, "/t/verify-5"),
+            artifact("kernels", "bench", true, "/t/kernels-3"),
             json!({ "reason": "build-finished", "success": true }),
         ]
     }
@@ -190,6 +192,7 @@ mod tests {
                 "bin/libcuda_emulator.so",
                 "bin/tests/it",
                 "bin/tests/seqmix",
+                "bin/tests/verify",
             ]
         );
     }
@@ -202,7 +205,7 @@ mod tests {
         assert!(error.contains("bin/tests/it"), "{error}");
 
         let mut twice = messages();
-        twice.push(artifact("it", "test", "/t/it-4"));
+        twice.push(artifact("it", "test", true, "/t/it-4"));
         let error = binaries(&twice).unwrap_err().to_string();
         assert!(
             error.contains("/t/it-2") && error.contains("/t/it-4"),

@@ -242,7 +242,11 @@ fn flush_half(kind: Scalar, bits: u16) -> u16 {
         Scalar::Bf16 | Scalar::Bf16x2 => 0x7f80,
         _ => 0x7c00,
     };
-    if bits & exponent == 0 { bits & 0x8000 } else { bits }
+    if bits & exponent == 0 {
+        bits & 0x8000
+    } else {
+        bits
+    }
 }
 
 /// Flags of a half-precision instruction.
@@ -257,7 +261,13 @@ pub(super) struct Half {
 
 pub(super) fn half(r: &mut Registers, mask: u32, how: Half, d: Slot, abc: (Slot, Slot, Slot)) {
     let pair = matches!(how.kind, Scalar::F16x2 | Scalar::Bf16x2);
-    let flush = |bits| if how.flush { flush_half(how.kind, bits) } else { bits };
+    let flush = |bits| {
+        if how.flush {
+            flush_half(how.kind, bits)
+        } else {
+            bits
+        }
+    };
     let one = |x: u16, y: u16, z: u16| {
         let [x, y, z] = [x, y, z].map(|bits| half_to_f64(how.kind, flush(bits)));
         let mut value = half_op(how.op, x, y, z);

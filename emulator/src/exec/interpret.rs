@@ -8,6 +8,9 @@ use super::{atomic, convert, copy, exchange, float, integer, matrix, memory};
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
+/// Warp instructions that lanes apart from the rest of their warp run in one go, in an adversarial schedule.
+const DIVERGED_SLICE: u64 = 1 << 10;
+
 /// The host has AVX2 and what comes with it.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn has_avx2() -> bool {
@@ -49,8 +52,16 @@ fn run_on<const AVX2: bool>(
     schedule: Schedule,
     slice: u64,
 ) -> Done<Stop> {
-    let end = context.clock + slice;
+    let last = context.clock + slice;
     while let Some((group, limit)) = warp.pick(context, schedule)? {
+        // lanes that spin on others of their warp hand over soon; in the other schedule they would part from those they
+        // are about to meet
+        let diverged = schedule != Schedule::LowestPc && !warp.groups.is_empty();
+        let end = if diverged {
+            last.min(context.clock + DIVERGED_SLICE)
+        } else {
+            last
+        };
         if let Some(stop) = run_group::<AVX2>(warp, context, group, limit, end)? {
             return Ok(stop);
         }

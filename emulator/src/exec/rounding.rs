@@ -98,14 +98,21 @@ mod tests {
         assert_eq!(to_half(Scalar::F16, 65_519.999_999), 0x7bff);
         assert_eq!(to_half(Scalar::F16, 65_520.0), 0x7c00);
         assert_eq!(to_half(Scalar::Bf16, -1e-60), 0x8000);
-        assert_eq!(to_f32(whole(u64::MAX.into()), Rounding::Zero), 18_446_742_974_197_923_840.0);
-        assert_eq!(to_f32(whole((1 << 54) + (1 << 30) + 1), Rounding::Nearest), 18_014_400_656_965_632.0);
+        assert_eq!(
+            to_f32(whole(u64::MAX.into()), Rounding::Zero),
+            18_446_742_974_197_923_840.0
+        );
+        assert_eq!(
+            to_f32(whole((1 << 54) + (1 << 30) + 1), Rounding::Nearest),
+            18_014_400_656_965_632.0
+        );
     }
 
     #[test]
     fn directions_bracket_the_value() {
         for value in [1e-50, 0.1, 1.0 + 1e-9, 3.4e38, 1e300] {
-            let [zero, down, up] = [Rounding::Zero, Rounding::Down, Rounding::Up].map(|rounding| to_f32(value, rounding));
+            let [zero, down, up] = [Rounding::Zero, Rounding::Down, Rounding::Up]
+                .map(|rounding| to_f32(value, rounding));
             assert_eq!((zero, down.next_up()), (down, up), "{value}");
             assert_eq!(to_f32(-value, Rounding::Up), -down, "{value}");
             assert_eq!(to_f32(-value, Rounding::Zero), -zero, "{value}");

@@ -195,9 +195,7 @@ fn parameter<'t>(
     };
     // what lies outside or across is a fault of the launch
     let inside = at % kind.bytes() == 0 && at.saturating_add(kind.bytes()) <= l.param_bytes;
-    if !fits
-        || !inside
-        || m.rest().iter().any(|word| matches!(*word, "v2" | "v4")) {
+    if !fits || !inside || m.rest().iter().any(|word| matches!(*word, "v2" | "v4")) {
         return Ok(None);
     }
     m.scalar()?;

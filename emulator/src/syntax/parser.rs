@@ -618,7 +618,8 @@ fn number<'t>(word: &str) -> Option<Operand<'t>> {
             .ok()
             .map(|value| Operand::Integer(value as i64));
     }
-    if plain.len() > 1 && plain.starts_with('0') && plain.bytes().all(|byte| byte.is_ascii_digit()) {
+    if plain.len() > 1 && plain.starts_with('0') && plain.bytes().all(|byte| byte.is_ascii_digit())
+    {
         return u64::from_str_radix(plain, 8)
             .ok()
             .map(|value| Operand::Integer(value as i64));

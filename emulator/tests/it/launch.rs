@@ -1,7 +1,7 @@
 //! Launches: parameters, limits of the device, blocks that wait for each other, and modules.
 
 use super::emulator::{Bench, Call, kernel};
-use cuda_emulator::{Device, FaultKind, Options};
+use cuda_emulator::{Device, FaultKind, Options, Schedule};
 
 /// A call with two buffers of 4 KiB.
 fn call(bench: &Bench) -> Call {
@@ -202,9 +202,7 @@ fn members_of_a_parameter_structure() {
                 mov.b64 %rd0, s;\ncvta.param.u64 %rd0, %rd0;\nld.u64 %rd1, [%rd0+24];\nst.global.u64 [%out+32], %rd1;\n\
                 ld.param.u64 %rd1, [s+16];\nst.global.u64 [%out+40], %rd1;\n\
                 ld.param.f32 %f0, [last];\nst.global.f32 [%out+48], %f0;\n\
-                add.u64 %rd0, %rd0, 4;\nld.param.u32 %r0, [%rd0];\nst.global.u32 [%out+52], %r0;";
-    // the last read takes a generic address for one of parameters, so it is left out here
-    let body = body.split_once("\nadd.u64 %rd0, %rd0, 4;").unwrap().0;
+                mov.b64 %rd0, s;\nld.param.u32 %r0, [%rd0+12];\nst.global.u32 [%out+52], %r0;";
     let text = kernel(body).replace("(.param .u64 out, .param .u64 in)", entry);
     let bench = Bench::load(&text).unwrap();
     let case = bench.module.program().kernel("case").unwrap();
@@ -229,7 +227,7 @@ fn members_of_a_parameter_structure() {
             ..Call::new(&[])
         })
         .unwrap_or_else(|fault| panic!("{fault}"));
-    let bytes = bench.read(out, 52);
+    let bytes = bench.read(out, 56);
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     assert_eq!(word(0), 200);
     assert_eq!(word(4), 0xe3e2_e1e0);
@@ -242,6 +240,7 @@ fn members_of_a_parameter_structure() {
     assert_eq!([word(32), word(36)], [0xfbfa_f9f8, 0xfffe_fdfc]);
     assert_eq!([word(40), word(44)], [0xf3f2_f1f0, 0xf7f6_f5f4]);
     assert_eq!(word(48), 1.5f32.to_bits());
+    assert_eq!(word(52), 0xefee_edec);
 }
 
 /// Blocks of a cooperative launch wait for each other at a counter in global memory.
@@ -304,7 +303,7 @@ fn variables_of_a_module_can_be_found_and_go_with_it() {
 }
 
 #[test]
-fn the_fault_of_the_lowest_block_is_told() {
+fn the_fault_of_the_first_block_is_told() {
     let bench = Bench::load(&kernel("ld.global.u32 %r0, [%in+4096];")).unwrap();
     let fault = bench
         .run(&Call {
@@ -314,4 +313,51 @@ fn the_fault_of_the_lowest_block_is_told() {
         .unwrap_err();
     assert_eq!(fault.thread, Some(([0; 3], [0; 3])));
     assert_eq!(fault.kind.code(), 700);
+}
+
+#[test]
+fn a_schedule_is_repeated_by_its_seed() {
+    let body = "mov.u32 %r0, 0;\nloop:\nadd.u32 %r0, %r0, 1;\nrem.u32 %r1, %r0, 3;\nsetp.eq.u32 %p0, %r1, 0;\n@%p0 bra next;\n\
+                atom.global.add.u32 %r2, [%in], 1;\nnext:\nsetp.lt.u32 %p0, %r0, %t;\n@%p0 bra loop;\nst.global.u32 [%out], %r2;";
+    let run = |schedule: Schedule| {
+        let bench = Bench::load(&kernel(body)).unwrap();
+        let call = call(&bench);
+        let out = u64::from_le_bytes(call.params[..8].try_into().unwrap());
+        let options = Options {
+            schedule,
+            threads: 1,
+            ..Options::default()
+        };
+        let report = bench
+            .run(&Call { options, ..call })
+            .unwrap_or_else(|fault| panic!("{fault}"));
+        (report, bench.read(out, 256))
+    };
+    for seed in 0..4 {
+        let first = run(Schedule::Adversarial(seed));
+        assert_eq!(first, run(Schedule::Adversarial(seed)), "seed {seed}");
+        assert_eq!(
+            first.1,
+            run(Schedule::LowestPc).1,
+            "the order changes no result of a kernel without races"
+        );
+    }
+    assert!(
+        run(Schedule::Adversarial(0)).0.total() > run(Schedule::LowestPc).0.total(),
+        "lanes run apart"
+    );
+}
+
+#[test]
+fn schedules_are_named() {
+    assert_eq!("lowest".parse(), Ok(Schedule::LowestPc));
+    assert_eq!("adversarial:12".parse(), Ok(Schedule::Adversarial(12)));
+    for (text, part) in [
+        ("adversarial:x", "`x` is not a number"),
+        ("random", "unknown schedule `random`"),
+        ("adversarial", "unknown"),
+    ] {
+        let error = text.parse::<Schedule>().unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
 }

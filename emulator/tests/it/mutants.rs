@@ -21,11 +21,24 @@ struct Mutant {
 }
 
 const fn deleted(mark: &'static str, kinds: &'static [FaultKind]) -> Mutant {
-    Mutant { mark, change: None, kinds }
+    Mutant {
+        mark,
+        change: None,
+        kinds,
+    }
 }
 
-const fn changed(mark: &'static str, from: &'static str, to: &'static str, kinds: &'static [FaultKind]) -> Mutant {
-    Mutant { mark, change: Some((from, to)), kinds }
+const fn changed(
+    mark: &'static str,
+    from: &'static str,
+    to: &'static str,
+    kinds: &'static [FaultKind],
+) -> Mutant {
+    Mutant {
+        mark,
+        change: Some((from, to)),
+        kinds,
+    }
 }
 
 use FaultKind::{Deadlock, Divergence, Misaligned, MissingWait, OutOfBounds, Race, Uninitialised};
@@ -93,19 +106,41 @@ fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<f32>, Fault
     let bench = Bench::load(text).unwrap_or_else(|error| panic!("{error}"));
     let columns = (0..COLUMNS).flat_map(|column| (0..DEPTH).map(move |depth| b(depth, column)));
     let rows = (0..ROWS).flat_map(|row| (0..DEPTH).map(move |depth| a(row, depth)));
-    let input: Vec<u8> = columns.chain(rows).flat_map(|value| f16::from_f64(value).to_le_bytes()).collect();
+    let input: Vec<u8> = columns
+        .chain(rows)
+        .flat_map(|value| f16::from_f64(value).to_le_bytes())
+        .collect();
     let bytes = 4 * ROWS * COLUMNS;
-    let (input, out) = (bench.buffer(&input), bench.memory.alloc(bytes as u64).unwrap());
-    let options = Options { threads: 1, schedule, max_instructions: 1 << 20 };
-    bench.run(&Call { device, options, block: [64, 1, 1], ..Call::new(&[out, input]) })?;
+    let (input, out) = (
+        bench.buffer(&input),
+        bench.memory.alloc(bytes as u64).unwrap(),
+    );
+    let options = Options {
+        threads: 1,
+        schedule,
+        max_instructions: 1 << 20,
+    };
+    bench.run(&Call {
+        device,
+        options,
+        block: [64, 1, 1],
+        ..Call::new(&[out, input])
+    })?;
     let out = bench.read(out, bytes);
-    Ok(out.chunks(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
+    Ok(out
+        .chunks(4)
+        .map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+        .collect())
 }
 
 #[test]
 fn the_pipeline_is_right_and_raises_no_alarm() {
     let expected: Vec<f32> = (0..ROWS * COLUMNS)
-        .map(|at| (0..DEPTH).map(|depth| a(at / COLUMNS, depth) * b(depth, at % COLUMNS)).sum::<f64>() as f32)
+        .map(|at| {
+            (0..DEPTH)
+                .map(|depth| a(at / COLUMNS, depth) * b(depth, at % COLUMNS))
+                .sum::<f64>() as f32
+        })
         .collect();
     for (device, schedule) in ways(80) {
         let found = run(PIPELINE, device, schedule).unwrap_or_else(|fault| panic!("{fault}"));
@@ -122,7 +157,9 @@ fn every_mutant_is_flagged() {
             let name = format!("{} {:?}, {schedule:?}", mutant.mark, mutant.change);
             match run(&text, device, schedule) {
                 Ok(_) => missed.push(format!("{name}: nothing was found")),
-                Err(fault) if !mutant.kinds.contains(&fault.kind) => missed.push(format!("{name}: {fault}")),
+                Err(fault) if !mutant.kinds.contains(&fault.kind) => {
+                    missed.push(format!("{name}: {fault}"))
+                }
                 Err(_) => {}
             }
         }
