@@ -221,7 +221,7 @@ impl<'l> Context<'l> {
     pub(super) fn load_shared(&mut self, by: Accessor, address: u64, out: &mut [u8]) -> Done {
         let at = self.shared_offset(by.lane, address, out.len(), false)?;
         if let Err(refusal) = self.detector.read(at, out.len(), by) {
-            return Err(refused(by.lane, at, out.len(), "reads", refusal));
+            return Err(refused(by, at, out.len(), "reads", refusal));
         }
         out.copy_from_slice(&self.shared[at..at + out.len()]);
         Ok(())
@@ -232,7 +232,7 @@ impl<'l> Context<'l> {
     pub(super) fn store_shared(&mut self, by: Accessor, address: u64, bytes: &[u8]) -> Done {
         let at = self.shared_offset(by.lane, address, bytes.len(), true)?;
         if let Err(refusal) = self.detector.write(at, bytes.len(), by) {
-            return Err(refused(by.lane, at, bytes.len(), "writes", refusal));
+            return Err(refused(by, at, bytes.len(), "writes", refusal));
         }
         self.shared[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
@@ -241,43 +241,43 @@ impl<'l> Context<'l> {
 
 /// The words for an access that the race detector refuses.
 pub(super) fn refused(
-    lane: u32,
+    by: Accessor,
     at: usize,
     bytes: usize,
     verb: &str,
     refusal: Refusal,
 ) -> Box<Trouble> {
-    match refusal {
+    let what = format!("{verb} {bytes} bytes of shared memory at offset {at:#x}");
+    let conflict = match refusal {
         Refusal::Uninitialised => {
-            let message = format!(
-                "{verb} {bytes} bytes of shared memory at offset {at:#x} that nobody wrote"
-            );
-            Trouble::new(FaultKind::Uninitialised, lane, message)
+            let message = format!("{what} that nobody wrote");
+            return Trouble::new(FaultKind::Uninitialised, by.lane, message);
         }
-        Refusal::Conflict(conflict) => {
-            let (kind, how) = match (conflict.pending, conflict.write) {
-                (true, _) => (
-                    FaultKind::MissingWait,
-                    "that a cp.async is still writing: it was not waited for",
-                ),
-                (false, true) => (
-                    FaultKind::Race,
-                    "that another thread wrote, with no barrier in between",
-                ),
-                (false, false) => (
-                    FaultKind::Race,
-                    "that another thread read, with no barrier in between",
-                ),
-            };
-            let message = format!("{verb} {bytes} bytes of shared memory at offset {at:#x} {how}");
-            Box::new(Trouble {
-                kind,
-                lane: Some(lane),
-                message,
-                conflict: Some(conflict),
-            })
-        }
-    }
+        Refusal::Conflict(conflict) => conflict,
+    };
+    let did = if conflict.write { "wrote" } else { "read" };
+    let (kind, message) = if conflict.pending {
+        let message = format!("{what} that a cp.async is still writing: it was not waited for");
+        (FaultKind::MissingWait, message)
+    } else if conflict.warp != by.warp {
+        let message = format!("{what} that another thread {did}, with no barrier in between");
+        (FaultKind::Race, message)
+    } else if by.collective {
+        // the lane that names a row may be the one that wrote it: the others still need to see it
+        let message = format!(
+            "{what} for the warp, one of whose threads {did} them, with no bar.warp.sync in between"
+        );
+        (FaultKind::Race, message)
+    } else {
+        let message = format!("{what} that another thread {did}, with no bar.warp.sync in between");
+        (FaultKind::Race, message)
+    };
+    Box::new(Trouble {
+        kind,
+        lane: Some(by.lane),
+        message,
+        conflict: Some(conflict),
+    })
 }
 
 /// The state space and address in it of a generic address.

@@ -83,7 +83,7 @@ pub(super) fn issue(
         };
         let at = context.shared_offset(by.lane, to[lane], size, true)?;
         if let Err(refusal) = context.detector.issue(at, size, by) {
-            return Err(refused(by.lane, at, size, "copies into", refusal));
+            return Err(refused(by, at, size, "copies into", refusal));
         }
     }
     if reading != 0 {

@@ -313,7 +313,9 @@ impl Warp {
                 let origin = context.body.origins[group.pc as usize];
                 format!(
                     "lanes {:#010x} at PTX line {}: {}",
-                    group.mask, origin.ptx, context.body.texts[group.pc as usize]
+                    group.mask,
+                    origin.ptx,
+                    context.body.texts[group.pc as usize].trim_end_matches(';')
                 )
             })
             .collect();
