@@ -27,6 +27,7 @@
 //! # Invariants
 //! The emulator knows no kernel. An operand is always a slot. An unknown opcode is an error at load, never a guess.
 
+mod class;
 mod device;
 mod driver;
 mod exec;
@@ -41,6 +42,7 @@ mod race;
 mod report;
 mod syntax;
 
+pub use class::Class;
 pub use device::Device;
 pub use driver::Settings;
 pub use exec::{Launch, Options, Schedule, launch};
@@ -50,7 +52,6 @@ pub use install::{
     Driver, InstallError, configure, install, select, take_faults, take_reports,
     take_thread_faults, take_thread_reports,
 };
-pub use ir::Class;
 pub use memory::{Memory, MemoryError};
 pub use module::{Kernel, LoadError, Module, Param, Program};
 pub use report::{GlobalTraffic, Report, SharedTraffic};

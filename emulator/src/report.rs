@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ir::Class;
+use crate::class::Class;
 
 /// Accesses of one memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -2,7 +2,7 @@
 //!
 //! What is not here is an error when a module is loaded.
 
-use super::{Lowered, Lowerer, Modifiers, arithmetic, control, convert, memory};
+use super::{Lowered, Lowerer, Modifiers, arithmetic, compare, control, convert, logic, memory};
 use crate::ir::{AtomicOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
 
@@ -42,12 +42,12 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
             )
         },
         "sad" => arithmetic::sad,
-        "popc" | "clz" => arithmetic::count_bits,
-        "bfind" => arithmetic::find_bit,
-        "brev" => |l, m, o| arithmetic::logic_one(l, m, o, IntOp::Brev),
-        "bfe" => arithmetic::extract,
-        "bfi" => arithmetic::insert,
-        "dp4a" => arithmetic::dp4a,
+        "popc" | "clz" => logic::count_bits,
+        "bfind" => logic::find_bit,
+        "brev" => |l, m, o| logic::logic_one(l, m, o, IntOp::Brev),
+        "bfe" => logic::extract,
+        "bfi" => logic::insert,
+        "dp4a" => logic::dp4a,
         "rcp" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Rcp),
         "sqrt" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Sqrt),
         "rsqrt" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Rsqrt),
@@ -58,21 +58,21 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "tanh" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Tanh),
         "copysign" => arithmetic::copysign,
         // comparison and selection: 9.7.6, 9.7.7
-        "setp" => arithmetic::set_predicate,
-        "set" => arithmetic::set_value,
-        "selp" => arithmetic::select,
-        "slct" => arithmetic::select_sign,
+        "setp" => compare::set_predicate,
+        "set" => compare::set_value,
+        "selp" => compare::select,
+        "slct" => compare::select_sign,
         // logic and shifts: 9.7.8
-        "and" => |l, m, o| arithmetic::logic(l, m, o, IntOp::And),
-        "or" => |l, m, o| arithmetic::logic(l, m, o, IntOp::Or),
-        "xor" => |l, m, o| arithmetic::logic(l, m, o, IntOp::Xor),
-        "not" => |l, m, o| arithmetic::logic_one(l, m, o, IntOp::Not),
-        "cnot" => |l, m, o| arithmetic::logic_one(l, m, o, IntOp::Cnot),
-        "lop3" => arithmetic::lop3,
-        "shf" => arithmetic::funnel_shift,
-        "shl" => |l, m, o| arithmetic::shift(l, m, o, (IntOp::Shl, IntOp::Shl)),
-        "shr" => |l, m, o| arithmetic::shift(l, m, o, (IntOp::ShrS, IntOp::ShrU)),
-        "prmt" => arithmetic::permute,
+        "and" => |l, m, o| logic::logic(l, m, o, IntOp::And),
+        "or" => |l, m, o| logic::logic(l, m, o, IntOp::Or),
+        "xor" => |l, m, o| logic::logic(l, m, o, IntOp::Xor),
+        "not" => |l, m, o| logic::logic_one(l, m, o, IntOp::Not),
+        "cnot" => |l, m, o| logic::logic_one(l, m, o, IntOp::Cnot),
+        "lop3" => logic::lop3,
+        "shf" => logic::funnel_shift,
+        "shl" => |l, m, o| logic::shift(l, m, o, (IntOp::Shl, IntOp::Shl)),
+        "shr" => |l, m, o| logic::shift(l, m, o, (IntOp::ShrS, IntOp::ShrU)),
+        "prmt" => logic::permute,
         // data movement and conversion: 9.7.9
         "mov" => convert::mov,
         "cvt" => convert::cvt,

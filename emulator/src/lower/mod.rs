@@ -4,16 +4,19 @@
 //! An opcode or modifier that is not in the table (`isa.rs`) is an error that names it: never a guess.
 
 mod arithmetic;
+mod compare;
 mod control;
 mod convert;
 mod isa;
+mod logic;
 mod memory;
 mod modifiers;
 mod operands;
 
 use std::collections::HashMap;
 
-use crate::ir::{ALWAYS, Body, Class, Code, Constant, Op, Origin, Pc, Pred, SINK, Slot, Space};
+use crate::class::Class;
+use crate::ir::{ALWAYS, Body, Code, Constant, Op, Origin, Pc, Pred, SINK, Slot};
 use crate::syntax::{Function, Guard, Instruction, Location, Statement, Variable};
 
 pub(crate) use modifiers::Modifiers;
@@ -135,7 +138,7 @@ pub(crate) fn lower<'t>(
                         line: instruction.line,
                         message: format!("`{}`: {message}", text(instruction)),
                     })?;
-                body.classes.push(class(&op.code));
+                body.classes.push(Class::of(&op.code));
                 body.ops.push(op);
                 body.origins.push(Origin {
                     ptx: instruction.line,
@@ -195,72 +198,6 @@ fn text(instruction: &Instruction<'_>) -> String {
         return format!("{guard}{};", instruction.opcode);
     }
     format!("{guard}{} {};", instruction.opcode, operands.join(", "))
-}
-
-/// What an operation costs.
-fn class(code: &Code) -> Class {
-    use crate::ir::{FloatOp, Scalar};
-    match code {
-        Code::Mma(_) => Class::Mma,
-        Code::F32 { op, .. } => match op {
-            FloatOp::Rcp
-            | FloatOp::Sqrt
-            | FloatOp::Rsqrt
-            | FloatOp::Ex2
-            | FloatOp::Lg2
-            | FloatOp::Sin
-            | FloatOp::Cos
-            | FloatOp::Tanh
-            | FloatOp::Div => Class::Mufu,
-            _ => Class::Fp32,
-        },
-        Code::F64 { .. } => Class::Fp64,
-        Code::Half { op, .. } => match op {
-            FloatOp::Ex2 | FloatOp::Tanh => Class::Mufu,
-            _ => Class::Half,
-        },
-        Code::Compare { kind, .. } | Code::SetValue { kind, .. } => match kind {
-            Scalar::F32 => Class::Fp32,
-            Scalar::F64 => Class::Fp64,
-            kind if kind.is_float() => Class::Half,
-            _ => Class::Integer,
-        },
-        Code::Int { .. }
-        | Code::Bits { .. }
-        | Code::Bytes { .. }
-        | Code::Wide { .. }
-        | Code::Select32 { .. }
-        | Code::Select64 { .. }
-        | Code::SelectSign { .. }
-        | Code::PredLogic { .. }
-        | Code::PredNot { .. } => Class::Integer,
-        Code::Convert { .. } | Code::ConvertPair { .. } => Class::Convert,
-        Code::Nop
-        | Code::Move32 { .. }
-        | Code::Move64 { .. }
-        | Code::MovePred { .. }
-        | Code::Pack { .. }
-        | Code::Unpack { .. }
-        | Code::AddressSpace { .. }
-        | Code::IsSpace { .. }
-        | Code::Clock { .. } => Class::Move,
-        Code::Load(access) | Code::Store(access) if access.space == Space::Shared => Class::Shared,
-        Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
-        Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
-        Code::Atomic(_) => Class::Atomic,
-        Code::Shuffle { .. }
-        | Code::Vote { .. }
-        | Code::Match { .. }
-        | Code::Reduce { .. }
-        | Code::ActiveMask { .. } => Class::Shuffle,
-        Code::Barrier(_)
-        | Code::WarpSync { .. }
-        | Code::CopyCommit
-        | Code::CopyWait { .. }
-        | Code::CopyWaitAll
-        | Code::Fence => Class::Barrier,
-        Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => Class::Control,
-    }
 }
 
 fn align_up(value: u32, align: u32) -> u32 {

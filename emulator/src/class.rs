@@ -1,0 +1,146 @@
+//! [`Class`]: what an operation costs on hardware, as the counters report it.
+
+use crate::ir::{Code, FloatOp, Scalar, Space};
+
+/// What an operation costs on hardware: the classes that counters report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Tensor-core multiply-add (mma).
+    Mma,
+    /// Multi-function unit: ex2, lg2, rcp, rsqrt, sin, cos, tanh.
+    Mufu,
+    /// Single-precision arithmetic and comparison.
+    Fp32,
+    /// Double-precision arithmetic.
+    Fp64,
+    /// Half-precision arithmetic.
+    Half,
+    /// Integer and logic, comparison and selection.
+    Integer,
+    /// Conversion between types.
+    Convert,
+    /// Moves, packing and reading special registers.
+    Move,
+    /// Global, local and parameter loads and stores, cp.async.
+    Global,
+    /// Shared loads and stores, ldmatrix, stmatrix.
+    Shared,
+    /// Atomics of any space.
+    Atomic,
+    /// Shuffles, votes, matches, reductions over a warp.
+    Shuffle,
+    /// Barriers, waits and fences.
+    Barrier,
+    /// Branches and exits.
+    Control,
+}
+
+impl Class {
+    /// Every class, in the order reports print them.
+    pub const ALL: [Class; 14] = [
+        Class::Mma,
+        Class::Mufu,
+        Class::Fp32,
+        Class::Fp64,
+        Class::Half,
+        Class::Integer,
+        Class::Convert,
+        Class::Move,
+        Class::Global,
+        Class::Shared,
+        Class::Atomic,
+        Class::Shuffle,
+        Class::Barrier,
+        Class::Control,
+    ];
+
+    /// The word reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Mma => "mma",
+            Class::Mufu => "MUFU",
+            Class::Fp32 => "FP32",
+            Class::Fp64 => "FP64",
+            Class::Half => "half",
+            Class::Integer => "integer",
+            Class::Convert => "convert",
+            Class::Move => "move",
+            Class::Global => "global memory",
+            Class::Shared => "shared memory",
+            Class::Atomic => "atomic",
+            Class::Shuffle => "shuffle",
+            Class::Barrier => "barrier",
+            Class::Control => "control",
+        }
+    }
+
+    /// The class of an operation.
+    pub(crate) fn of(code: &Code) -> Class {
+        match code {
+            Code::Mma(_) => Class::Mma,
+            Code::F32 { op, .. } => match op {
+                FloatOp::Rcp
+                | FloatOp::Sqrt
+                | FloatOp::Rsqrt
+                | FloatOp::Ex2
+                | FloatOp::Lg2
+                | FloatOp::Sin
+                | FloatOp::Cos
+                | FloatOp::Tanh
+                | FloatOp::Div => Class::Mufu,
+                _ => Class::Fp32,
+            },
+            Code::F64 { .. } => Class::Fp64,
+            Code::Half { op, .. } => match op {
+                FloatOp::Ex2 | FloatOp::Tanh => Class::Mufu,
+                _ => Class::Half,
+            },
+            Code::Compare { kind, .. } | Code::SetValue { kind, .. } => match kind {
+                Scalar::F32 => Class::Fp32,
+                Scalar::F64 => Class::Fp64,
+                kind if kind.is_float() => Class::Half,
+                _ => Class::Integer,
+            },
+            Code::Int { .. }
+            | Code::Bits { .. }
+            | Code::Bytes { .. }
+            | Code::Wide { .. }
+            | Code::Select32 { .. }
+            | Code::Select64 { .. }
+            | Code::SelectSign { .. }
+            | Code::PredLogic { .. }
+            | Code::PredNot { .. } => Class::Integer,
+            Code::Convert { .. } | Code::ConvertPair { .. } => Class::Convert,
+            Code::Nop
+            | Code::Move32 { .. }
+            | Code::Move64 { .. }
+            | Code::MovePred { .. }
+            | Code::Pack { .. }
+            | Code::Unpack { .. }
+            | Code::AddressSpace { .. }
+            | Code::IsSpace { .. }
+            | Code::Clock { .. } => Class::Move,
+            Code::Load(access) | Code::Store(access) if access.space == Space::Shared => {
+                Class::Shared
+            }
+            Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
+            Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
+            Code::Atomic(_) => Class::Atomic,
+            Code::Shuffle { .. }
+            | Code::Vote { .. }
+            | Code::Match { .. }
+            | Code::Reduce { .. }
+            | Code::ActiveMask { .. } => Class::Shuffle,
+            Code::Barrier(_)
+            | Code::WarpSync { .. }
+            | Code::CopyCommit
+            | Code::CopyWait { .. }
+            | Code::CopyWaitAll
+            | Code::Fence => Class::Barrier,
+            Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
+                Class::Control
+            }
+        }
+    }
+}
