@@ -216,12 +216,21 @@ fn compile_unit(
     }
     fs::write(&log, &said).map_err(in_file(&log))?;
     fs::write(&record, inputs).map_err(in_file(&record))?;
-    eprintln!(
-        "compiled {} in {:.1} s",
-        unit.name,
-        start.elapsed().as_secs_f32()
-    );
+    let seconds = start.elapsed().as_secs_f32();
+    progress(&format!("compiled {} in {seconds:.1} s", unit.name));
     Ok(said)
+}
+
+/// Says what was done: to cargo, which shows it with -vv only, and to the file that SEQMIX_BUILD_LOG
+/// names, by which `cargo xtask` shows it.
+fn progress(line: &str) {
+    eprintln!("{line}");
+    let log = env::var_os("SEQMIX_BUILD_LOG");
+    let log = log.and_then(|log| fs::OpenOptions::new().append(true).open(log).ok());
+    if let Some(mut log) = log {
+        // a log that cannot be written is no reason to fail
+        let _ = io::Write::write_all(&mut log, format!("seqmix: {line}\n").as_bytes());
+    }
 }
 
 fn append_files(folder: &Path, text: &mut String) -> io::Result<()> {

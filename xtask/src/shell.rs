@@ -13,6 +13,10 @@ use crate::nvcc::{self, Version};
 /// newer, unless CUDARC_CUDA_VERSION names a version that it knows.
 const CUDARC_NEWEST: Version = Version(13, 4);
 
+/// The file to which build.rs says what it has compiled: our standard error. Cargo keeps what a build
+/// script prints to itself, and the kernels are most of a build.
+const BUILD_LOG: &str = "SEQMIX_BUILD_LOG";
+
 /// The cargo that runs this program, in the repository's root.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -21,6 +25,11 @@ pub(crate) fn cargo() -> Command {
     let named = std::env::var_os("CUDARC_CUDA_VERSION").is_some();
     if let Some(version) = cudarc_version(on_path).filter(|_| !named) {
         cargo.env("CUDARC_CUDA_VERSION", version);
+    }
+    // A regular file would be written at two places at once.
+    let our_errors = format!("/proc/{}/fd/2", std::process::id());
+    if std::fs::metadata(&our_errors).is_ok_and(|file| !file.is_file()) {
+        cargo.env(BUILD_LOG, our_errors);
     }
     cargo
 }
@@ -77,6 +86,7 @@ pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
 fn words(command: &Command) -> String {
     let environment = command
         .get_envs()
+        .filter(|(name, _)| *name != BUILD_LOG)
         .filter_map(|(name, value)| Some(format!("{}={}", name.display(), value?.display())));
     let program = std::path::Path::new(command.get_program())
         .file_name()
