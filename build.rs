@@ -24,6 +24,9 @@ type Result<T> = std::result::Result<T, String>;
 const DEFAULT_TARGETS: &str = "80,90a";
 
 /// No fast-math: the kernels choose approximate instructions one by one.
+/// What nvcc itself reads of its environment.
+const NVCC_ENVIRONMENT: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+
 const NVCC_FLAGS: &[&str] = &[
     "-std=c++17",
     "-O3",
@@ -55,10 +58,9 @@ fn build() -> Result<()> {
         "CUDA_HOME",
         "CUDA_PATH",
         "CUDA_COMPUTE_CAP",
-        "NVCC_CCBIN",
         "DOCS_RS",
     ];
-    for variable in variables {
+    for variable in variables.into_iter().chain(NVCC_ENVIRONMENT) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for path in ["build.rs", "src/abi", "kernels"] {
@@ -95,7 +97,7 @@ fn toolkit() -> PathBuf {
 }
 
 fn find_nvcc() -> Option<PathBuf> {
-    if let Some(nvcc) = env::var_os("NVCC") {
+    if let Some(nvcc) = env::var_os("NVCC").filter(|nvcc| !nvcc.is_empty()) {
         return Some(nvcc.into());
     }
     let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
@@ -188,7 +190,8 @@ fn compile_unit(
     let (source, fatbin, log) = (file("cu"), file("fatbin"), file("log"));
     let stub = stub(unit);
     // the inputs themselves, not a hash of them: equal means equal
-    let mut inputs = format!("{version}\n{NVCC_FLAGS:?}\n{flags:?}\n{stub}");
+    let environment = NVCC_ENVIRONMENT.map(env::var_os);
+    let mut inputs = format!("{version}\n{environment:?}\n{NVCC_FLAGS:?}\n{flags:?}\n{stub}");
     let operation = unit.header.split('/').next().unwrap_or_default();
     for folder in ["common", operation] {
         append_files(&Path::new("kernels").join(folder), &mut inputs).map_err(in_file(folder))?;

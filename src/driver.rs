@@ -46,7 +46,7 @@ fn probe(libraries: &[&str]) -> Result<()> {
     }
     Err(Error::NoDriver {
         reason: format!(
-            "none of {} can be opened ({}); install the NVIDIA driver (r525 or newer), \
+            "none of {} can be opened ({}); install the NVIDIA driver (r580 or newer), \
              or add its folder to the library path",
             libraries.join(", "),
             reasons.join("; ")

@@ -156,8 +156,7 @@ impl<'a> Launch<'a> {
     /// Queues the kernel.
     ///
     /// # Errors
-    /// An output overlaps another tensor, the grid is too large, the kernel is of another context
-    /// than the stream, or the driver refuses.
+    /// An output overlaps another tensor, the grid is too large, or the driver refuses.
     ///
     /// # Safety
     /// With `params`, every block of `grid` must access only elements that the tensors given to

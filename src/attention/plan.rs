@@ -21,11 +21,14 @@ impl Plan {
         let fits = |row: &Forward| row.dtype == problem.dtype && row.dim >= head_dim;
         let Some(row) = rows.iter().position(fits) else {
             let dims = rows.iter().filter(|row| row.dtype == problem.dtype);
-            let largest = dims.map(|row| row.dim).max();
+            let available = match dims.map(|row| row.dim).max() {
+                Some(largest) => format!("head_dim up to {largest} on this GPU"),
+                None => "no kernel of this type that fits this GPU".into(),
+            };
             return Err(Error::Unsupported {
                 op,
                 request: format!("{} head_dim {}", problem.dtype.name(), problem.head_dim),
-                available: format!("head_dim up to {} on this GPU", largest.unwrap_or(0)),
+                available,
             });
         };
         let (tile_q, _) = rows[row].tile;

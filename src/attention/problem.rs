@@ -290,12 +290,13 @@ impl Check {
         let scale = config
             .scale
             .unwrap_or_else(|| (1.0 / (head_dim as f64).sqrt()) as f32);
-        // the kernel takes the largest score before it scales
-        if !(scale.is_finite() && scale > 0.0) {
+        // the kernel takes the largest score before it scales, by this times log2(e)
+        let in_log2 = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
+        if !(in_log2.is_finite() && scale > 0.0) {
             return Err(Error::Argument {
                 op: self.0,
                 argument: "scale",
-                expected: "a positive, finite number".into(),
+                expected: "a positive number up to 2.35e38".into(),
                 found: scale.to_string(),
             });
         }
