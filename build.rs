@@ -23,10 +23,10 @@ type Result<T> = std::result::Result<T, String>;
 /// Ampere, whose PTX every later GPU can compile, and for Hopper with its own instructions.
 const DEFAULT_TARGETS: &str = "80,90a";
 
-/// No fast-math: the kernels choose approximate instructions one by one.
 /// What nvcc itself reads of its environment.
 const NVCC_ENVIRONMENT: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
+/// No fast-math: the kernels choose approximate instructions one by one.
 const NVCC_FLAGS: &[&str] = &[
     "-std=c++17",
     "-O3",

@@ -61,16 +61,27 @@ pub(crate) struct Device {
     pub(crate) capability: u32,
     /// Shared memory that one block can ask for.
     pub(crate) shared_bytes: usize,
+    /// Shared memory of a multiprocessor, for all its blocks.
+    pub(crate) shared_bytes_of_all: usize,
+    /// Multiprocessors.
+    pub(crate) multiprocessors: usize,
 }
 
 impl Device {
     pub(crate) fn of(ctx: &CudaContext) -> Result<Self> {
         let (major, minor) = ctx.compute_capability()?;
-        let shared_bytes =
-            ctx.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let attribute = |attribute| -> Result<usize> {
+            Ok(usize::try_from(ctx.attribute(attribute)?).unwrap_or(0))
+        };
         Ok(Self {
             capability: u32::try_from(10 * major + minor).unwrap_or(0),
-            shared_bytes: usize::try_from(shared_bytes).unwrap_or(0),
+            shared_bytes: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+            shared_bytes_of_all: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )?,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         })
     }
 

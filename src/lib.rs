@@ -1,7 +1,8 @@
 //! Hand-written CUDA kernels for sequence models, called from safe Rust.
 //!
-//! What exists so far is the forward pass of softmax attention ([`attention`]) for every NVIDIA GPU
-//! since Ampere. Each operation has a plain `f64` version in [`mod@reference`] to compare with.
+//! What exists so far is the forward pass of softmax attention ([`attention`]) and matrix
+//! multiplication with fused epilogues ([`gemm`]), for every NVIDIA GPU since Ampere. Each operation
+//! has a plain `f64` version in [`mod@reference`] to compare with.
 //!
 //! ```no_run
 //! use half::f16;
@@ -70,6 +71,7 @@ pub mod abi;
 pub mod attention;
 mod driver;
 mod error;
+pub mod gemm;
 mod images;
 mod launch;
 pub mod reference;
@@ -81,7 +83,7 @@ pub use cudarc;
 pub use driver::context;
 pub use error::{Error, Result};
 pub use images::{Image, KernelInfo, images, kernels};
-pub use tensor::{Dtype, Element, Half, Tensor, TensorMut, TensorRef};
+pub use tensor::{Dtype, Element, Float, Half, Tensor, TensorMut, TensorRef};
 pub use workspace::Workspace;
 
 /// Compiles the example of the README.

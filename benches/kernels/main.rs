@@ -11,6 +11,7 @@ mod measure;
 mod naive;
 
 mod attention;
+mod gemm;
 mod support;
 
 use std::error::Error;
@@ -35,12 +36,15 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .measurement_time(Duration::from_secs(2))
                 .configure_from_args();
             attention::forward(&mut criterion, &gpu)?;
+            gemm::multiply(&mut criterion, &gpu)?;
             criterion.final_summary();
         }
         Driver::Emulator => {
             println!("no GPU: counters of the emulator follow, no times");
             let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-            attention::count_forward(&context, &filter.unwrap_or_default())?;
+            let filter = filter.unwrap_or_default();
+            attention::count_forward(&context, &filter)?;
+            gemm::count_multiply(&context, &filter)?;
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use seqmix::attention::{Attention, Bias, Config, Forward, ForwardVarlen, Mask};
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
+use seqmix::gemm::{self, Activation, Gemm, Multiply};
 use seqmix::{Element, Error, Half, Tensor};
 use serde_json::Value;
 
@@ -72,6 +73,7 @@ pub(crate) struct Output {
 pub(crate) struct Ops {
     stream: Arc<CudaStream>,
     attention: Attention,
+    gemm: Gemm,
 }
 
 /// Where the golden cases are: tests/golden of the working directory, else of a folder above this program, else
@@ -93,6 +95,7 @@ impl Ops {
         Ok(Self {
             stream: context.default_stream(),
             attention: Attention::new(context)?,
+            gemm: Gemm::new(context)?,
         })
     }
 }
@@ -160,9 +163,11 @@ impl Case {
         let bound =
             |index| Ok::<_, Failure>(Some(self.number("window", index)?).filter(|&n| n >= 0.0));
         let (left, right) = (bound(0)?, bound(1)?);
-        let causal = self.params["causal"].as_bool();
-        let causal = causal.ok_or_else(|| Failure::Unreadable("no causal in the params".into()))?;
-        let right = if causal { Some(0.0) } else { right };
+        let right = if self.flag("causal")? {
+            Some(0.0)
+        } else {
+            right
+        };
         Ok((left.map(|n| n as usize), right.map(|n| n as usize)))
     }
 
@@ -173,19 +178,40 @@ impl Case {
 
     /// Runs the op on the device.
     pub(crate) fn run(&self, ops: &Ops) -> Result<Vec<Output>, Failure> {
-        if self.op != "attention_forward" {
-            return Err(Failure::Unsupported(format!(
-                "no kernel for the op {}; there is attention_forward",
-                self.op
-            )));
+        let unsupported = |what: String| Err(Failure::Unsupported(what));
+        match (&self.op[..], self.half()) {
+            ("attention_forward", Some(Dtype::F16)) => self.attention_forward::<f16>(ops),
+            ("attention_forward", Some(Dtype::BF16)) => self.attention_forward::<bf16>(ops),
+            ("gemm", Some(Dtype::F16)) => self.gemm::<f16>(ops),
+            ("gemm", Some(Dtype::BF16)) => self.gemm::<bf16>(ops),
+            (op @ ("attention_forward" | "gemm"), Some(other)) => unsupported(format!(
+                "no {op} kernel for {other:?}; there are F16 and BF16"
+            )),
+            ("attention_forward" | "gemm", None) => {
+                Err(Failure::Unreadable("neither a tensor q nor a".into()))
+            }
+            (op, _) => unsupported(format!(
+                "no kernel for the op {op}; there are attention_forward and gemm"
+            )),
         }
-        match self.need("q")?.dtype {
-            Dtype::F16 => self.attention_forward::<f16>(ops),
-            Dtype::BF16 => self.attention_forward::<bf16>(ops),
-            other => Err(Failure::Unsupported(format!(
-                "no attention kernel for {other:?}; there are F16 and BF16"
-            ))),
-        }
+    }
+
+    /// The dtype of the first operand, which is that of the case.
+    fn half(&self) -> Option<Dtype> {
+        let first = self.get("q").or_else(|| self.get("a"));
+        first.map(|tensor| tensor.dtype)
+    }
+
+    /// The activation of a case of gemm, by name.
+    pub(crate) fn activation(&self) -> Result<&str, Failure> {
+        let name = self.params["activation"].as_str();
+        name.ok_or_else(|| Failure::Unreadable("no activation in the params".into()))
+    }
+
+    /// A truth value among the params.
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Failure> {
+        let value = self.params[name].as_bool();
+        value.ok_or_else(|| Failure::Unreadable(format!("no {name} in the params")))
     }
 
     /// Judges `outputs` by the case's bounds, or by its advisory `strict` ones where it has them: a verdict for
@@ -312,6 +338,72 @@ impl Case {
                 Output::fetch("lse", &lse, stream)?,
             ])
         }
+    }
+}
+
+impl Case {
+    /// A tensor of two axes as a batch of one matrix.
+    fn matrix<T: Element + Pod>(
+        &self,
+        name: &str,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Option<Tensor<T, 3>>, Failure> {
+        let upload = |stored: &Stored| match stored.shape[..] {
+            [rows, columns] => {
+                let elements = stored.elements()?;
+                Ok(Tensor::from_host(stream, &elements, [1, rows, columns])?)
+            }
+            _ => Err(Failure::Unreadable(format!("{name} is no matrix"))),
+        };
+        self.get(name).map(upload).transpose()
+    }
+
+    fn gemm<T: Half + Pod + Into<f64>>(&self, ops: &Ops) -> Result<Vec<Output>, Failure> {
+        let activation = match self.activation()? {
+            "none" => Activation::None,
+            "relu" => Activation::Relu,
+            "gelu_tanh" => Activation::GeluTanh,
+            "gelu_erf" => Activation::GeluErf,
+            "silu" => Activation::Silu,
+            other => return Err(Failure::Unsupported(format!("no activation {other}"))),
+        };
+        let config = gemm::Config {
+            alpha: self.number("alpha", 0)? as f32,
+            beta: self.number("beta", 0)? as f32,
+            activation,
+            tile: None,
+        };
+        let stream = &ops.stream;
+        let need = |name: &str| {
+            let missing = || Failure::Unreadable(format!("no tensor {name}"));
+            self.matrix::<T>(name, stream)?.ok_or_else(missing)
+        };
+        let (stored_a, stored_b) = (need("a")?, need("b")?);
+        let (mut a, mut b) = (stored_a.view(), stored_b.view());
+        if self.flag("trans_a")? {
+            a = a.transposed();
+        }
+        if self.flag("trans_b")? {
+            b = b.transposed();
+        }
+        let ([_, m, _], [_, _, n]) = (a.shape(), b.shape());
+        let c = self.matrix::<T>("c", stream)?;
+        let residual = self.matrix::<T>("residual", stream)?;
+        let bias = self.get("bias");
+        let bias = bias.map(|bias| bias.upload::<T, 1>(stream)).transpose()?;
+        let mut d = Tensor::<T, 3>::zeros(stream, [1, m, n])?;
+        let tensors = Multiply {
+            a,
+            b,
+            c: c.as_ref().map(Tensor::view),
+            bias: bias.as_ref().map(Tensor::view),
+            residual: residual.as_ref().map(Tensor::view),
+            d: d.view_mut(),
+        };
+        ops.gemm.multiply(stream, config, tensors)?;
+        let mut output = Output::fetch("d", &d, stream)?;
+        output.shape.remove(0); // the batch of one
+        Ok(vec![output])
     }
 }
 

@@ -9,12 +9,17 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Starts a copy of 16 bytes to shared memory, around the L1 cache; writes zeros and reads nothing
-// where `valid` is false. cp.async.cg.shared.global
-__device__ __forceinline__ void copy16_async(uint32_t to, const void* from, bool valid) {
+// Starts a copy of 16 bytes to shared memory, around the L1 cache, of which only the first `bytes`
+// are read and the rest are zeros. cp.async.cg.shared.global
+__device__ __forceinline__ void copy16_async(uint32_t to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-                 "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes)
                  : "memory");
+}
+
+// The same, of all 16 bytes or, where `valid` is false, of none.
+__device__ __forceinline__ void copy16_async(uint32_t to, const void* from, bool valid) {
+    copy16_async(to, from, valid ? 16 : 0);
 }
 
 // Closes the group of copies that this thread has started since the last commit.

@@ -49,19 +49,22 @@ struct Operand {
 
 // For a tile whose rows are those of operand A (load_matrices) or B (load_matrices_transposed):
 // the four matrices are upper left, lower left, upper right, lower right, a register of the operand
-// each.
+// each. Parts count from `row` and `column`; the column is a multiple of 64, or of all that is read
+// from there on if that is 16 or 32 wide.
 template <typename Tile>
-__device__ __forceinline__ Operand<Tile> operand_by_rows(const Tile& tile, int row) {
+__device__ __forceinline__ Operand<Tile> operand_by_rows(const Tile& tile, int row,
+                                                              int column = 0) {
     const int lane = lane_of_warp();
-    return {tile, Tile::offset(row + lane % 16, lane / 16)};
+    return {tile, Tile::offset(row + lane % 16, column / 8 + lane / 16)};
 }
 
-// For a tile whose rows are the columns of operand B (load_matrices): upper left, upper right,
-// lower left, lower right.
+// For a tile whose rows are the columns of operand B (load_matrices) or A
+// (load_matrices_transposed): upper left, upper right, lower left, lower right.
 template <typename Tile>
-__device__ __forceinline__ Operand<Tile> operand_by_columns(const Tile& tile, int row) {
+__device__ __forceinline__ Operand<Tile> operand_by_columns(const Tile& tile, int row,
+                                                                 int column = 0) {
     const int lane = lane_of_warp();
-    return {tile, Tile::offset(row + lane % 8 + lane / 16 * 8, lane / 8 % 2)};
+    return {tile, Tile::offset(row + lane % 8 + lane / 16 * 8, column / 8 + lane / 8 % 2)};
 }
 
 // c += a b, accumulated in f32. mma.sync.aligned.m16n8k16.row.col.f32.{f16,bf16}.{f16,bf16}.f32

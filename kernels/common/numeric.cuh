@@ -27,6 +27,23 @@ __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
     return both;
 }
 
+// The two elements of one register, as floats.
+template <typename Element>
+__device__ __forceinline__ void unpack(float& low, float& high, uint32_t both);
+
+template <>
+__device__ __forceinline__ void unpack<__half>(float& low, float& high, uint32_t both) {
+    low = __half2float(__ushort_as_half(static_cast<unsigned short>(both)));
+    high = __half2float(__ushort_as_half(static_cast<unsigned short>(both >> 16)));
+}
+
+// A bfloat16 is the upper half of a float.
+template <>
+__device__ __forceinline__ void unpack<__nv_bfloat16>(float& low, float& high, uint32_t both) {
+    low = __uint_as_float(both << 16);
+    high = __uint_as_float(both & 0xffff0000);
+}
+
 // 2^x with a relative error of 2^-22; 0 for -inf and where the result is subnormal.
 // ex2.approx.ftz.f32
 __device__ __forceinline__ float exp2_approx(float x) {

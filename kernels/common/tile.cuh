@@ -79,6 +79,55 @@ struct Copy {
             from += kStep * stride;
         }
     }
+
+    // The same for rows of `columns` elements, any number: a chunk that they end in is filled up
+    // with zeros.
+    __device__ __forceinline__ static void start_ragged(const Tile& tile, const Element* from,
+                                                        int64_t stride, int rows, int columns) {
+        const uint32_t to = tile.address(row(), chunk());
+        const int rows_left = rows - row();
+        const int columns_left = columns - chunk() * Tile::kChunkElements;
+#pragma unroll
+        for (int pass = 0; pass < Tile::kRows / kStep; ++pass) {
+#pragma unroll
+            for (int group = 0; group < Tile::kChunks / Tile::kSpan; ++group) {
+                constexpr int kGroup = Tile::kSpan * Tile::kChunkElements;
+                const int elements = min(columns_left - group * kGroup, Tile::kChunkElements);
+                const int bytes = max(elements, 0) * static_cast<int>(sizeof(Element));
+                copy16_async(to + 16 * (pass * kStep * Tile::kChunks + group * Tile::kSpan),
+                             from + group * kGroup, pass * kStep < rows_left ? bytes : 0);
+            }
+            from += kStep * stride;
+        }
+    }
+
+    // The same through registers, for tensors whose chunks are not aligned to 16 bytes. Done when it
+    // returns. Not unrolled: it is slow in any case, and its registers would be missed elsewhere.
+    __device__ __forceinline__ static void by_elements(Tile& tile, const Element* from,
+                                                       int64_t stride, int rows, int columns) {
+        auto* to =
+            reinterpret_cast<unsigned char*>(tile.elements) + Tile::offset(row(), chunk());
+        const int rows_left = rows - row();
+        const int columns_left = columns - chunk() * Tile::kChunkElements;
+#pragma unroll 1
+        for (int pass = 0; pass < Tile::kRows / kStep; ++pass) {
+#pragma unroll
+            for (int group = 0; group < Tile::kChunks / Tile::kSpan; ++group) {
+                constexpr int kGroup = Tile::kSpan * Tile::kChunkElements;
+                const auto* bits = reinterpret_cast<const uint16_t*>(from + group * kGroup);
+                const auto load = [&](int i) -> uint32_t {
+                    const bool valid =
+                        pass * kStep < rows_left && group * kGroup + i < columns_left;
+                    return valid ? bits[i] : 0;
+                };
+                const auto pair = [&](int i) { return load(i) | load(i + 1) << 16; };
+                *reinterpret_cast<uint4*>(
+                    to + 16 * (pass * kStep * Tile::kChunks + group * Tile::kSpan)) =
+                    make_uint4(pair(0), pair(2), pair(4), pair(6));
+            }
+            from += kStep * stride;
+        }
+    }
 };
 
 }  // namespace seqmix

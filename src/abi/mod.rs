@@ -4,6 +4,7 @@
 //! CUDA stubs. It therefore uses nothing but std.
 
 pub mod attention;
+pub mod gemm;
 
 /// A type of tensor elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,9 @@ pub struct Unit {
 
 /// All units of all operations.
 pub fn units() -> Vec<Unit> {
-    attention::units()
+    let mut units = attention::units();
+    units.extend(gemm::units());
+    units
 }
 
 /// Where C++ must find the fields of a parameter struct.

@@ -356,7 +356,7 @@ fn the_scale_is_positive_and_finite() {
         ..Config::default()
     };
     assert_eq!(with_config(scale(0.5)).unwrap().scale, 0.5);
-    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+    for bad in [0.0, -1.0, 2.4e38, f32::NAN, f32::INFINITY] {
         let error = with_config(scale(bad)).unwrap_err();
         let message =
             format!("attention::forward: scale is {bad}, expected a positive number up to 2.35e38");

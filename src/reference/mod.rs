@@ -5,6 +5,7 @@
 //! on their own data.
 
 pub mod attention;
+pub mod gemm;
 
 /// A size of an input that does not fit the others.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -35,8 +35,11 @@ pub trait Element:
     const DTYPE: Dtype;
 }
 
-/// An [`Element`] of 16 bits that tensor cores multiply: `f16` or `bf16`.
-pub trait Half: Element {}
+/// An [`Element`] that is a floating-point number: `f16`, `bf16` or `f32`.
+pub trait Float: Element {}
+
+/// A [`Float`] of 16 bits that tensor cores multiply: `f16` or `bf16`.
+pub trait Half: Float {}
 
 macro_rules! elements {
     ($($element:ty => $dtype:ident),*) => {$(
@@ -47,6 +50,9 @@ macro_rules! elements {
     )*};
 }
 elements!(f16 => F16, bf16 => BF16, f32 => F32, i32 => I32, u8 => U8);
+impl Float for f16 {}
+impl Float for bf16 {}
+impl Float for f32 {}
 impl Half for f16 {}
 impl Half for bf16 {}
 
@@ -188,6 +194,17 @@ impl<'a, T, const N: usize> TensorRef<'a, T, N> {
     pub fn contiguous(slice: CudaView<'a, T>, shape: [usize; N]) -> Result<Self> {
         let layout = row_major(shape, slice.len())?;
         Ok(Self { slice, layout })
+    }
+
+    /// The same elements with the last two axes swapped.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        let mut layout = self.layout;
+        if let Some(last) = N.checked_sub(2) {
+            layout.shape[last..].reverse();
+            layout.strides[last..].reverse();
+        }
+        Self { layout, ..self }
     }
 
     /// Elements along each axis.

@@ -7,12 +7,19 @@ use seqmix::{KernelInfo, images, kernels};
 /// Head dims of the attention kernels, for each of f16 and bf16.
 const HEAD_DIMS: [u32; 7] = [32, 64, 96, 128, 160, 192, 256];
 
+/// Tiles of the matrix multiplication, for each of f16 and bf16 and each layout of the operands.
+const TILES: [&str; 4] = ["128x256", "128x128", "64x64", "32x64"];
+
 #[test]
-fn the_table_has_every_attention_kernel_for_every_target() {
-    let expected: BTreeSet<String> = ["f16", "bf16"]
-        .iter()
-        .flat_map(|dtype| HEAD_DIMS.map(|dim| format!("attention_forward_{dtype}_d{dim}")))
-        .collect();
+fn the_table_has_every_kernel_for_every_target() {
+    let of_dtype = |dtype: &&str| {
+        let attention = HEAD_DIMS.map(|dim| format!("attention_forward_{dtype}_d{dim}"));
+        let gemm = TILES.map(|tile| {
+            ["nn", "nt", "tn", "tt"].map(|layouts| format!("gemm_{dtype}_{tile}_{layouts}"))
+        });
+        attention.into_iter().chain(gemm.into_iter().flatten())
+    };
+    let expected: BTreeSet<String> = ["f16", "bf16"].iter().flat_map(of_dtype).collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();
     assert!(
         !targets.is_empty(),

@@ -1,6 +1,7 @@
 //! The golden cases: inputs and expected outputs that this crate did not make.
 
 use seqmix::reference::attention::{Forward, Output};
+use seqmix::reference::gemm;
 
 use crate::golden::{Case, Failure, Ops, folder};
 use crate::measure::{Bound, Verdict};
@@ -63,7 +64,59 @@ fn attention_keeps_every_bound() {
     }
 }
 
-/// Runs the reference on a case; `round` is that of [`Forward::run_rounded`].
+#[test]
+fn gemm_keeps_every_bound() {
+    let ops = Ops::new(&device().context).unwrap();
+    for (name, case) in cases("gemm", 5) {
+        let outputs = case.run(&ops);
+        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let verdicts = case.judge(&outputs, false).unwrap();
+        assert_eq!(verdicts.len(), 1, "{name}");
+        for (tensor, verdict) in verdicts {
+            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+        }
+    }
+}
+
+/// Runs the reference on a case of gemm.
+fn run_gemm_reference(case: &Case) -> Vec<f64> {
+    let values = |name| case.get(name).map(|stored| stored.values().unwrap());
+    let matrix = |name, flag| {
+        let [rows, columns] = case.need(name).unwrap().shape[..] else {
+            panic!("{name} is no matrix")
+        };
+        let stored = values(name).unwrap();
+        if !case.flag(flag).unwrap() {
+            return (stored, rows, columns);
+        }
+        let at = |place: usize| stored[place % rows * columns + place / rows];
+        ((0..rows * columns).map(at).collect(), columns, rows)
+    };
+    let ((a, m, k), (b, _, n)) = (matrix("a", "trans_a"), matrix("b", "trans_b"));
+    let (c, bias, residual) = (values("c"), values("bias"), values("residual"));
+    let problem = gemm::Multiply {
+        batch: 1,
+        m,
+        n,
+        k,
+        a: &a,
+        b: &b,
+        c: c.as_deref(),
+        bias: bias.as_deref(),
+        residual: residual.as_deref(),
+        alpha: case.number("alpha", 0).unwrap(),
+        beta: case.number("beta", 0).unwrap(),
+        activation: match case.activation().unwrap() {
+            "none" => gemm::Activation::None,
+            "gelu_tanh" => gemm::Activation::GeluTanh,
+            "silu" => gemm::Activation::Silu,
+            other => panic!("{other}"),
+        },
+    };
+    problem.run().unwrap()
+}
+
+/// Runs the reference on a case of attention; `round` is that of [`Forward::run_rounded`].
 fn run_reference(case: &Case, round: impl Fn(f64) -> f64) -> Output {
     let values = |name| case.get(name).map(|stored| stored.values().unwrap());
     let [q, k, v] = ["q", "k", "v"].map(|name| values(name).unwrap());
@@ -118,20 +171,25 @@ fn run_reference(case: &Case, round: impl Fn(f64) -> f64) -> Output {
 
 /// The expected values were rounded to f32 once; the reference differs by no more than that.
 #[test]
-fn the_reference_gives_the_expected_values() {
+fn the_references_give_the_expected_values() {
+    let check = |name: &str, case: &Case, tensor: &str, found: &[f64]| {
+        let expected = case.need(tensor).unwrap().values().unwrap();
+        let finite = expected.iter().filter(|x| x.is_finite());
+        let largest = finite.fold(0.0_f64, |largest, x| largest.max(x.abs()));
+        let bound = Bound {
+            max_abs: 1e-7 * largest,
+            rel_l2: Some(1e-7),
+            row_rel_l2: None,
+        };
+        let verdict = Verdict::of(found, &expected, 1, bound);
+        assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+    };
     for (name, case) in cases("attention_forward", 15) {
         let Output { out, lse } = run_reference(&case, |x| x);
-        for (tensor, found) in [("expected.o", out), ("expected.lse", lse)] {
-            let expected = case.need(tensor).unwrap().values().unwrap();
-            let finite = expected.iter().filter(|x| x.is_finite());
-            let largest = finite.fold(0.0_f64, |largest, x| largest.max(x.abs()));
-            let bound = Bound {
-                max_abs: 1e-7 * largest,
-                rel_l2: Some(1e-7),
-                row_rel_l2: None,
-            };
-            let verdict = Verdict::of(&found, &expected, 1, bound);
-            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
-        }
+        check(&name, &case, "expected.o", &out);
+        check(&name, &case, "expected.lse", &lse);
+    }
+    for (name, case) in cases("gemm", 5) {
+        check(&name, &case, "expected.d", &run_gemm_reference(&case));
     }
 }

@@ -13,5 +13,6 @@ mod naive;
 mod abi;
 mod attention;
 mod errors;
+mod gemm;
 mod golden_cases;
 mod support;

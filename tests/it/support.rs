@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use seqmix::gemm::Gemm;
 use seqmix::{Element, TensorMut, TensorRef};
 
 use crate::measure::{Bound, Verdict};
@@ -14,6 +15,7 @@ pub(crate) struct Device {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) driver: Driver,
     pub(crate) attention: Attention,
+    pub(crate) gemm: Gemm,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
     /// has begun: the first lives as long as all tests.
     _first_stream: Arc<CudaStream>,
@@ -32,11 +34,13 @@ pub(crate) fn device() -> &'static Device {
     DEVICE.get_or_init(|| {
         let (context, driver) = crate::device::open().unwrap_or_else(|error| panic!("{error}"));
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
             _first_stream: context.new_stream().unwrap(),
             context,
             driver,
             attention,
+            gemm,
         }
     })
 }
