@@ -11,8 +11,8 @@ use seqmix::cudarc::driver::{CudaContext, CudaStream};
 use seqmix::reference::attention as reference;
 
 use crate::measure::Verdict;
-use crate::naive::{Narrow, bound, lse_bound, normal};
-use crate::support::{CudaTime, Gpu, Work};
+use crate::naive::{Narrow, bound, lse_bound};
+use crate::support::{CudaTime, Gpu, Work, numbers, print_counters};
 
 /// A problem with as many keys as queries.
 #[derive(Clone, Copy)]
@@ -168,14 +168,9 @@ fn count<T: Narrow>(
     problem
         .verify(stream)
         .map_err(|why| format!("{id}: {why}"))?;
-    for report in cuda_emulator::take_thread_reports() {
-        println!("\n{id}: emulator counters\n{report}");
-    }
+    print_counters(&id);
     Ok(())
 }
-
-/// Random numbers until they repeat: enough that no two rows are alike, and quickly drawn. A prime.
-const PERIOD: usize = 999_983;
 
 /// A problem on the device.
 struct Problem<T> {
@@ -189,7 +184,6 @@ struct Problem<T> {
 }
 
 impl<T: Narrow> Problem<T> {
-    /// Random numbers: on zeros a GPU draws less power and runs faster.
     fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
         let Shape {
             batch,
@@ -203,17 +197,10 @@ impl<T: Narrow> Problem<T> {
             [batch, seq, heads, head_dim],
             [batch, seq, heads_kv, head_dim],
         );
-        let numbers = |seed, shape: [usize; 4]| {
-            let numbers = normal::<T>(seed, PERIOD, 1.0).into_iter();
-            numbers
-                .cycle()
-                .take(shape.iter().product())
-                .collect::<Vec<T>>()
-        };
         let host = [
-            numbers(1, shape_q),
-            numbers(2, shape_k),
-            numbers(3, shape_k),
+            numbers(1, shape_q.iter().product()),
+            numbers(2, shape_k.iter().product()),
+            numbers(3, shape_k.iter().product()),
         ];
         Ok(Self {
             shape,

@@ -11,8 +11,8 @@ use seqmix::gemm::{Config, Gemm, Multiply};
 use seqmix::reference::gemm as reference;
 
 use crate::measure::Verdict;
-use crate::naive::{Narrow, bound, normal};
-use crate::support::{CudaTime, Gpu, Work};
+use crate::naive::{Narrow, bound};
+use crate::support::{CudaTime, Gpu, Work, numbers, print_counters};
 
 /// A linear layer: `x [m, k]` times the transpose of weights `[n, k]`.
 #[derive(Clone, Copy)]
@@ -123,14 +123,9 @@ fn count<T: Narrow>(
     problem
         .verify(stream)
         .map_err(|why| format!("{id}: {why}"))?;
-    for report in cuda_emulator::take_thread_reports() {
-        println!("\n{id}: emulator counters\n{report}");
-    }
+    print_counters(&id);
     Ok(())
 }
-
-/// Random numbers until they repeat: enough that no two rows are alike, and quickly drawn. A prime.
-const PERIOD: usize = 999_983;
 
 /// A problem on the device.
 struct Problem<T> {
@@ -142,13 +137,8 @@ struct Problem<T> {
 }
 
 impl<T: Narrow> Problem<T> {
-    /// Random numbers: on zeros a GPU draws less power and runs faster.
     fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
         let Shape { m, n, k, .. } = shape;
-        let numbers = |seed, count| {
-            let numbers = normal::<T>(seed, PERIOD.min(count), 1.0).into_iter();
-            numbers.cycle().take(count).collect::<Vec<T>>()
-        };
         let host = [numbers(1, m * k), numbers(2, n * k)];
         Ok(Self {
             shape,

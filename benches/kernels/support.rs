@@ -9,6 +9,8 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use seqmix::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags};
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 
+use crate::naive::{Narrow, normal};
+
 /// The device, and what it measured of itself.
 pub(crate) struct Gpu {
     pub(crate) context: Arc<CudaContext>,
@@ -106,6 +108,21 @@ pub(crate) struct Work {
     pub(crate) operations: u64,
     /// Bytes of the inputs and outputs.
     pub(crate) bytes: u64,
+}
+
+/// `count` random numbers, which repeat after a prime number of them: enough that no two rows are alike, and quickly
+/// drawn. Not zeros, on which a GPU draws less power and runs faster.
+pub(crate) fn numbers<T: Narrow>(seed: u64, count: usize) -> Vec<T> {
+    const PERIOD: usize = 999_983;
+    let numbers = normal::<T>(seed, PERIOD.min(count), 1.0).into_iter();
+    numbers.cycle().take(count).collect()
+}
+
+/// Prints what the launches of this thread did on the emulator.
+pub(crate) fn print_counters(id: &str) {
+    for report in cuda_emulator::take_thread_reports() {
+        println!("\n{id}: emulator counters\n{report}");
+    }
 }
 
 /// Seconds between CUDA events, for criterion.
