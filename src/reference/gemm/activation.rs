@@ -47,7 +47,7 @@ impl Activation {
     ///
     /// ```text
     /// None      1
-    /// Relu      1 if x > 0, else 0, also at 0
+    /// Relu      1 if x > 0, else 0, also at 0; a NaN stays
     /// GeluTanh  (1 + t) / 2 + x / 2 (1 - t^2) u'   with  t = tanh(u),  u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
     /// GeluErf   (1 + erf(x / sqrt(2))) / 2 + x exp(-x^2 / 2) / sqrt(2 pi)
     /// Silu      s (1 + x (1 - s))                  with  s = 1 / (1 + exp(-x))
@@ -56,10 +56,10 @@ impl Activation {
         match self {
             Self::None => 1.0,
             Self::Relu => {
-                if x > 0.0 {
-                    1.0
+                if x.is_nan() {
+                    x
                 } else {
-                    0.0
+                    f64::from(x > 0.0)
                 }
             }
             Self::GeluTanh => {
@@ -196,6 +196,7 @@ mod tests {
                 assert_eq!(activation.derivative(x), slope, "{activation:?} at {x}");
             }
             assert!(activation.apply(f64::NAN).is_nan(), "{activation:?}");
+            assert!(activation.derivative(f64::NAN).is_nan(), "{activation:?}");
         }
     }
 }
