@@ -188,7 +188,7 @@ impl<T: Narrow> Problem<T> {
                 b: &b,
                 ..reference::Multiply::default()
             };
-            let (expected, naive) = (one.run()?, one.run_rounded(T::round)?);
+            let (expected, naive) = (one.run()?.d, one.run_rounded(T::round)?.d);
             let found = columns.map(|column| y[row * n + column].into());
             let within = bound::<T>(&expected, &naive, columns.len())?;
             let verdict = Verdict::of(&found, &expected, columns.len(), within);

@@ -10,7 +10,7 @@ use seqmix::reference::attention as reference;
 
 use super::widen;
 use crate::measure::{Bound, Verdict};
-use crate::naive::{Narrow, bound, lse_bound, normal};
+use crate::naive::{Number, bound, lse_bound, normal};
 
 /// The kernel of the problem.
 pub(super) const KERNEL: &str = "attention_forward_f16_d64";
