@@ -3,31 +3,64 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use criterion::Criterion;
-use half::{bf16, f16};
 use seqmix::Tensor;
-use seqmix::cudarc::driver::{CudaContext, CudaStream};
+use seqmix::cudarc::driver::CudaStream;
 use seqmix::gemm::{Config, Gemm, Multiply};
 use seqmix::reference::gemm as reference;
 
+use crate::bench::{self, Work};
 use crate::measure::Verdict;
 use crate::naive::{Narrow, bound};
-use crate::support::{CudaTime, Gpu, Work, numbers, print_counters};
+use crate::support::numbers;
 
 /// A linear layer: `x [m, k]` times the transpose of weights `[n, k]`.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(crate) struct Shape {
     m: usize,
     n: usize,
     k: usize,
     tile: Option<(usize, usize)>,
 }
 
-impl Shape {
-    fn id<T: Narrow>(&self) -> String {
+impl bench::Shape for Shape {
+    type Op = Gemm;
+    type Problem<T: Narrow> = Problem<T>;
+    const CALL: &'static str = "gemm/multiply";
+
+    /// Squares, and the projections of Llama 3 8B for one token to a long prompt.
+    fn timed() -> Vec<Self> {
+        let squares = [1024, 2048, 4096, 8192].map(|size| (size, size, size));
+        let projections = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
+        let tokens = [1, 16, 512, 8192].into_iter();
+        let layers = tokens.flat_map(|m| projections.map(|(n, k)| (m, n, k)));
+        let shape = |(m, n, k)| Self {
+            m,
+            n,
+            k,
+            tile: None,
+        };
+        squares.into_iter().chain(layers).map(shape).collect()
+    }
+
+    /// Each tile. The difference of the two depths is the main loop.
+    fn counted() -> Vec<Self> {
+        let tiles = [(128, 256), (128, 128), (64, 64), (32, 64)].into_iter();
+        tiles
+            .flat_map(|tile| {
+                [256, 1280].map(|k| Self {
+                    m: 256,
+                    n: 512,
+                    k,
+                    tile: Some(tile),
+                })
+            })
+            .collect()
+    }
+
+    fn name(&self) -> String {
         let Self { m, n, k, tile } = self;
         let tile = tile.map_or(String::new(), |(m, n)| format!("_tile{m}x{n}"));
-        format!("gemm/multiply/{}/m{m}_n{n}_k{k}{tile}", T::DTYPE.name())
+        format!("m{m}_n{n}_k{k}{tile}")
     }
 
     fn work(&self) -> Work {
@@ -37,98 +70,22 @@ impl Shape {
             bytes: 2 * (m * k + k * n + m * n) as u64,
         }
     }
-}
 
-/// Squares, and the projections of Llama 3 8B for one token to a long prompt.
-fn shapes() -> Vec<Shape> {
-    let squares = [1024, 2048, 4096, 8192].map(|size| (size, size, size));
-    let projections = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
-    let tokens = [1, 16, 512, 8192].into_iter();
-    let layers = tokens.flat_map(|m| projections.map(|(n, k)| (m, n, k)));
-    let shape = |(m, n, k)| Shape {
-        m,
-        n,
-        k,
-        tile: None,
-    };
-    squares.into_iter().chain(layers).map(shape).collect()
-}
-
-/// Times every shape.
-pub(crate) fn multiply(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-) -> Result<(), Box<dyn Error>> {
-    let gemm = Gemm::new(&gpu.context)?;
-    for shape in shapes() {
-        bench::<f16>(criterion, gpu, &gemm, shape)?;
-        bench::<bf16>(criterion, gpu, &gemm, shape)?;
+    fn problem<T: Narrow>(self, stream: &Arc<CudaStream>) -> Result<Problem<T>, Box<dyn Error>> {
+        let Self { m, n, k, .. } = self;
+        let host = [numbers(1, m * k), numbers(2, n * k)];
+        Ok(Problem {
+            shape: self,
+            x: Tensor::from_host(stream, &host[0], [1, m, k])?,
+            weight: Tensor::from_host(stream, &host[1], [1, n, k])?,
+            y: Tensor::zeros(stream, [1, m, n])?,
+            host,
+        })
     }
-    Ok(())
-}
-
-fn bench<T: Narrow>(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-    gemm: &Gemm,
-    shape: Shape,
-) -> Result<(), Box<dyn Error>> {
-    let id = shape.id::<T>();
-    let mut problem = Problem::<T>::new(shape, &gpu.stream)?;
-    problem.queue(gemm, &gpu.stream)?;
-    problem
-        .verify(&gpu.stream)
-        .map_err(|why| format!("{id}: {why}"))?;
-    gpu.bench(criterion, &id, shape.work(), || {
-        Ok(problem.queue(gemm, &gpu.stream)?)
-    });
-    Ok(())
-}
-
-/// Runs each tile on a small shape once on the emulator and prints its counters: those whose id
-/// contains `filter`. The difference of the two depths is the main loop.
-pub(crate) fn count_multiply(
-    context: &Arc<CudaContext>,
-    filter: &str,
-) -> Result<(), Box<dyn Error>> {
-    let gemm = Gemm::new(context)?;
-    let stream = context.default_stream();
-    for tile in [(128, 256), (128, 128), (64, 64), (32, 64)] {
-        for k in [256, 1280] {
-            let shape = Shape {
-                m: 256,
-                n: 512,
-                k,
-                tile: Some(tile),
-            };
-            count::<f16>(&gemm, &stream, shape, filter)?;
-            count::<bf16>(&gemm, &stream, shape, filter)?;
-        }
-    }
-    Ok(())
-}
-
-fn count<T: Narrow>(
-    gemm: &Gemm,
-    stream: &Arc<CudaStream>,
-    shape: Shape,
-    filter: &str,
-) -> Result<(), Box<dyn Error>> {
-    let id = shape.id::<T>();
-    if !id.contains(filter) {
-        return Ok(());
-    }
-    let mut problem = Problem::<T>::new(shape, stream)?;
-    problem.queue(gemm, stream)?;
-    problem
-        .verify(stream)
-        .map_err(|why| format!("{id}: {why}"))?;
-    print_counters(&id);
-    Ok(())
 }
 
 /// A problem on the device.
-struct Problem<T> {
+pub(crate) struct Problem<T> {
     shape: Shape,
     x: Tensor<T, 3>,
     weight: Tensor<T, 3>,
@@ -136,20 +93,10 @@ struct Problem<T> {
     host: [Vec<T>; 2],
 }
 
-impl<T: Narrow> Problem<T> {
-    fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
-        let Shape { m, n, k, .. } = shape;
-        let host = [numbers(1, m * k), numbers(2, n * k)];
-        Ok(Self {
-            shape,
-            x: Tensor::from_host(stream, &host[0], [1, m, k])?,
-            weight: Tensor::from_host(stream, &host[1], [1, n, k])?,
-            y: Tensor::zeros(stream, [1, m, n])?,
-            host,
-        })
-    }
+impl<T: Narrow> bench::Problem for Problem<T> {
+    type Op = Gemm;
 
-    fn queue(&mut self, gemm: &Gemm, stream: &Arc<CudaStream>) -> Result<(), seqmix::Error> {
+    fn queue(&mut self, op: &Gemm, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
         let tensors = Multiply {
             a: self.x.view(),
             b: self.weight.view().transposed(),
@@ -162,7 +109,7 @@ impl<T: Narrow> Problem<T> {
             tile: self.shape.tile,
             ..Config::default()
         };
-        gemm.multiply(stream, config, tensors)
+        Ok(op.multiply(stream, config, tensors)?)
     }
 
     /// Compares some elements of a few rows with the reference, which would take minutes for all.
