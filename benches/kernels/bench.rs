@@ -45,6 +45,20 @@ pub(crate) trait Problem {
 
     /// Compares what the call wrote with the reference.
     fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>>;
+
+    /// Queues the same to another library, which writes elsewhere, and names it; `None` if there is none.
+    fn queue_rival(
+        &mut self,
+        _op: &Self::Op,
+        _stream: &Arc<CudaStream>,
+    ) -> Result<Option<&'static str>, Box<dyn Error>> {
+        Ok(None)
+    }
+
+    /// Compares what the two wrote.
+    fn verify_rival(&self, _stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
+        Ok(())
+    }
 }
 
 /// What one call has to do at least.
@@ -71,28 +85,45 @@ fn time_one<S: Shape, T: Narrow>(
     shape: S,
 ) {
     let (id, work) = (id::<S, T>(shape), shape.work());
-    let mut problem = None;
-    let mut seconds = Vec::new();
+    let mut ready = None;
+    let (mut seconds, mut seconds_rival) = (Vec::new(), Vec::new());
     let mut group = criterion.benchmark_group(format!("{}/{}", S::CALL, T::DTYPE.name()));
     group.throughput(Throughput::Elements(work.operations));
     group.bench_function(BenchmarkId::from_parameter(shape.name()), |bencher| {
         // Criterion alone knows whether this one was asked for: until then it costs nothing.
-        let problem = problem.get_or_insert_with(|| {
-            verified::<S, T>(op, shape, &gpu.stream).unwrap_or_else(|why| panic!("{id}: {why}"))
+        let Ready { problem, rival } = ready.get_or_insert_with(|| {
+            shape
+                .problem::<T>(&gpu.stream)
+                .and_then(|problem| Ready::new(problem, op, &gpu.stream))
+                .unwrap_or_else(|why| panic!("{id}: {why}"))
         });
+        // Ours and theirs in turn, so that clocks drift for both alike.
+        let mut run = || -> Result<f64, Box<dyn Error>> {
+            let ours = gpu.time(|| problem.queue(op, &gpu.stream))?;
+            seconds.push(ours);
+            if rival.is_some() {
+                let queue = || problem.queue_rival(op, &gpu.stream).map(drop);
+                seconds_rival.push(gpu.time(queue)?);
+            }
+            Ok(ours)
+        };
         bencher.iter_custom(|iterations| {
-            let mut run = |_| {
-                gpu.time(|| problem.queue(op, &gpu.stream))
-                    .expect("the call was verified before")
-            };
-            let times: Vec<f64> = (0..iterations).map(&mut run).collect();
-            seconds.extend_from_slice(&times);
-            times.iter().sum()
+            let times = (0..iterations).map(|_| run().expect("the call was verified before"));
+            times.sum()
         });
     });
     group.finish();
-    if let Some(times) = Spread::of(seconds) {
-        println!("{id}: {}", gpu.rates(work, &times));
+    let pairs = seconds_rival.iter().zip(&seconds);
+    let ratios = pairs.map(|(theirs, ours)| theirs / ours).collect();
+    if let Some(spread) = Spread::of(seconds) {
+        println!("{id}: {}", gpu.rates(work, &spread));
+    }
+    let rival = ready.and_then(|ready| ready.rival);
+    if let (Some(name), Some(spread), Some(ratio)) =
+        (rival, Spread::of(seconds_rival), Spread::of(ratios))
+    {
+        println!("{id}: {name}: {}", gpu.rates(work, &spread));
+        println!("{id}: {:.3} times the speed of {name}", ratio.median);
     }
 }
 
@@ -117,7 +148,8 @@ fn count_one<S: Shape, T: Narrow>(
 ) -> Result<(), Box<dyn Error>> {
     let id = id::<S, T>(shape);
     if id.contains(filter) {
-        verified::<S, T>(op, shape, stream).map_err(|why| format!("{id}: {why}"))?;
+        let problem = shape.problem::<T>(stream)?;
+        Ready::new(problem, op, stream).map_err(|why| format!("{id}: {why}"))?;
         for report in cuda_emulator::take_thread_reports() {
             println!("\n{id}: emulator counters\n{report}");
         }
@@ -131,15 +163,23 @@ fn id<S: Shape, T: Narrow>(shape: S) -> String {
 }
 
 /// A problem that ran once and returned the right numbers.
-fn verified<S: Shape, T: Narrow>(
-    op: &S::Op,
-    shape: S,
-    stream: &Arc<CudaStream>,
-) -> Result<S::Problem<T>, Box<dyn Error>> {
-    let mut problem = shape.problem::<T>(stream)?;
-    problem.queue(op, stream)?;
-    problem.verify(stream)?;
-    Ok(problem)
+struct Ready<P> {
+    problem: P,
+    /// Who else did.
+    rival: Option<&'static str>,
+}
+
+impl<P: Problem> Ready<P> {
+    fn new(mut problem: P, op: &P::Op, stream: &Arc<CudaStream>) -> Result<Self, Box<dyn Error>> {
+        problem.queue(op, stream)?;
+        problem.verify(stream)?;
+        let rival = problem.queue_rival(op, stream)?;
+        if let Some(name) = rival {
+            let verdict = problem.verify_rival(stream);
+            verdict.map_err(|why| format!("{name} returned other numbers: {why}"))?;
+        }
+        Ok(Self { problem, rival })
+    }
 }
 
 /// Where the middle of many numbers lies.

@@ -12,6 +12,7 @@ mod naive;
 
 mod attention;
 mod bench;
+mod cublas;
 mod gemm;
 mod support;
 
@@ -20,18 +21,22 @@ use std::time::Duration;
 
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
-use seqmix::gemm::Gemm;
+
+use cublas::Cublas;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (context, driver) = device::open()?;
     let attention = Attention::new(&context)?;
-    let gemm = Gemm::new(&context)?;
+    let mut gemm = gemm::Ops::new(&context)?;
     match driver {
         Driver::Cuda => {
-            let gpu = support::Gpu::new(&context)?;
+            let mut gpu = support::Gpu::new(&context)?;
+            println!("{}", gemm.compare_with(Cublas::open(&gpu.stream)));
+            gpu.multiplied = gemm.roofline(&gpu)?;
             println!(
-                "roofline of this run: {:.0} GB/s copied, read and written",
-                gpu.copied / 1e9
+                "roofline of this run: {:.0} GB/s copied, read and written; {:.0} TFLOP/s in a large product",
+                gpu.copied / 1e9,
+                gpu.multiplied / 1e12,
             );
             // A GPU repeats itself: two seconds of calls tell as much as five.
             let mut criterion = criterion::Criterion::default()

@@ -17,6 +17,8 @@ pub(crate) struct Gpu {
     pub(crate) stream: Arc<CudaStream>,
     /// Bytes per second of a large copy, read and written.
     pub(crate) copied: f64,
+    /// Operations per second of a large product; whoever can multiply measures it.
+    pub(crate) multiplied: f64,
     /// Twice the size of L2: to write it drives everything else out.
     flush: RefCell<CudaSlice<u8>>,
 }
@@ -35,6 +37,7 @@ impl Gpu {
         let mut gpu = Self {
             stream,
             copied: 0.0,
+            multiplied: f64::NAN,
             flush,
         };
         let from = gpu.stream.alloc_zeros::<u8>(COPY_BYTES)?;
@@ -65,13 +68,17 @@ impl Gpu {
 
     /// A call's rates, beside the roofline.
     pub(crate) fn rates(&self, work: Work, seconds: &Spread) -> String {
-        let rate = |seconds: f64| work.operations as f64 / seconds / 1e12;
+        let rate = |seconds: f64| work.operations as f64 / seconds;
+        let bytes = work.bytes as f64 / seconds.median;
         format!(
-            "median {:.1} TFLOP/s ({:.1} to {:.1} in 9 of 10 runs), {:.1} % of the copy's bytes per second",
-            rate(seconds.median),
-            rate(seconds.high),
-            rate(seconds.low),
-            100.0 * work.bytes as f64 / seconds.median / self.copied,
+            "median {:.1} us, {:.1} TFLOP/s ({:.1} to {:.1} in 9 of 10 runs): {:.1} % of the large product's, \
+             {:.1} % of the copy's bytes per second",
+            1e6 * seconds.median,
+            rate(seconds.median) / 1e12,
+            rate(seconds.high) / 1e12,
+            rate(seconds.low) / 1e12,
+            100.0 * rate(seconds.median) / self.multiplied,
+            100.0 * bytes / self.copied,
         )
     }
 }
