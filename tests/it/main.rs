@@ -12,7 +12,9 @@ mod naive;
 
 mod abi;
 mod attention;
+mod bare;
 mod errors;
 mod gemm;
 mod golden_cases;
+mod planted;
 mod support;
