@@ -367,79 +367,104 @@ const THIN: (usize, usize) = (16, 128);
 /// A tile, and the parts of k.
 type Chosen = ((usize, usize), usize);
 
-/// A name, m, n and k, and what is chosen on an A100 and on an H100.
-type Choice = (&'static str, [usize; 3], [Chosen; 2]);
+/// A name, m, n and k, what is chosen on an A100 (108 multiprocessors) and on an H100 (132), and why.
+type Choice = (&'static str, [usize; 3], [Chosen; 2], &'static str);
 
 /// What named shapes get, and why.
 #[rustfmt::skip]
 const CHOICES: &[Choice] = &[
-    // too few tiles for the multiprocessors: the smallest, of which there are most
-    ("square 128", [128, 128, 128], [(SKINNY, 1), (SKINNY, 1)]),
-    ("square 256", [256, 256, 256], [(SKINNY, 1), (SKINNY, 1)]),
-    ("square 512", [512, 512, 512], [(SMALL, 1), (SKINNY, 1)]),
-    // 64 tiles of 128x128 fit in one wave; an H100 has room for 256 small ones that cost two waves of a quarter
-    ("square 1024", [1024, 1024, 1024], [(LARGE, 1), (SMALL, 1)]),
-    // 256 tiles of 128x128 in 3 waves of 108, where 128x256 would need 2 of twice the size; on 132 they fit in one
-    ("square 2048", [2048, 2048, 2048], [(LARGE, 1), (HUGE, 1)]),
-    // many waves: the tile that reads least through L2 and shared memory
-    ("square 4096", [4096, 4096, 4096], [(HUGE, 1), (HUGE, 1)]),
-    ("square 8192", [8192, 8192, 8192], [(HUGE, 1), (HUGE, 1)]),
-    // one to 16 rows: all the time goes to reading the weights, so the tile with most bytes in flight
-    ("llama 8B qkv, 1 token", [1, 6144, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B out, 1 token", [1, 4096, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B gate and up, 1 token", [1, 28672, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B down, 1 token", [1, 4096, 14336], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B qkv, 16 tokens", [16, 6144, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B out, 16 tokens", [16, 4096, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B gate and up, 16 tokens", [16, 28672, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B down, 16 tokens", [16, 4096, 14336], [(SKINNY, 1), (SKINNY, 1)]),
-    // 64 rows: two skinny tiles would read the weights twice through L2, unless multiprocessors are idle
-    ("llama 8B qkv, 64 tokens", [64, 6144, 4096], [(SMALL, 1), (SMALL, 1)]),
-    ("llama 8B out, 64 tokens", [64, 4096, 4096], [(SMALL, 1), (SKINNY, 1)]),
-    ("llama 8B gate and up, 64 tokens", [64, 28672, 4096], [(SMALL, 1), (SMALL, 1)]),
-    ("llama 8B down, 64 tokens", [64, 4096, 14336], [(SMALL, 1), (SKINNY, 1)]),
-    // enough tiles of 128 rows; which width depends on what is left over in the last wave
-    ("llama 8B qkv, 512 tokens", [512, 6144, 4096], [(HUGE, 1), (HUGE, 1)]),
-    ("llama 8B out, 512 tokens", [512, 4096, 4096], [(SMALL, 1), (LARGE, 1)]),
-    ("llama 8B gate and up, 512 tokens", [512, 28672, 4096], [(LARGE, 1), (LARGE, 1)]),
-    ("llama 8B down, 512 tokens", [512, 4096, 14336], [(SMALL, 1), (LARGE, 1)]),
-    // thousands of tiles; the narrower one where its last wave is fuller
-    ("llama 8B qkv, 8192 tokens", [8192, 6144, 4096], [(LARGE, 1), (HUGE, 1)]),
-    ("llama 8B out, 8192 tokens", [8192, 4096, 4096], [(LARGE, 1), (HUGE, 1)]),
-    ("llama 8B gate and up, 8192 tokens", [8192, 28672, 4096], [(LARGE, 1), (LARGE, 1)]),
-    ("llama 8B down, 8192 tokens", [8192, 4096, 14336], [(LARGE, 1), (HUGE, 1)]),
-    // as the other projections, only wider
-    ("llama 8B logits, 1 token", [1, 128256, 4096], [(SKINNY, 1), (SKINNY, 1)]),
-    ("llama 8B logits, 512 tokens", [512, 128256, 4096], [(HUGE, 1), (LARGE, 1)]),
-    // few elements of d, each a long sum: nothing but the number of blocks helps
-    ("tall k", [256, 256, 16384], [(SKINNY, 1), (SKINNY, 1)]),
-    ("tall k, one tile", [64, 64, 65536], [(SKINNY, 1), (SKINNY, 1)]),
-    // little to multiply: storing d costs most, alike for all; between equals the first row
-    ("short k", [8192, 8192, 64], [(HUGE, 1), (HUGE, 1)]),
-    ("outer product", [4096, 4096, 8], [(HUGE, 1), (HUGE, 1)]),
-    // one tile is enough
-    ("tiny", [16, 16, 16], [(SKINNY, 1), (SKINNY, 1)]),
-    ("one element", [1, 1, 1], [(SKINNY, 1), (SKINNY, 1)]),
-    // b is one column: 64 rows of a at a time keep an A100 just busy
-    ("a column", [4096, 1, 4096], [(SMALL, 1), (SKINNY, 1)]),
-    // one wave of large tiles, or two of small ones
-    ("BERT feed-forward, 8 x 128 tokens", [1024, 3072, 768], [(HUGE, 1), (HUGE, 1)]),
-    ("BERT projection, 8 x 128 tokens", [1024, 768, 768], [(SMALL, 1), (SMALL, 1)]),
-    ("MiniLM feed-forward, 148 tokens", [148, 1536, 384], [(SMALL, 1), (SKINNY, 1)]),
-    // 117 tiles of 128x256: just more than a wave of an A100, just less than one of an H100
-    ("a wave and a little", [1664, 2304, 1024], [(LARGE, 1), (HUGE, 1)]),
+    ("square 128", [128, 128, 128], [(SKINNY, 1), (SKINNY, 1)],
+        "eight blocks at most keep busy: the smallest tile has most of them, and a second kernel would cost more than the first takes"),
+    ("square 256", [256, 256, 256], [(SKINNY, 1), (SKINNY, 1)],
+        "as 128: fewer tiles than multiprocessors"),
+    ("square 512", [512, 512, 512], [(SMALL, 1), (SKINNY, 1)],
+        "64 tiles are a wave of an A100; an H100 has room for the 128 of half the size"),
+    ("square 1024", [1024, 1024, 1024], [(LARGE, 1), (LARGE, 2)],
+        "64 tiles of 128x128 fit a wave of 108; on 132 two parts of k fill it"),
+    ("square 2048", [2048, 2048, 2048], [(LARGE, 2), (HUGE, 1)],
+        "256 tiles are 3 rounds of 108 and leave the last a third full: in halves of k they are 5 of half the length; on 132 the 128 large ones are one round"),
+    ("square 4096", [4096, 4096, 4096], [(HUGE, 1), (HUGE, 1)],
+        "many rounds: the tile that reads least through L2 and shared memory"),
+    ("square 8192", [8192, 8192, 8192], [(HUGE, 1), (HUGE, 1)],
+        "as 4096"),
+    ("llama 8B qkv, 1 token", [1, 6144, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "reading the weights is all: 96 blocks with 36 KiB under way each reach the memory's rate"),
+    ("llama 8B out, 1 token", [1, 4096, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "64 blocks just reach the memory's rate; parts of k would add a launch"),
+    ("llama 8B gate and up, 1 token", [1, 28672, 4096], [(THIN, 1), (THIN, 1)],
+        "enough columns for two wide blocks a multiprocessor: 16 rows waste least"),
+    ("llama 8B down, 1 token", [1, 4096, 14336], [(SKINNY, 1), (SKINNY, 1)],
+        "long sums, but 64 blocks just reach the memory's rate"),
+    ("llama 8B qkv, 16 tokens", [16, 6144, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "as one token: the weights weigh the same"),
+    ("llama 8B out, 16 tokens", [16, 4096, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "as one token"),
+    ("llama 8B gate and up, 16 tokens", [16, 28672, 4096], [(THIN, 1), (THIN, 1)],
+        "as one token"),
+    ("llama 8B down, 16 tokens", [16, 4096, 14336], [(SKINNY, 1), (SKINNY, 1)],
+        "as one token"),
+    ("llama 8B qkv, 64 tokens", [64, 6144, 4096], [(SMALL, 1), (SMALL, 1)],
+        "one row of tiles reads the weights once; still bound by memory"),
+    ("llama 8B out, 64 tokens", [64, 4096, 4096], [(SMALL, 1), (SKINNY, 1)],
+        "64 blocks of 64 rows on 108; on 132 twice as many of 32 rows, which read the weights twice, through L2"),
+    ("llama 8B gate and up, 64 tokens", [64, 28672, 4096], [(SMALL, 1), (SMALL, 1)],
+        "as qkv, four tiles a multiprocessor"),
+    ("llama 8B down, 64 tokens", [64, 4096, 14336], [(SMALL, 1), (SKINNY, 1)],
+        "as out, with longer sums"),
+    ("llama 8B qkv, 512 tokens", [512, 6144, 4096], [(HUGE, 1), (LARGE, 2)],
+        "96 large tiles are nearly a wave of 108; on 132 192 smaller ones in halves of k are nearly three"),
+    ("llama 8B out, 512 tokens", [512, 4096, 4096], [(LARGE, 4), (LARGE, 1)],
+        "128 tiles are one wave of 132; on 108 they leave a fifth over, which quarters of k spread"),
+    ("llama 8B gate and up, 512 tokens", [512, 28672, 4096], [(LARGE, 1), (LARGE, 1)],
+        "896 tiles: the last of 9 rounds of 108, or of 7 of 132, is nearly full"),
+    ("llama 8B down, 512 tokens", [512, 4096, 14336], [(HUGE, 5), (LARGE, 1)],
+        "as out, with sums so long that five parts of large tiles fill three rounds of 108"),
+    ("llama 8B qkv, 8192 tokens", [8192, 6144, 4096], [(LARGE, 1), (HUGE, 1)],
+        "3072 tiles are 28.4 rounds of 108, where the large ones are 14.2 and end worse; on 132 those end better"),
+    ("llama 8B out, 8192 tokens", [8192, 4096, 4096], [(LARGE, 1), (HUGE, 1)],
+        "2048 tiles are 18.96 rounds of 108; the 1024 large ones 7.8 of 132"),
+    ("llama 8B gate and up, 8192 tokens", [8192, 28672, 4096], [(LARGE, 1), (LARGE, 1)],
+        "14336 tiles: 132.7 rounds of 108 and 108.6 of 132, where large ones end worse"),
+    ("llama 8B down, 8192 tokens", [8192, 4096, 14336], [(LARGE, 1), (HUGE, 1)],
+        "as out"),
+    ("llama 8B logits, 1 token", [1, 128256, 4096], [(THIN, 1), (THIN, 1)],
+        "as gate and up: many columns for few rows"),
+    ("llama 8B logits, 512 tokens", [512, 128256, 4096], [(HUGE, 1), (LARGE, 1)],
+        "2004 large tiles are 18.6 rounds of 108 and 15.2 of 132, where 4008 smaller ones end better"),
+    ("tall k", [256, 256, 16384], [(LARGE, 24), (LARGE, 24)],
+        "four tiles: parts of k are the only way to more blocks"),
+    ("tall k, one tile", [64, 64, 65536], [(SKINNY, 24), (SKINNY, 32)],
+        "two tiles of 32 rows, and as many parts of k as shorten the sums by more than adding them costs"),
+    ("short k", [8192, 8192, 64], [(HUGE, 1), (HUGE, 1)],
+        "storing d is all, alike for every tile: the first row"),
+    ("outer product", [4096, 4096, 8], [(HUGE, 1), (HUGE, 1)],
+        "as short k"),
+    ("tiny", [16, 16, 16], [(SKINNY, 1), (SKINNY, 1)],
+        "one tile: the least work in it"),
+    ("one element", [1, 1, 1], [(SKINNY, 1), (SKINNY, 1)],
+        "as tiny"),
+    ("a column", [4096, 1, 4096], [(SMALL, 1), (SKINNY, 1)],
+        "b is one column: rows of a are what is read, 64 at a time on 108, 32 on 132"),
+    ("BERT feed-forward, 8 x 128 tokens", [1024, 3072, 768], [(HUGE, 1), (HUGE, 1)],
+        "96 large tiles are one wave"),
+    ("BERT projection, 8 x 128 tokens", [1024, 768, 768], [(SMALL, 1), (SMALL, 1)],
+        "192 small tiles are two a multiprocessor side by side, where 48 large ones leave half of them idle"),
+    ("MiniLM feed-forward, 148 tokens", [148, 1536, 384], [(SMALL, 1), (SKINNY, 1)],
+        "72 tiles of 64 rows on 108; 120 of 32 rows on 132"),
+    ("a wave and a little", [1664, 2304, 1024], [(LARGE, 1), (HUGE, 1)],
+        "117 large tiles are just more than a wave of 108, just less than one of 132"),
 ];
 
 #[test]
 fn named_shapes_get_the_tile_that_suits_them() {
-    for &(name, [m, n, k], expected) in CHOICES {
+    for &(name, [m, n, k], expected, reason) in CHOICES {
         let problem = linear(m, n, k);
         for (device, expected) in [A100, H100].into_iter().zip(expected) {
             let plan = plan(&problem, &device);
             assert_eq!(
                 (plan.tile, plan.splits),
                 expected,
-                "{name} on {device:?}: {plan}"
+                "{name} on {device:?}: {plan}; {reason}"
             );
         }
     }
