@@ -1,7 +1,7 @@
 //! Softmax attention by the formula: Vaswani et al., "Attention Is All You Need", 2017, equation 1, with the
 //! masks and biases that the kernels know.
 
-use super::{Mismatch, check_length};
+use super::{Mismatch, check_length, check_lengths};
 
 /// One attention problem: sizes, tensors (contiguous, row-major) and options.
 ///
@@ -286,29 +286,6 @@ impl Forward<'_> {
         }
         Ok(())
     }
-}
-
-/// The total of cumulative lengths, which begin at 0 and never fall.
-fn check_lengths(cu_seqlens: &[usize]) -> Result<usize, Mismatch> {
-    let mut last = 0;
-    for (b, &length) in cu_seqlens.iter().enumerate() {
-        if b == 0 && length != 0 {
-            return Err(Mismatch {
-                what: "first of cu_seqlens",
-                expected: 0,
-                found: length,
-            });
-        }
-        if length < last {
-            return Err(Mismatch {
-                what: "cu_seqlens, which may not fall",
-                expected: last,
-                found: length,
-            });
-        }
-        last = length;
-    }
-    Ok(last)
 }
 
 #[cfg(test)]

@@ -15,4 +15,5 @@ mod attention;
 mod errors;
 mod gemm;
 mod golden_cases;
+mod golden_references;
 mod support;
