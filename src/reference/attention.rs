@@ -1,7 +1,7 @@
 //! Softmax attention by the formula: Vaswani et al., "Attention Is All You Need", 2017, equation 1, with the
 //! masks and biases that the kernels know.
 
-use super::{Mismatch, check_length, check_lengths};
+use super::{Mismatch, check_groups, check_length, check_lengths};
 
 /// One attention problem: sizes, tensors (contiguous, row-major) and options.
 ///
@@ -269,22 +269,10 @@ impl Forward<'_> {
         if let Some(mask) = self.attn_mask {
             check_length("length of attn_mask", &[batch, seq_q, seq_k], mask.len())?;
         }
-        if heads_kv == 0 && heads > 0 {
-            return Err(Mismatch {
-                what: "heads_kv",
-                expected: 1,
-                found: 0,
-            });
-        }
-        if heads_kv > 0 && heads % heads_kv != 0 {
-            let expected = heads.saturating_add(heads_kv - heads % heads_kv);
-            return Err(Mismatch {
-                what: "heads (a multiple of heads_kv)",
-                expected,
-                found: heads,
-            });
-        }
-        Ok(())
+        check_groups(
+            ("heads (a multiple of heads_kv)", heads),
+            ("heads_kv", heads_kv),
+        )
     }
 }
 

@@ -10,6 +10,8 @@ pub mod causal_conv1d;
 mod differences;
 pub mod gemm;
 mod pointwise;
+pub mod selective_scan;
+pub mod ssd;
 
 use std::ops::Range;
 
@@ -59,6 +61,28 @@ fn check_optional<T>(
     tensor: Option<&[T]>,
 ) -> Result<(), Mismatch> {
     tensor.map_or(Ok(()), |tensor| check_length(what, sizes, tensor.len()))
+}
+
+/// `Ok` if `groups` groups of equal size make `members`; both with their names.
+fn check_groups(
+    (members_name, members): (&'static str, usize),
+    (groups_name, groups): (&'static str, usize),
+) -> Result<(), Mismatch> {
+    if groups == 0 && members > 0 {
+        return Err(Mismatch {
+            what: groups_name,
+            expected: 1,
+            found: 0,
+        });
+    }
+    if groups > 0 && members % groups != 0 {
+        return Err(Mismatch {
+            what: members_name,
+            expected: members.saturating_add(groups - members % groups),
+            found: members,
+        });
+    }
+    Ok(())
 }
 
 /// The total of cumulative lengths, which begin at 0 and never fall.
