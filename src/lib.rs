@@ -79,6 +79,7 @@ mod tensor;
 mod workspace;
 
 pub use cudarc;
+pub use num_complex;
 
 pub use driver::context;
 pub use error::{Error, Result};
