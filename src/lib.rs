@@ -75,6 +75,7 @@ pub mod gemm;
 mod images;
 mod launch;
 pub mod reference;
+pub mod selective_scan;
 mod tensor;
 mod workspace;
 

@@ -1,0 +1,667 @@
+// The gradients of the selective scan. With g[t] the gradient of the state x[t], w[t] what is left in it
+// of x[t-1], and dy the gradient of y:
+//
+//     w[t] = exp(delta[t] A) x[t-1],    x[t] = w[t] + delta[t] B[t] u[t]
+//     g[t] = conj(exp(delta[t+1] A)) g[t+1] + dy[t] conj(C[t])
+//     dA += delta[t] g[t] conj(w[t]),   dB[t] += delta[t] u[t] g[t],   dC[t] += dy[t] conj(x[t])
+//     du[t] = delta[t] s + D dy[t],     ddelta[t] = r + u[t] s
+//     s = sum over states of Re(g[t] conj(B[t])),   r = sum over states of Re(g[t] conj(A w[t]))
+//
+// grid    selective_scan/place.cuh
+// block   holds the gradients of the states of Channels channels in registers and walks over the tiles
+//         from the last of the scan to the first
+// lane    owns Numbers of the states of each of Own channels
+//
+// States are computed again: from what entered a tile forward over all its parts of Depth steps, of which
+// only the first states are kept, and then for each part, from the last to the first, once more with
+// all that its gradients need in registers. Sums over channels are taken across a warp's lanes, then
+// across its warps in shared memory, and then by selective_scan/sums.cuh: in this order always.
+#pragma once
+
+#include <cstdint>
+
+#include "common/async_copy.cuh"
+#include "common/warp.cuh"
+#include "selective_scan/channels.cuh"
+#include "selective_scan/coefficients.cuh"
+#include "selective_scan/elements.cuh"
+#include "selective_scan/params.h"
+#include "selective_scan/place.cuh"
+#include "selective_scan/pointwise.cuh"
+#include "selective_scan/state.cuh"
+
+namespace seqmix::selective_scan {
+
+template <typename Number, int Lanes, int Numbers, int Own, int Depth, int Channels, int RowBytes,
+          Source Of>
+struct Backward {
+    static constexpr int kThreads = Channels / Own * Lanes;
+    static constexpr int kWarps = kThreads / 32;
+    static constexpr int kRows = 32 / Lanes;  // channels that lie side by side in a warp
+
+    using Share = selective_scan::Share<Number, Lanes, Numbers>;
+    using Tile = ElementTile<Channels, RowBytes, kThreads>;
+    using Chunk = typename Tile::Chunk;
+    using Bc = Coefficients<Number, Share::kStates, Channels, RowBytes, kThreads, Of>;
+
+    static constexpr int kStates = Share::kStates;
+    static constexpr int kPieces = Share::kOwnFloats / 4;
+    static constexpr int kParts = Tile::kMaxSteps / Depth;
+    static_assert(Share::kPiece == 4, "states are kept 16 bytes at a time");
+    static_assert(Depth == 2 || Depth == 4, "a part is read at once");
+    static_assert(Of == Source::Variable || Own == 1, "registers for constants' sums");
+    static_assert(kThreads >= 2 * Channels, "a thread adds the steps of a channel");
+
+    struct Smem {
+        // Step sizes times log2(e), delta u, and dy: 0 where the sequence has no step. When the
+        // gradients of a step are done, its y, s and r take their places.
+        typename Tile::Floats delta;
+        typename Tile::Floats x;
+        typename Tile::Floats dy;
+        typename Bc::Smem bc;
+        float4 starts[kParts][Own][kPieces][kThreads];  // states that enter a part
+        float sums[kWarps][Depth][2][kStates];          // of dB and dC over a warp's channels
+        typename Tile::Slots raw_delta;
+        typename Tile::Slots raw_u;
+        typename Tile::Slots raw_dout;
+        typename Tile::Slots raw_z;
+        ChannelWeights<Channels, kThreads> weights;
+    };
+
+    // What a lane keeps of all tiles.
+    struct Lane {
+        typename Share::Values a[Own];
+        typename Share::Values carried[Own];  // the gradient that enters the next step
+        typename Share::Values da[Own];
+        typename Share::Values db;  // of constant coefficients
+        typename Share::Values dc;
+    };
+
+    // The channel in the block of this thread's own `i`.
+    __device__ __forceinline__ static int channel_of(int i) {
+        return (warp_of_block() * Own + i) * kRows + lane_of_warp() / Lanes;
+    }
+
+    __device__ __forceinline__ static void run(const BackwardParams& params, Smem& smem) {
+        const Scan& scan = params.scan;
+        const Chunk chunk(scan);
+        const Share share;
+        const Place place = place_of_block<Channels>(scan, chunk.steps());
+        if (place.first < place.last) {
+            Bc::start(smem.bc, scan, place, place.tile(place.last - 1));
+            fetch(params, smem, chunk, place, place.last - 1);
+        }
+        smem.weights.load(scan, place);
+        Bc::load_constants(smem.bc, scan, place);
+
+        Lane lane = {};
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            const int channel = place.channel + channel_of(i);
+            const bool exists = channel_of(i) < place.channels;
+            share.load(lane.a[i], scan.a, 0, channel, exists, scan.states);
+            if (params.pass == kEnds) {
+                continue;
+            }
+            if (place.segment == scan.segments - 1) {
+                share.load(lane.carried[i], params.dlast_state, place.sequence, channel, exists,
+                           scan.states);
+            } else if (exists) {
+                const int64_t row = place.row_of_segment(place.segment + 1) + channel;
+                share.load(lane.carried[i], params.segments.states + row * scan.states,
+                           scan.states);
+            }
+        }
+        __syncthreads();  // weights and constants are there
+        if (params.pass == kEnds) {
+            carry(params, smem, chunk, share, place, lane);
+        } else {
+            walk(params, smem, chunk, share, place, lane);
+        }
+    }
+
+    // Starts the copies of a tile's elements.
+    __device__ __forceinline__ static void fetch(const BackwardParams& params, Smem& smem,
+                                                 const Chunk& chunk, const Place& place,
+                                                 int order) {
+        const Scan& scan = params.scan;
+        const int tile = place.tile(order);
+        chunk.start(smem.raw_delta, scan.delta, place, tile);
+        chunk.start(smem.raw_u, scan.u, place, tile);
+        chunk.start(smem.raw_dout, params.dout, place, tile);
+        if (scan.z.at != nullptr) {
+            chunk.start(smem.raw_z, scan.z, place, tile);
+        }
+        commit_copies();
+    }
+
+    // Makes numbers of the tile's elements: step sizes, what enters the states, dy, B and C.
+    __device__ __forceinline__ static void stage(const Scan& scan, Smem& smem, const Chunk& chunk,
+                                                 const Place& place, int tile) {
+        Bc::finish(smem.bc, scan, place, tile);
+        if (!chunk.carries) {
+            return;
+        }
+        const auto range = chunk.range(tile, place.start, place.end, place.channels);
+        float delta[kMaxElements];
+        float x[kMaxElements];
+        float dy[kMaxElements];
+        chunk.load(delta, smem.raw_delta);
+        chunk.load(x, smem.raw_u);
+        chunk.load(dy, smem.raw_dout);
+        if (scan.z.at != nullptr) {
+            float z[kMaxElements];
+            chunk.load(z, smem.raw_z);
+#pragma unroll
+            for (int i = 0; i < kMaxElements; ++i) {
+                dy[i] *= silu(z[i]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kMaxElements; ++i) {
+            if (i < chunk.elements()) {
+                const float biased = delta[i] + smem.weights.delta_bias[chunk.channel_of(i)];
+                const float size = scan.softplus ? softplus(biased) : biased;
+                // what is not the sequence's may be anything: it must leave states and sums as they are
+                const bool valid = chunk.within(range, i);
+                delta[i] = valid ? size * kLog2E : 0.f;
+                x[i] = valid ? size * x[i] : 0.f;
+                dy[i] = valid ? dy[i] : 0.f;
+            }
+        }
+        chunk.put(smem.delta, delta);
+        chunk.put(smem.x, x);
+        chunk.put(smem.dy, dy);
+    }
+
+    // What the gradients of this segment's steps leave for the one before, from zeros.
+    __device__ __forceinline__ static void carry(const BackwardParams& params, Smem& smem,
+                                                 const Chunk& chunk, const Share& share,
+                                                 const Place& place, Lane& lane) {
+        const Scan& scan = params.scan;
+        CompensatedSum step_sizes[Own];  // of this lane's part of the steps
+        for (int order = place.last - 1; order >= place.first; --order) {
+            wait_copies<0>();
+            stage(scan, smem, chunk, place, place.tile(order));
+            __syncthreads();  // numbers of all threads are there, before they are read
+            if (order > place.first) {
+                Bc::start(smem.bc, scan, place, place.tile(order - 1));
+                fetch(params, smem, chunk, place, order - 1);
+            }
+            const auto c = Bc::rows(scan.c, Side::C, channel_of(0));
+            for (int at = chunk.steps() - 1; at >= 0; --at) {
+                typename Share::Values c_now;
+                share.read(c_now, c.of_step(smem.bc, at, at >> chunk.element_bits));
+#pragma unroll
+                for (int i = 0; i < Own; ++i) {
+                    const float delta = smem.delta.row(channel_of(i), chunk.steps())[at];
+                    const float dy = smem.dy.row(channel_of(i), chunk.steps())[at];
+#pragma unroll
+                    for (int n = 0; n < Numbers; ++n) {
+                        const Number g = add_scaled(lane.carried[i][n], c_now[n], dy);
+                        lane.carried[i][n] = product(conjugate(decay(lane.a[i][n], delta)), g);
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < Own; ++i) {
+                float sum = 0.f;
+                for (int at = share.part; at < chunk.steps(); at += Lanes) {
+                    sum += smem.delta.row(channel_of(i), chunk.steps())[at];
+                }
+                step_sizes[i].add(sum);
+            }
+            __syncthreads();  // they have been read, before the next tile's take their places
+        }
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            float sum[1] = {step_sizes[i].sum};
+            sum_lanes<Lanes / 2, 1>(sum, share.lane);
+            if (channel_of(i) < place.channels) {
+                const int64_t row = place.row_of_segment(place.segment) + place.channel +
+                                    channel_of(i);
+                share.store(params.segments.states + row * scan.states, lane.carried[i],
+                            scan.states);
+                if (share.part == 0) {
+                    params.segments.deltas[row] = sum[0];
+                }
+            }
+        }
+    }
+
+    // All gradients of this segment.
+    __device__ __forceinline__ static void walk(const BackwardParams& params, Smem& smem,
+                                                const Chunk& chunk, const Share& share,
+                                                const Place& place, Lane& lane) {
+        const Scan& scan = params.scan;
+        const int parts = chunk.steps() / Depth;
+        float channel_sum = 0.f;  // of D or delta_bias, of one channel
+        for (int order = place.last - 1; order >= place.first; --order) {
+            const int tile = place.tile(order);
+            typename Share::Values state[Own];
+            load_states(params, share, place, order, tile, state);
+            wait_copies<0>();
+            stage(scan, smem, chunk, place, tile);
+            __syncthreads();  // numbers of all threads are there, before they are read
+            if (order > place.first) {
+                Bc::start(smem.bc, scan, place, place.tile(order - 1));
+            }
+            const auto b = Bc::rows(scan.b, Side::B, channel_of(0));
+            const auto c = Bc::rows(scan.c, Side::C, channel_of(0));
+            const auto row = [&](const typename Bc::Rows& of, int at) {
+                return of.of_step(smem.bc, at, at >> chunk.element_bits);
+            };
+            for (int part = 0; part < parts; ++part) {
+                keep(smem, part, state);
+                if (part + 1 < parts) {
+                    advance(smem, chunk, share, lane, state, part * Depth, row(b, part * Depth),
+                            b.step_pitch);
+                }
+            }
+            for (int part = parts - 1; part >= 0; --part) {
+                const int at = part * Depth;
+                recall(smem, part, state);
+                differentiate(params, smem, chunk, share, lane, state, at, row(b, at),
+                              b.step_pitch, row(c, at), c.step_pitch);
+                if (params.of_steps != nullptr) {
+                    __syncthreads();  // sums of all warps are there, before they are added
+                    store_sums(params, smem, chunk, place, tile, at);
+                }
+                __syncthreads();  // sums, and y, s and r of other warps, have been read or are there
+            }
+            finish(params, smem, chunk, place, tile);
+            if (order > place.first) {
+                fetch(params, smem, chunk, place, order - 1);
+            }
+            __syncthreads();  // terms of D and delta_bias are there, before they are added
+            channel_sum += sum_of_channel(smem, chunk);
+            __syncthreads();  // they have been read, before the next tile takes their places
+        }
+        store_channels(params, share, place, lane, channel_sum);
+    }
+
+    // The states that enter a tile.
+    __device__ __forceinline__ static void load_states(const BackwardParams& params,
+                                                       const Share& share, const Place& place,
+                                                       int order, int tile,
+                                                       typename Share::Values (&state)[Own]) {
+        const Scan& scan = params.scan;
+        const int intervals = ((scan.seqlen - 1) >> scan.checkpoint_bits) + 1;
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            const int channel = place.channel + channel_of(i);
+            const bool exists = channel_of(i) < place.channels;
+            if (order == 0) {
+                share.load(state[i], scan.initial_state, place.sequence, channel, exists,
+                           scan.states);
+            } else if (exists) {
+                const int64_t row = (int64_t{place.batch} * intervals + tile) * scan.dim + channel;
+                share.load(state[i], params.checkpoints + row * scan.states, scan.states);
+            } else {
+#pragma unroll
+                for (int n = 0; n < Numbers; ++n) {
+                    state[i][n] = {};
+                }
+            }
+        }
+    }
+
+    // Keeps the states that enter a part, in places of this thread's own.
+    __device__ __forceinline__ static void keep(Smem& smem, int part,
+                                                const typename Share::Values (&state)[Own]) {
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            typename Share::Floats floats;
+            to_floats<Number, Numbers>(floats, state[i]);
+#pragma unroll
+            for (int j = 0; j < kPieces; ++j) {
+                smem.starts[part][i][j][thread_of_block()] = make_float4(
+                    floats[4 * j], floats[4 * j + 1], floats[4 * j + 2], floats[4 * j + 3]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ static void recall(const Smem& smem, int part,
+                                                  typename Share::Values (&state)[Own]) {
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            typename Share::Floats floats;
+#pragma unroll
+            for (int j = 0; j < kPieces; ++j) {
+                const float4 four = smem.starts[part][i][j][thread_of_block()];
+                floats[4 * j] = four.x, floats[4 * j + 1] = four.y;
+                floats[4 * j + 2] = four.z, floats[4 * j + 3] = four.w;
+            }
+            to_numbers<Number, Numbers>(state[i], floats);
+        }
+    }
+
+    // The numbers of a part's steps.
+    using Steps = float[Depth];
+
+    __device__ __forceinline__ static void read_steps(Steps& x, const float* row) {
+        if constexpr (Depth == 4) {
+            const float4 four = *reinterpret_cast<const float4*>(row);
+            x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+        } else {
+            const float2 two = *reinterpret_cast<const float2*>(row);
+            x[0] = two.x, x[1] = two.y;
+        }
+    }
+
+    // Takes the steps of a part, from `at` in the tile on.
+    __device__ __forceinline__ static void advance(Smem& smem, const Chunk& chunk,
+                                                   const Share& share, const Lane& lane,
+                                                   typename Share::Values (&state)[Own], int at,
+                                                   const float* b, int b_pitch) {
+        Steps delta[Own];
+        Steps x[Own];
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            read_steps(delta[i], smem.delta.row(channel_of(i), chunk.steps()) + at);
+            read_steps(x[i], smem.x.row(channel_of(i), chunk.steps()) + at);
+        }
+#pragma unroll
+        for (int t = 0; t < Depth; ++t) {
+            typename Share::Values b_now;
+            share.read(b_now, b + t * b_pitch);
+#pragma unroll
+            for (int i = 0; i < Own; ++i) {
+#pragma unroll
+                for (int n = 0; n < Numbers; ++n) {
+                    const Number entering = scaled(b_now[n], x[i][t]);
+                    state[i][n] =
+                        add_product(entering, decay(lane.a[i][n], delta[i][t]), state[i][n]);
+                }
+            }
+        }
+    }
+
+    // The gradients of a part's steps, from the state that enters it.
+    __device__ __forceinline__ static void differentiate(
+        const BackwardParams& params, Smem& smem, const Chunk& chunk, const Share& share,
+        Lane& lane, typename Share::Values (&state)[Own], int at, const float* b, int b_pitch,
+        const float* c, int c_pitch) {
+        Steps delta[Own];
+        Steps x[Own];
+        Steps dy[Own];
+        float* places[Own][3];
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            places[i][0] = smem.delta.row(channel_of(i), chunk.steps()) + at;
+            places[i][1] = smem.x.row(channel_of(i), chunk.steps()) + at;
+            places[i][2] = smem.dy.row(channel_of(i), chunk.steps()) + at;
+            read_steps(delta[i], places[i][0]);
+            read_steps(x[i], places[i][1]);
+            read_steps(dy[i], places[i][2]);
+        }
+        // forward, with all that the way back needs
+        Number decays[Depth][Own][Numbers];
+        Number left[Depth][Own][Numbers];  // w
+        Steps y[Own] = {};
+#pragma unroll
+        for (int t = 0; t < Depth; ++t) {
+            typename Share::Values b_now;
+            typename Share::Values c_now;
+            share.read(b_now, b + t * b_pitch);
+            share.read(c_now, c + t * c_pitch);
+#pragma unroll
+            for (int i = 0; i < Own; ++i) {
+#pragma unroll
+                for (int n = 0; n < Numbers; ++n) {
+                    decays[t][i][n] = decay(lane.a[i][n], delta[i][t]);
+                    left[t][i][n] = product(decays[t][i][n], state[i][n]);
+                    state[i][n] = add_scaled(left[t][i][n], b_now[n], x[i][t]);
+                    y[i][t] = add_inner(y[i][t], c_now[n], state[i][n]);
+                }
+            }
+        }
+        // and back
+        Steps r[Own] = {};
+        Steps s[Own] = {};
+#pragma unroll
+        for (int t = Depth - 1; t >= 0; --t) {
+            typename Share::Values b_now;
+            typename Share::Values c_now;
+            share.read(b_now, b + t * b_pitch);
+            share.read(c_now, c + t * c_pitch);
+            typename Share::Values db = {};
+            typename Share::Values dc = {};
+#pragma unroll
+            for (int i = 0; i < Own; ++i) {
+#pragma unroll
+                for (int n = 0; n < Numbers; ++n) {
+                    const Number g = add_scaled(lane.carried[i][n], c_now[n], dy[i][t]);
+                    const Number w = left[t][i][n];
+                    const Number of_exponent = product(g, conjugate(w));
+                    s[i][t] = add_inner(s[i][t], g, b_now[n]);
+                    r[i][t] = add_inner(r[i][t], of_exponent, lane.a[i][n]);
+                    lane.da[i][n] = add_scaled(lane.da[i][n], of_exponent, delta[i][t]);
+                    db[n] = add_scaled(db[n], g, x[i][t]);
+                    dc[n] = add_scaled(dc[n], add_scaled(w, b_now[n], x[i][t]), dy[i][t]);
+                    lane.carried[i][n] = product(conjugate(decays[t][i][n]), g);
+                }
+            }
+            if constexpr (Of == Source::Any) {
+#pragma unroll
+                for (int n = 0; n < Numbers; ++n) {
+                    lane.db[n] = add_scaled(lane.db[n], db[n], 1.f);
+                    lane.dc[n] = add_scaled(lane.dc[n], dc[n], 1.f);
+                }
+            }
+            if (params.of_steps != nullptr) {
+                sum_channels(smem, share, t, db, dc);
+            }
+        }
+        __syncwarp();  // all lanes of a channel have read its steps, before results take their places
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            put_sum(share, places[i][0], y[i]);
+            put_sum(share, places[i][1], s[i]);
+            put_sum(share, places[i][2], r[i]);
+        }
+    }
+
+    // Writes the sums of the channel's lanes, a step each.
+    __device__ __forceinline__ static void put_sum(const Share& share, float* to, Steps& x) {
+        sum_lanes<Lanes / 2, 1>(x, share.lane);
+        constexpr int kWriters = Lanes / Depth;  // lanes that hold the same sum
+        if (share.part % kWriters == 0) {
+            to[share.part / kWriters] = x[0];
+        }
+    }
+
+    // Adds dB and dC of the channels that lie side by side in the warp, and keeps the sums.
+    __device__ __forceinline__ static void sum_channels(Smem& smem, const Share& share, int t,
+                                                        const typename Share::Values& db,
+                                                        const typename Share::Values& dc) {
+        constexpr int kAll = 2 * Share::kOwnFloats;
+        constexpr int kKept = kAll / kRows;  // of a lane
+        static_assert(kAll % kRows == 0, "each lane keeps a part of the sums");
+        typename Share::Floats of_b;
+        typename Share::Floats of_c;
+        to_floats<Number, Numbers>(of_b, db);
+        to_floats<Number, Numbers>(of_c, dc);
+        float sums[kAll];
+#pragma unroll
+        for (int i = 0; i < Share::kOwnFloats; ++i) {
+            sums[i] = of_b[i];
+            sums[Share::kOwnFloats + i] = of_c[i];
+        }
+        if constexpr (kRows > 1) {
+            sum_lanes<16, Lanes>(sums, share.lane);
+        }
+        const int first = share.lane / Lanes * kKept;
+        constexpr int kWidth = kKept < 4 ? kKept : 4;
+#pragma unroll
+        for (int i = 0; i < kKept; i += kWidth) {
+            const int side = (first + i) / Share::kOwnFloats;
+            float* to = &smem.sums[warp_of_block()][t][side]
+                                  [share.state((first + i) % Share::kOwnFloats)];
+            if constexpr (kWidth == 4) {
+                *reinterpret_cast<float4*>(to) =
+                    make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+            } else {
+#pragma unroll
+                for (int j = 0; j < kWidth; ++j) {
+                    to[j] = sums[i + j];
+                }
+            }
+        }
+    }
+
+    // Adds dB and dC of a part's steps over the block's warps, and stores them.
+    __device__ __forceinline__ static void store_sums(const BackwardParams& params,
+                                                      const Smem& smem, const Chunk& chunk,
+                                                      const Place& place, int tile, int at) {
+        const Scan& scan = params.scan;
+        const int blocks = static_cast<int>(gridDim.x) / scan.sequences;
+        const int block = static_cast<int>(blockIdx.x) % blocks;
+        const bool vector = scan.states % 4 == 0;
+        for (int i = thread_of_block(); i < Depth * 2 * kStates / 4; i += kThreads) {
+            const int state = 4 * i % kStates;
+            const int side = 4 * i / kStates % 2;
+            const int step_of_part = 4 * i / (2 * kStates);
+            const int position = at + step_of_part;
+            const int step =
+                tile * chunk.steps() + (scan.reverse ? chunk.steps() - 1 - position : position);
+            if (state >= scan.states || !place.holds(step)) {
+                continue;
+            }
+            float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+            for (int warp = 0; warp < kWarps; ++warp) {
+                const float4 x = *reinterpret_cast<const float4*>(
+                    &smem.sums[warp][step_of_part][side][state]);
+                sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+            }
+            float* to = params.of_steps +
+                        (((int64_t{place.batch} * blocks + block) * scan.seqlen + step) * 2 + side) *
+                            scan.states +
+                        state;
+            if (vector) {
+                *reinterpret_cast<float4*>(to) = sum;
+            } else {
+                const float all[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    if (state + j < scan.states) {
+                        to[j] = all[j];
+                    }
+                }
+            }
+        }
+    }
+
+    // The gradients of the tile's elements; the terms of D and delta_bias take the places of s and r.
+    __device__ __forceinline__ static void finish(const BackwardParams& params, Smem& smem,
+                                                  const Chunk& chunk, const Place& place,
+                                                  int tile) {
+        const Scan& scan = params.scan;
+        if (!chunk.carries) {
+            return;
+        }
+        const auto range = chunk.range(tile, place.start, place.end, place.channels);
+        float u[kMaxElements];
+        float dout[kMaxElements];
+        float ungated[kMaxElements];  // y, and then dz
+        float s[kMaxElements];        // and then du
+        float r[kMaxElements];        // and then ddelta
+        float of_skip[kMaxElements] = {};
+        float of_bias[kMaxElements] = {};
+        float delta[kMaxElements];
+        float z[kMaxElements] = {};
+        chunk.load(u, smem.raw_u);
+        chunk.load(dout, smem.raw_dout);
+        chunk.load(delta, smem.raw_delta);
+        if (scan.z.at != nullptr) {
+            chunk.load(z, smem.raw_z);
+        }
+        chunk.get(ungated, smem.delta);
+        chunk.get(s, smem.x);
+        chunk.get(r, smem.dy);
+#pragma unroll
+        for (int i = 0; i < kMaxElements; ++i) {
+            if (i < chunk.elements()) {
+                const int channel = chunk.channel_of(i);
+                const float skip = smem.weights.skip[channel];
+                const float biased = delta[i] + smem.weights.delta_bias[channel];
+                const float size = scan.softplus ? softplus(biased) : biased;
+                float dy = dout[i];
+                if (scan.z.at != nullptr) {
+                    const float gate = sigmoid(z[i]);
+                    const float y = fmaf(skip, u[i], ungated[i]);
+                    ungated[i] = dout[i] * y * silu_derivative(z[i], gate);
+                    dy *= z[i] * gate;
+                }
+                const float of_size = fmaf(u[i], s[i], r[i]);
+                s[i] = fmaf(size, s[i], skip * dy);
+                r[i] = scan.softplus ? of_size * sigmoid(biased) : of_size;
+                const bool valid = chunk.within(range, i);
+                of_skip[i] = valid ? dy * u[i] : 0.f;
+                of_bias[i] = valid ? r[i] : 0.f;
+            }
+        }
+        chunk.store(params.du, s, range, place, tile);
+        chunk.store(params.ddelta, r, range, place, tile);
+        if (params.dz.at != nullptr) {
+            chunk.store(params.dz, ungated, range, place, tile);
+        }
+        chunk.put(smem.x, of_skip);
+        chunk.put(smem.dy, of_bias);
+    }
+
+    // The sum over a tile's steps of a term of D, for the first threads, or of delta_bias, for as many
+    // that follow.
+    __device__ __forceinline__ static float sum_of_channel(Smem& smem, const Chunk& chunk) {
+        const int thread = thread_of_block();
+        float sum = 0.f;
+        if (thread < 2 * Channels) {
+            auto& terms = thread < Channels ? smem.x : smem.dy;
+            const float* row = terms.row(thread % Channels, chunk.steps());
+            for (int at = 0; at < chunk.steps(); at += 4) {
+                const float4 four = *reinterpret_cast<const float4*>(row + at);
+                sum += (four.x + four.y) + (four.z + four.w);
+            }
+        }
+        return sum;
+    }
+
+    // What the segment's steps give to the gradients of all that belongs to channels.
+    __device__ __forceinline__ static void store_channels(const BackwardParams& params,
+                                                          const Share& share, const Place& place,
+                                                          const Lane& lane, float channel_sum) {
+        const Scan& scan = params.scan;
+        const int64_t first = place.row_of_segment(place.segment) + place.channel;
+        const int64_t rows = int64_t{scan.sequences} * scan.segments * scan.dim;
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            const int own = channel_of(i);
+            if (own >= place.channels) {
+                continue;
+            }
+            typename Share::Values da;
+#pragma unroll
+            for (int n = 0; n < Numbers; ++n) {
+                da[n] = scaled(lane.da[i][n], kLn2);  // step sizes were in units of log2(e)
+            }
+            float* to = params.of_states + (first + own) * scan.states;
+            share.store(to, da, scan.states);
+            if constexpr (Of == Source::Any) {
+                share.store(to + rows * scan.states, lane.db, scan.states);
+                share.store(to + 2 * rows * scan.states, lane.dc, scan.states);
+            }
+            if (place.segment == 0) {
+                share.store(params.dinitial_state, lane.carried[i], place.sequence,
+                            place.channel + own, true, scan.states);
+            }
+        }
+        const int thread = thread_of_block();
+        const int channel = thread % Channels;
+        if (thread < 2 * Channels && channel < place.channels) {
+            params.of_channels[thread / Channels * rows + first + channel] = channel_sum;
+        }
+    }
+};
+
+}  // namespace seqmix::selective_scan
