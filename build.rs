@@ -293,13 +293,15 @@ fn stub(unit: &Unit) -> String {
             threads,
             shared_bytes,
         } = entry;
-        let cpp = params.cpp;
-        assert(format!("sizeof({cpp}) == {}", params.bytes), cpp);
-        for (field, offset) in params.fields {
-            assert(
-                format!("offsetof({cpp}, {field}) == {offset}"),
-                &format!("{cpp}::{field}"),
-            );
+        for structure in params.parts.iter().chain([params]) {
+            let cpp = structure.cpp;
+            assert(format!("sizeof({cpp}) == {}", structure.bytes), cpp);
+            for (field, offset) in structure.fields {
+                assert(
+                    format!("offsetof({cpp}, {field}) == {offset}"),
+                    &format!("{cpp}::{field}"),
+                );
+            }
         }
         // in parentheses: the instance holds commas
         assert(
@@ -313,11 +315,12 @@ fn stub(unit: &Unit) -> String {
         kernels.push_str(&format!(
             "\n\
              extern \"C\" __global__ void __launch_bounds__({threads})\n\
-             {name}(const __grid_constant__ {cpp} params) {{\n    \
+             {name}(const __grid_constant__ {} params) {{\n    \
                  using Kernel = {instance};\n    \
                  extern __shared__ __align__(128) unsigned char smem[];\n    \
                  Kernel::run(params, *reinterpret_cast<Kernel::Smem*>(smem));\n\
-             }}\n"
+             }}\n",
+            params.cpp
         ));
     }
     cu + &kernels

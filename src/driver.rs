@@ -54,6 +54,10 @@ fn probe(libraries: &[&str]) -> Result<()> {
     })
 }
 
+/// The oldest compute capability, times ten, that has the kernels' instructions (cp.async, mma of
+/// bfloat16).
+const OLDEST: i32 = 80;
+
 /// What plans need to know of a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Device {
@@ -68,8 +72,16 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn of(ctx: &CudaContext) -> Result<Self> {
+    /// The device of `ctx`, if the kernels of `op` can run on it.
+    pub(crate) fn of(op: &'static str, ctx: &CudaContext) -> Result<Self> {
         let (major, minor) = ctx.compute_capability()?;
+        if 10 * major + minor < OLDEST {
+            return Err(Error::Unsupported {
+                op,
+                request: format!("a GPU of compute capability {major}.{minor}"),
+                available: "support from 8.0 on".into(),
+            });
+        }
         let attribute = |attribute| -> Result<usize> {
             Ok(usize::try_from(ctx.attribute(attribute)?).unwrap_or(0))
         };
@@ -83,11 +95,6 @@ impl Device {
             )?,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         })
-    }
-
-    /// The compute capability as it is usually written: 8.0.
-    pub(crate) fn dotted(&self) -> String {
-        format!("{}.{}", self.capability / 10, self.capability % 10)
     }
 }
 

@@ -148,12 +148,13 @@ impl<'a> Launch<'a> {
         Ok(address)
     }
 
-    /// Ends a launch whose problem has no element to compute, after the same check of its tensors.
-    pub(crate) fn nothing(self) -> Result<()> {
+    /// Checks that nothing that is written overlaps anything else: all that is left to do where there is
+    /// no element to compute.
+    pub(crate) fn check(&self) -> Result<()> {
         disjoint(self.op, &self.regions)
     }
 
-    /// Queues the kernel.
+    /// Queues a kernel; a launch of several kernels queues one after the other.
     ///
     /// # Errors
     /// An output overlaps another tensor, the grid is too large, or the driver refuses.
@@ -162,12 +163,12 @@ impl<'a> Launch<'a> {
     /// With `params`, every block of `grid` must access only elements that the tensors given to
     /// [`Self::read`] and [`Self::write`] can reach, and write only the latter.
     pub(crate) unsafe fn run<P: DeviceRepr>(
-        self,
+        &self,
         kernel: &Kernel<P>,
         grid: [usize; 3],
         params: &P,
     ) -> Result<()> {
-        disjoint(self.op, &self.regions)?;
+        self.check()?;
         let grid_dim = grid_dim(self.op, grid)?;
         let config = LaunchConfig {
             grid_dim,
@@ -178,7 +179,7 @@ impl<'a> Launch<'a> {
         launch.arg(params);
         // SAFETY: `Kernel<P>` ties the function to the struct that it takes (the stub asserts its
         // layout); that the kernel stays within the tensors is this function's own condition; the
-        // guards in `self` live until the kernel is queued.
+        // guards in `self` outlive this call.
         unsafe { launch.launch(config) }?;
         Ok(())
     }

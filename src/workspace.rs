@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
 
 use crate::error::{Error, Result};
+use crate::tensor::TensorMut;
 
 /// Scratch memory that operations use and never allocate themselves.
 ///
@@ -55,18 +56,60 @@ impl Workspace {
         Ok(())
     }
 
-    /// The first `bytes` bytes, 256-byte aligned, with whatever the last user left there.
+    /// All of it, for one call.
+    pub(crate) fn scratch(&mut self) -> Scratch<'_> {
+        Scratch(self.memory.as_mut().map(CudaSlice::as_view_mut))
+    }
+}
+
+/// What a call has of a [`Workspace`], with whatever the last user left there. It begins at a multiple
+/// of 256 bytes.
+pub(crate) struct Scratch<'a>(Option<CudaViewMut<'a, u8>>);
+
+impl Scratch<'_> {
+    fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, CudaViewMut::len)
+    }
+
+    /// The first `bytes` bytes; none if there is no memory at all and none is asked for.
     ///
     /// # Errors
     /// [`Error::Workspace`] if fewer are reserved.
-    pub fn get(&mut self, bytes: usize) -> Result<CudaViewMut<'_, u8>> {
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<Option<TensorMut<'_, u8, 1>>> {
+        if bytes == 0 {
+            return Ok(None);
+        }
         let reserved = self.bytes();
-        self.memory
+        let view = self
+            .0
             .as_mut()
-            .and_then(|memory| memory.try_slice_mut(..bytes))
-            .ok_or(Error::Workspace {
-                needed: bytes,
-                reserved,
-            })
+            .and_then(|memory| memory.try_slice_mut(..bytes));
+        let view = view.ok_or(Error::Workspace {
+            needed: bytes,
+            reserved,
+        })?;
+        TensorMut::contiguous(view, [bytes]).map(Some)
+    }
+
+    /// The first `bytes` bytes and the rest, of at least `needed` in all.
+    ///
+    /// # Errors
+    /// [`Error::Workspace`] if fewer are reserved.
+    pub(crate) fn split(
+        &mut self,
+        needed: usize,
+        bytes: usize,
+    ) -> Result<(CudaViewMut<'_, u8>, Scratch<'_>)> {
+        let reserved = self.bytes();
+        let error = Error::Workspace { needed, reserved };
+        if reserved < needed {
+            return Err(error);
+        }
+        let parts = self
+            .0
+            .as_mut()
+            .and_then(|memory| memory.try_split_at_mut(bytes));
+        let (first, rest) = parts.ok_or(error)?;
+        Ok((first, Scratch(Some(rest))))
     }
 }

@@ -3,20 +3,19 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use criterion::Criterion;
-use half::{bf16, f16};
 use seqmix::Tensor;
 use seqmix::attention::{Attention, Bias, Config, Forward, Mask};
-use seqmix::cudarc::driver::{CudaContext, CudaStream};
+use seqmix::cudarc::driver::CudaStream;
 use seqmix::reference::attention as reference;
 
+use crate::bench::{self, Work};
 use crate::measure::Verdict;
 use crate::naive::{Narrow, bound, lse_bound};
-use crate::support::{CudaTime, Gpu, Work, numbers, print_counters};
+use crate::support::numbers;
 
 /// A problem with as many keys as queries.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(crate) struct Shape {
     batch: usize,
     seq: usize,
     heads: usize,
@@ -25,8 +24,57 @@ struct Shape {
     mask: Mask,
 }
 
-impl Shape {
-    fn id<T: Narrow>(&self) -> String {
+impl bench::Shape for Shape {
+    type Op = Attention;
+    type Problem<T: Narrow> = Problem<T>;
+    const CALL: &'static str = "attention/forward";
+
+    /// 16 thousand positions of width 2048, and fewer heads of keys than of queries as models have them.
+    fn timed() -> Vec<Self> {
+        let mut shapes = Vec::new();
+        for (head_dim, mask) in [64, 128, 256]
+            .into_iter()
+            .flat_map(|dim| [(dim, Mask::Full), (dim, Mask::Causal)])
+        {
+            for seq in [1024, 4096, 16384] {
+                let heads = 2048 / head_dim;
+                shapes.push(Self {
+                    batch: 16384 / seq,
+                    seq,
+                    heads,
+                    heads_kv: heads,
+                    head_dim,
+                    mask,
+                });
+            }
+        }
+        shapes.push(Self {
+            batch: 2,
+            seq: 4096,
+            heads: 32,
+            heads_kv: 8,
+            head_dim: 128,
+            mask: Mask::Causal,
+        });
+        shapes
+    }
+
+    fn counted() -> Vec<Self> {
+        let dims = [32, 64, 96, 128, 160, 192, 256].into_iter();
+        dims.flat_map(|head_dim| {
+            [Mask::Full, Mask::Causal].map(|mask| Self {
+                batch: 1,
+                seq: 256,
+                heads: 2,
+                heads_kv: 1,
+                head_dim,
+                mask,
+            })
+        })
+        .collect()
+    }
+
+    fn name(&self) -> String {
         let Self {
             batch,
             seq,
@@ -36,10 +84,7 @@ impl Shape {
             mask,
         } = self;
         let mask = format!("{mask:?}").to_lowercase();
-        format!(
-            "attention/forward/{}/b{batch}_s{seq}_h{heads}_kv{heads_kv}_d{head_dim}_{mask}",
-            T::DTYPE.name()
-        )
+        format!("b{batch}_s{seq}_h{heads}_kv{heads_kv}_d{head_dim}_{mask}")
     }
 
     fn work(&self) -> Work {
@@ -65,134 +110,16 @@ impl Shape {
             bytes: (2 * elements + 4 * lse) as u64,
         }
     }
-}
 
-/// 16 thousand positions of width 2048, and fewer keys than queries heads as models have them.
-fn shapes() -> Vec<Shape> {
-    let mut shapes = Vec::new();
-    for (head_dim, mask) in [64, 128, 256]
-        .into_iter()
-        .flat_map(|dim| [(dim, Mask::Full), (dim, Mask::Causal)])
-    {
-        for seq in [1024, 4096, 16384] {
-            let heads = 2048 / head_dim;
-            shapes.push(Shape {
-                batch: 16384 / seq,
-                seq,
-                heads,
-                heads_kv: heads,
-                head_dim,
-                mask,
-            });
-        }
-    }
-    shapes.push(Shape {
-        batch: 2,
-        seq: 4096,
-        heads: 32,
-        heads_kv: 8,
-        head_dim: 128,
-        mask: Mask::Causal,
-    });
-    shapes
-}
-
-/// Times every shape.
-pub(crate) fn forward(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-) -> Result<(), Box<dyn Error>> {
-    let attention = Attention::new(&gpu.context)?;
-    for shape in shapes() {
-        bench::<f16>(criterion, gpu, &attention, shape)?;
-        bench::<bf16>(criterion, gpu, &attention, shape)?;
-    }
-    Ok(())
-}
-
-fn bench<T: Narrow>(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-    attention: &Attention,
-    shape: Shape,
-) -> Result<(), Box<dyn Error>> {
-    let id = shape.id::<T>();
-    let mut problem = Problem::<T>::new(shape, &gpu.stream)?;
-    problem.queue(attention, &gpu.stream)?;
-    problem
-        .verify(&gpu.stream)
-        .map_err(|why| format!("{id}: {why}"))?;
-    gpu.bench(criterion, &id, shape.work(), || {
-        Ok(problem.queue(attention, &gpu.stream)?)
-    });
-    Ok(())
-}
-
-/// Runs small shapes of every kernel once on the emulator and prints its counters: those whose id
-/// contains `filter`.
-pub(crate) fn count_forward(
-    context: &Arc<CudaContext>,
-    filter: &str,
-) -> Result<(), Box<dyn Error>> {
-    let attention = Attention::new(context)?;
-    let stream = context.default_stream();
-    for head_dim in [32, 64, 96, 128, 160, 192, 256] {
-        for mask in [Mask::Full, Mask::Causal] {
-            let shape = Shape {
-                batch: 1,
-                seq: 256,
-                heads: 2,
-                heads_kv: 1,
-                head_dim,
-                mask,
-            };
-            count::<f16>(&attention, &stream, shape, filter)?;
-            count::<bf16>(&attention, &stream, shape, filter)?;
-        }
-    }
-    Ok(())
-}
-
-fn count<T: Narrow>(
-    attention: &Attention,
-    stream: &Arc<CudaStream>,
-    shape: Shape,
-    filter: &str,
-) -> Result<(), Box<dyn Error>> {
-    let id = shape.id::<T>();
-    if !id.contains(filter) {
-        return Ok(());
-    }
-    let mut problem = Problem::<T>::new(shape, stream)?;
-    problem.queue(attention, stream)?;
-    problem
-        .verify(stream)
-        .map_err(|why| format!("{id}: {why}"))?;
-    print_counters(&id);
-    Ok(())
-}
-
-/// A problem on the device.
-struct Problem<T> {
-    shape: Shape,
-    q: Tensor<T, 4>,
-    k: Tensor<T, 4>,
-    v: Tensor<T, 4>,
-    out: Tensor<T, 4>,
-    lse: Tensor<f32, 3>,
-    host: [Vec<T>; 3],
-}
-
-impl<T: Narrow> Problem<T> {
-    fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
-        let Shape {
+    fn problem<T: Narrow>(self, stream: &Arc<CudaStream>) -> Result<Problem<T>, Box<dyn Error>> {
+        let Self {
             batch,
             seq,
             heads,
             heads_kv,
             head_dim,
             ..
-        } = shape;
+        } = self;
         let (shape_q, shape_k) = (
             [batch, seq, heads, head_dim],
             [batch, seq, heads_kv, head_dim],
@@ -202,8 +129,8 @@ impl<T: Narrow> Problem<T> {
             numbers(2, shape_k.iter().product()),
             numbers(3, shape_k.iter().product()),
         ];
-        Ok(Self {
-            shape,
+        Ok(Problem {
+            shape: self,
             q: Tensor::from_host(stream, &host[0], shape_q)?,
             k: Tensor::from_host(stream, &host[1], shape_k)?,
             v: Tensor::from_host(stream, &host[2], shape_k)?,
@@ -212,12 +139,23 @@ impl<T: Narrow> Problem<T> {
             host,
         })
     }
+}
 
-    fn queue(
-        &mut self,
-        attention: &Attention,
-        stream: &Arc<CudaStream>,
-    ) -> Result<(), seqmix::Error> {
+/// A problem on the device.
+pub(crate) struct Problem<T> {
+    shape: Shape,
+    q: Tensor<T, 4>,
+    k: Tensor<T, 4>,
+    v: Tensor<T, 4>,
+    out: Tensor<T, 4>,
+    lse: Tensor<f32, 3>,
+    host: [Vec<T>; 3],
+}
+
+impl<T: Narrow> bench::Problem for Problem<T> {
+    type Op = Attention;
+
+    fn queue(&mut self, op: &Attention, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
         let tensors = Forward {
             q: self.q.view(),
             k: self.k.view(),
@@ -230,7 +168,7 @@ impl<T: Narrow> Problem<T> {
             mask: self.shape.mask,
             ..Config::default()
         };
-        attention.forward(stream, config, tensors)
+        Ok(op.forward(stream, config, tensors)?)
     }
 
     /// Compares a few rows of the first and the last head with the reference, which would take minutes for all.

@@ -3,31 +3,116 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use criterion::Criterion;
-use half::{bf16, f16};
-use seqmix::Tensor;
-use seqmix::cudarc::driver::{CudaContext, CudaStream};
+use half::bf16;
+use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::{Config, Gemm, Multiply};
 use seqmix::reference::gemm as reference;
+use seqmix::{TensorMut, TensorRef};
 
-use crate::measure::Verdict;
+use crate::bench::{self, Problem as _, Shape as _, Spread, Work};
+use crate::cublas::Cublas;
+use crate::measure::{Bound, Verdict};
 use crate::naive::{Narrow, bound};
-use crate::support::{CudaTime, Gpu, Work, numbers, print_counters};
+use crate::support::{Gpu, numbers};
+
+/// What multiplies: this crate, and cuBLAS where there is one.
+pub(crate) struct Ops {
+    gemm: Gemm,
+    cublas: Option<Cublas>,
+}
+
+/// Runs of the large product, of which the median counts.
+const RUNS: usize = 50;
+
+impl Ops {
+    pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self, Box<dyn Error>> {
+        Ok(Self {
+            gemm: Gemm::new(context)?,
+            cublas: None,
+        })
+    }
+
+    /// Compares with cuBLAS from now on, if it was found; a line that says so.
+    pub(crate) fn compare_with(&mut self, found: Result<Cublas, Box<dyn Error>>) -> String {
+        match found {
+            Ok(cublas) => {
+                let line = format!("products are compared with {}", cublas.name);
+                self.cublas = Some(cublas);
+                line
+            }
+            Err(why) => format!("products are compared with nothing: {why}"),
+        }
+    }
+
+    /// Operations per second of a product that fills every GPU: by cuBLAS, or else by this crate.
+    pub(crate) fn roofline(&self, gpu: &Gpu) -> Result<f64, Box<dyn Error>> {
+        let shape = Shape {
+            m: 8192,
+            n: 8192,
+            k: 8192,
+            tile: None,
+        };
+        let mut problem = shape.problem::<bf16>(&gpu.stream)?;
+        let mut run = |_| {
+            gpu.time(|| match self.cublas {
+                Some(_) => problem.queue_rival(self, &gpu.stream).map(drop),
+                None => problem.queue(self, &gpu.stream),
+            })
+        };
+        let seconds = (0..RUNS).map(&mut run).collect::<Result<_, _>>()?;
+        let spread = Spread::of(seconds).ok_or("no run")?;
+        Ok(shape.work().operations as f64 / spread.median)
+    }
+}
 
 /// A linear layer: `x [m, k]` times the transpose of weights `[n, k]`.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(crate) struct Shape {
     m: usize,
     n: usize,
     k: usize,
     tile: Option<(usize, usize)>,
 }
 
-impl Shape {
-    fn id<T: Narrow>(&self) -> String {
+impl bench::Shape for Shape {
+    type Op = Ops;
+    type Problem<T: Narrow> = Problem<T>;
+    const CALL: &'static str = "gemm/multiply";
+
+    /// Squares, and the projections of Llama 3 8B for one token to a long prompt.
+    fn timed() -> Vec<Self> {
+        let squares = [1024, 2048, 4096, 8192].map(|size| (size, size, size));
+        let projections = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
+        let tokens = [1, 16, 512, 8192].into_iter();
+        let layers = tokens.flat_map(|m| projections.map(|(n, k)| (m, n, k)));
+        let shape = |(m, n, k)| Self {
+            m,
+            n,
+            k,
+            tile: None,
+        };
+        squares.into_iter().chain(layers).map(shape).collect()
+    }
+
+    /// Each tile. The difference of the two depths is the main loop.
+    fn counted() -> Vec<Self> {
+        let tiles = [(128, 256), (128, 128), (64, 64), (32, 64)].into_iter();
+        tiles
+            .flat_map(|tile| {
+                [256, 1280].map(|k| Self {
+                    m: 256,
+                    n: 512,
+                    k,
+                    tile: Some(tile),
+                })
+            })
+            .collect()
+    }
+
+    fn name(&self) -> String {
         let Self { m, n, k, tile } = self;
         let tile = tile.map_or(String::new(), |(m, n)| format!("_tile{m}x{n}"));
-        format!("gemm/multiply/{}/m{m}_n{n}_k{k}{tile}", T::DTYPE.name())
+        format!("m{m}_n{n}_k{k}{tile}")
     }
 
     fn work(&self) -> Work {
@@ -37,138 +122,105 @@ impl Shape {
             bytes: 2 * (m * k + k * n + m * n) as u64,
         }
     }
-}
 
-/// Squares, and the projections of Llama 3 8B for one token to a long prompt.
-fn shapes() -> Vec<Shape> {
-    let squares = [1024, 2048, 4096, 8192].map(|size| (size, size, size));
-    let projections = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
-    let tokens = [1, 16, 512, 8192].into_iter();
-    let layers = tokens.flat_map(|m| projections.map(|(n, k)| (m, n, k)));
-    let shape = |(m, n, k)| Shape {
-        m,
-        n,
-        k,
-        tile: None,
-    };
-    squares.into_iter().chain(layers).map(shape).collect()
-}
-
-/// Times every shape.
-pub(crate) fn multiply(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-) -> Result<(), Box<dyn Error>> {
-    let gemm = Gemm::new(&gpu.context)?;
-    for shape in shapes() {
-        bench::<f16>(criterion, gpu, &gemm, shape)?;
-        bench::<bf16>(criterion, gpu, &gemm, shape)?;
+    fn problem<T: Narrow>(self, stream: &Arc<CudaStream>) -> Result<Problem<T>, Box<dyn Error>> {
+        let Self { m, n, k, .. } = self;
+        let host = [numbers(1, m * k), numbers(2, n * k)];
+        Ok(Problem {
+            shape: self,
+            x: stream.clone_htod(&host[0])?,
+            weight: stream.clone_htod(&host[1])?,
+            y: stream.alloc_zeros(m * n)?,
+            y_rival: None,
+            host,
+        })
     }
-    Ok(())
-}
-
-fn bench<T: Narrow>(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-    gemm: &Gemm,
-    shape: Shape,
-) -> Result<(), Box<dyn Error>> {
-    let id = shape.id::<T>();
-    let mut problem = Problem::<T>::new(shape, &gpu.stream)?;
-    problem.queue(gemm, &gpu.stream)?;
-    problem
-        .verify(&gpu.stream)
-        .map_err(|why| format!("{id}: {why}"))?;
-    gpu.bench(criterion, &id, shape.work(), || {
-        Ok(problem.queue(gemm, &gpu.stream)?)
-    });
-    Ok(())
-}
-
-/// Runs each tile on a small shape once on the emulator and prints its counters: those whose id
-/// contains `filter`. The difference of the two depths is the main loop.
-pub(crate) fn count_multiply(
-    context: &Arc<CudaContext>,
-    filter: &str,
-) -> Result<(), Box<dyn Error>> {
-    let gemm = Gemm::new(context)?;
-    let stream = context.default_stream();
-    for tile in [(128, 256), (128, 128), (64, 64), (32, 64)] {
-        for k in [256, 1280] {
-            let shape = Shape {
-                m: 256,
-                n: 512,
-                k,
-                tile: Some(tile),
-            };
-            count::<f16>(&gemm, &stream, shape, filter)?;
-            count::<bf16>(&gemm, &stream, shape, filter)?;
-        }
-    }
-    Ok(())
-}
-
-fn count<T: Narrow>(
-    gemm: &Gemm,
-    stream: &Arc<CudaStream>,
-    shape: Shape,
-    filter: &str,
-) -> Result<(), Box<dyn Error>> {
-    let id = shape.id::<T>();
-    if !id.contains(filter) {
-        return Ok(());
-    }
-    let mut problem = Problem::<T>::new(shape, stream)?;
-    problem.queue(gemm, stream)?;
-    problem
-        .verify(stream)
-        .map_err(|why| format!("{id}: {why}"))?;
-    print_counters(&id);
-    Ok(())
 }
 
 /// A problem on the device.
-struct Problem<T> {
+pub(crate) struct Problem<T> {
     shape: Shape,
-    x: Tensor<T, 3>,
-    weight: Tensor<T, 3>,
-    y: Tensor<T, 3>,
+    x: CudaSlice<T>,
+    weight: CudaSlice<T>,
+    y: CudaSlice<T>,
+    /// What cuBLAS returns.
+    y_rival: Option<CudaSlice<T>>,
     host: [Vec<T>; 2],
 }
 
 impl<T: Narrow> Problem<T> {
-    fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
-        let Shape { m, n, k, .. } = shape;
-        let host = [numbers(1, m * k), numbers(2, n * k)];
-        Ok(Self {
-            shape,
-            x: Tensor::from_host(stream, &host[0], [1, m, k])?,
-            weight: Tensor::from_host(stream, &host[1], [1, n, k])?,
-            y: Tensor::zeros(stream, [1, m, n])?,
-            host,
-        })
-    }
-
-    fn queue(&mut self, gemm: &Gemm, stream: &Arc<CudaStream>) -> Result<(), seqmix::Error> {
+    /// The one place that knows how a call of this crate looks.
+    fn multiply(&mut self, op: &Ops, stream: &Arc<CudaStream>) -> seqmix::Result<()> {
+        let Shape { m, n, k, tile } = self.shape;
         let tensors = Multiply {
-            a: self.x.view(),
-            b: self.weight.view().transposed(),
+            a: TensorRef::contiguous(self.x.as_view(), [1, m, k])?,
+            b: TensorRef::contiguous(self.weight.as_view(), [1, n, k])?.transposed(),
             c: None,
             bias: None,
             residual: None,
-            d: self.y.view_mut(),
+            d: TensorMut::contiguous(self.y.as_view_mut(), [1, m, n])?,
         };
         let config = Config {
-            tile: self.shape.tile,
+            tile,
             ..Config::default()
         };
-        gemm.multiply(stream, config, tensors)
+        op.gemm.multiply(stream, config, tensors)
+    }
+}
+
+impl<T: Narrow> bench::Problem for Problem<T> {
+    type Op = Ops;
+
+    fn queue(&mut self, op: &Ops, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
+        Ok(self.multiply(op, stream)?)
+    }
+
+    fn queue_rival(
+        &mut self,
+        op: &Ops,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Option<&'static str>, Box<dyn Error>> {
+        let Some(cublas) = &op.cublas else {
+            return Ok(None);
+        };
+        let Shape { m, n, k, .. } = self.shape;
+        let y = match &mut self.y_rival {
+            Some(y) => y,
+            none => none.insert(stream.alloc_zeros(m * n)?),
+        };
+        cublas.linear([m, n, k], &self.x, &self.weight, y)?;
+        Ok(Some("cuBLAS"))
+    }
+
+    /// The two round the same sums, added in different orders: each is off by one rounding at most.
+    fn verify_rival(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
+        let ours = stream.clone_dtoh(&self.y)?;
+        let theirs = stream.clone_dtoh(self.y_rival.as_ref().ok_or("cuBLAS did not run")?)?;
+        let n = self.shape.n;
+        // a row at a time: widened, the largest results would take gigabytes
+        for (row, (ours, theirs)) in ours.chunks(n).zip(theirs.chunks(n)).enumerate() {
+            let widen = |x: &[T]| -> Vec<f64> { x.iter().map(|&x| x.into()).collect() };
+            let (ours, theirs) = (widen(ours), widen(theirs));
+            let largest = theirs
+                .iter()
+                .fold(0.0_f64, |largest, x| largest.max(x.abs()));
+            let within = Bound {
+                max_abs: 2.0 * T::UNIT * largest,
+                rel_l2: Some(2.0 * T::UNIT),
+                row_rel_l2: None,
+            };
+            let verdict = Verdict::of(&ours, &theirs, n, within);
+            if !verdict.pass() {
+                return Err(format!("row {row}: {verdict}").into());
+            }
+        }
+        Ok(())
     }
 
     /// Compares some elements of a few rows with the reference, which would take minutes for all.
     fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
         let Shape { m, n, k, .. } = self.shape;
-        let y = self.y.to_host(stream)?;
+        let y = stream.clone_dtoh(&self.y)?;
         let columns = [0, n / 3, n - 1];
         for row in [0, m / 2, m - 1] {
             let line = |x: &[T], at: usize| -> Vec<f64> {
@@ -188,7 +240,7 @@ impl<T: Narrow> Problem<T> {
                 b: &b,
                 ..reference::Multiply::default()
             };
-            let (expected, naive) = (one.run()?, one.run_rounded(T::round)?);
+            let (expected, naive) = (one.run()?.d, one.run_rounded(T::round)?.d);
             let found = columns.map(|column| y[row * n + column].into());
             let within = bound::<T>(&expected, &naive, columns.len())?;
             let verdict = Verdict::of(&found, &expected, columns.len(), within);

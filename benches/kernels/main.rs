@@ -11,6 +11,8 @@ mod measure;
 mod naive;
 
 mod attention;
+mod bench;
+mod cublas;
 mod gemm;
 mod support;
 
@@ -18,15 +20,23 @@ use std::error::Error;
 use std::time::Duration;
 
 use cuda_emulator::Driver;
+use seqmix::attention::Attention;
+
+use cublas::Cublas;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (context, driver) = device::open()?;
+    let attention = Attention::new(&context)?;
+    let mut gemm = gemm::Ops::new(&context)?;
     match driver {
         Driver::Cuda => {
-            let gpu = support::Gpu::new(&context)?;
+            let mut gpu = support::Gpu::new(&context)?;
+            println!("{}", gemm.compare_with(Cublas::open(&gpu.stream)));
+            gpu.multiplied = gemm.roofline(&gpu)?;
             println!(
-                "roofline of this run: {:.0} GB/s copied, read and written",
-                gpu.copied / 1e9
+                "roofline of this run: {:.0} GB/s copied, read and written; {:.0} TFLOP/s in a large product",
+                gpu.copied / 1e9,
+                gpu.multiplied / 1e12,
             );
             // A GPU repeats itself: two seconds of calls tell as much as five.
             let mut criterion = criterion::Criterion::default()
@@ -35,16 +45,17 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .warm_up_time(Duration::from_secs(1))
                 .measurement_time(Duration::from_secs(2))
                 .configure_from_args();
-            attention::forward(&mut criterion, &gpu)?;
-            gemm::multiply(&mut criterion, &gpu)?;
+            bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
+            bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             criterion.final_summary();
         }
         Driver::Emulator => {
             println!("no GPU: counters of the emulator follow, no times");
             let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
             let filter = filter.unwrap_or_default();
-            attention::count_forward(&context, &filter)?;
-            gemm::count_multiply(&context, &filter)?;
+            let stream = context.default_stream();
+            bench::count::<attention::Shape>(&stream, &filter, &attention)?;
+            bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
         }
     }
     Ok(())

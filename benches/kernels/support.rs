@@ -4,19 +4,21 @@ use std::cell::RefCell;
 use std::error::Error;
 use std::sync::Arc;
 
+use criterion::Throughput;
 use criterion::measurement::{Measurement, ValueFormatter};
-use criterion::{BenchmarkId, Criterion, Throughput};
 use seqmix::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags};
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 
+use crate::bench::{Spread, Work};
 use crate::naive::{Narrow, normal};
 
 /// The device, and what it measured of itself.
 pub(crate) struct Gpu {
-    pub(crate) context: Arc<CudaContext>,
     pub(crate) stream: Arc<CudaStream>,
     /// Bytes per second of a large copy, read and written.
     pub(crate) copied: f64,
+    /// Operations per second of a large product; whoever can multiply measures it.
+    pub(crate) multiplied: f64,
     /// Twice the size of L2: to write it drives everything else out.
     flush: RefCell<CudaSlice<u8>>,
 }
@@ -33,9 +35,9 @@ impl Gpu {
         let l2 = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
         let flush = RefCell::new(stream.alloc_zeros(2 * usize::try_from(l2)?.max(1))?);
         let mut gpu = Self {
-            context: context.clone(),
             stream,
             copied: 0.0,
+            multiplied: f64::NAN,
             flush,
         };
         let from = gpu.stream.alloc_zeros::<u8>(COPY_BYTES)?;
@@ -49,7 +51,7 @@ impl Gpu {
     }
 
     /// Seconds that the device takes for what `queue` queues on the stream, with a cold L2.
-    fn time(
+    pub(crate) fn time(
         &self,
         queue: impl FnOnce() -> Result<(), Box<dyn Error>>,
     ) -> Result<f64, Box<dyn Error>> {
@@ -64,50 +66,21 @@ impl Gpu {
         Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)
     }
 
-    /// Benchmarks what `queue` queues, and prints its rates beside the roofline.
-    pub(crate) fn bench(
-        &self,
-        criterion: &mut Criterion<CudaTime>,
-        id: &str,
-        work: Work,
-        mut queue: impl FnMut() -> Result<(), Box<dyn Error>>,
-    ) {
-        let (name, parameter) = id.rsplit_once('/').unwrap_or((id, ""));
-        let mut seconds = Vec::new();
-        let mut group = criterion.benchmark_group(name);
-        group.throughput(Throughput::Elements(work.operations));
-        group.bench_function(BenchmarkId::from_parameter(parameter), |bencher| {
-            bencher.iter_custom(|iterations| {
-                let run = |_| self.time(&mut queue).expect("the call was verified before");
-                let times: Vec<f64> = (0..iterations).map(run).collect();
-                seconds.extend_from_slice(&times);
-                times.iter().sum()
-            });
-        });
-        group.finish();
-        seconds.sort_by(f64::total_cmp);
-        let Some(&median) = seconds.get(seconds.len() / 2) else {
-            return;
-        };
-        let quantile = |part: f64| seconds[(part * (seconds.len() - 1) as f64) as usize];
-        let rate = |seconds: f64| work.operations as f64 / seconds / 1e12;
-        println!(
-            "{id}: median {:.1} TFLOP/s ({:.1} to {:.1} in 9 of 10 runs), {:.1} % of the copy's bytes per second",
-            rate(median),
-            rate(quantile(0.95)),
-            rate(quantile(0.05)),
-            100.0 * work.bytes as f64 / median / self.copied,
-        );
+    /// A call's rates, beside the roofline.
+    pub(crate) fn rates(&self, work: Work, seconds: &Spread) -> String {
+        let rate = |seconds: f64| work.operations as f64 / seconds;
+        let bytes = work.bytes as f64 / seconds.median;
+        format!(
+            "median {:.1} us, {:.1} TFLOP/s ({:.1} to {:.1} in 9 of 10 runs): {:.1} % of the large product's, \
+             {:.1} % of the copy's bytes per second",
+            1e6 * seconds.median,
+            rate(seconds.median) / 1e12,
+            rate(seconds.high) / 1e12,
+            rate(seconds.low) / 1e12,
+            100.0 * rate(seconds.median) / self.multiplied,
+            100.0 * bytes / self.copied,
+        )
     }
-}
-
-/// What one call has to do at least.
-#[derive(Clone, Copy)]
-pub(crate) struct Work {
-    /// Multiplications and additions.
-    pub(crate) operations: u64,
-    /// Bytes of the inputs and outputs.
-    pub(crate) bytes: u64,
 }
 
 /// `count` random numbers, which repeat after a prime number of them: enough that no two rows are alike, and quickly
@@ -116,13 +89,6 @@ pub(crate) fn numbers<T: Narrow>(seed: u64, count: usize) -> Vec<T> {
     const PERIOD: usize = 999_983;
     let numbers = normal::<T>(seed, PERIOD.min(count), 1.0).into_iter();
     numbers.cycle().take(count).collect()
-}
-
-/// Prints what the launches of this thread did on the emulator.
-pub(crate) fn print_counters(id: &str) {
-    for report in cuda_emulator::take_thread_reports() {
-        println!("\n{id}: emulator counters\n{report}");
-    }
 }
 
 /// Seconds between CUDA events, for criterion.

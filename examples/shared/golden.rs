@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use seqmix::attention::{Attention, Bias, Config, Forward, ForwardVarlen, Mask};
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
-use seqmix::gemm::{self, Activation, Gemm, Multiply};
-use seqmix::{Element, Error, Half, Tensor};
+use seqmix::gemm::{self, Activation, Addend, Epilogue, Gemm, Multiply};
+use seqmix::{Element, Error, Half, Tensor, Workspace};
 use serde_json::Value;
 
 use crate::measure::{Bound, Verdict};
@@ -370,8 +370,7 @@ impl Case {
         let config = gemm::Config {
             alpha: self.number("alpha", 0)? as f32,
             beta: self.number("beta", 0)? as f32,
-            activation,
-            tile: None,
+            ..gemm::Config::default()
         };
         let stream = &ops.stream;
         let need = |name: &str| {
@@ -389,18 +388,29 @@ impl Case {
         let ([_, m, _], [_, _, n]) = (a.shape(), b.shape());
         let c = self.matrix::<T>("c", stream)?;
         let residual = self.matrix::<T>("residual", stream)?;
-        let bias = self.get("bias");
-        let bias = bias.map(|bias| bias.upload::<T, 1>(stream)).transpose()?;
-        let mut d = Tensor::<T, 3>::zeros(stream, [1, m, n])?;
-        let tensors = Multiply {
-            a,
-            b,
-            c: c.as_ref().map(Tensor::view),
-            bias: bias.as_ref().map(Tensor::view),
-            residual: residual.as_ref().map(Tensor::view),
-            d: d.view_mut(),
+        let bias = match self.get("bias") {
+            Some(bias) => Some(Tensor::from_host(stream, &bias.elements::<T>()?, [1, n])?),
+            None => None,
         };
-        ops.gemm.multiply(stream, config, tensors)?;
+        let mut d = Tensor::<T, 3>::zeros(stream, [1, m, n])?;
+        let mut tensors = Multiply {
+            c: c.as_ref()
+                .map_or(Addend::None, |c| Addend::Tensor(c.view())),
+            bias: bias.as_ref().map(Tensor::view),
+            epilogue: Epilogue::Activate {
+                activation,
+                preactivation: None,
+            },
+            residual: residual.as_ref().map(Tensor::view),
+            ..Multiply::new(a, b, d.view_mut())
+        };
+        let mut workspace = Workspace::new(stream);
+        workspace.reserve(
+            ops.gemm
+                .plan(stream, config, &mut tensors)?
+                .workspace_bytes(),
+        )?;
+        ops.gemm.multiply(stream, config, tensors, &mut workspace)?;
         let mut output = Output::fetch("d", &d, stream)?;
         output.shape.remove(0); // the batch of one
         Ok(vec![output])

@@ -4,12 +4,12 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use seqmix::Half;
+use seqmix::{Float, Half};
 
 use crate::measure::{Bound, Difference};
 
-/// A dtype of 16 bits that numbers round to.
-pub(crate) trait Narrow: Half + Pod + Into<f64> {
+/// A dtype that numbers round to.
+pub(crate) trait Number: Float + Pod + Into<f64> {
     /// Largest relative error of one rounding.
     const UNIT: f64;
     /// The nearest number of this type.
@@ -20,22 +20,33 @@ pub(crate) trait Narrow: Half + Pod + Into<f64> {
     }
 }
 
-impl Narrow for f16 {
+/// One of 16 bits.
+pub(crate) trait Narrow: Number + Half {}
+impl<T: Number + Half> Narrow for T {}
+
+impl Number for f16 {
     const UNIT: f64 = 1.0 / 2048.0;
     fn narrow(x: f64) -> Self {
         Self::from_f64(x)
     }
 }
 
-impl Narrow for bf16 {
+impl Number for bf16 {
     const UNIT: f64 = 1.0 / 256.0;
     fn narrow(x: f64) -> Self {
         Self::from_f64(x)
     }
 }
 
+impl Number for f32 {
+    const UNIT: f64 = 1.0 / 16_777_216.0;
+    fn narrow(x: f64) -> Self {
+        x as f32
+    }
+}
+
 /// `count` numbers of mean 0 and standard deviation `deviation`, the same ones for the same `seed`.
-pub(crate) fn normal<T: Narrow>(seed: u64, count: usize, deviation: f64) -> Vec<T> {
+pub(crate) fn normal<T: Number>(seed: u64, count: usize, deviation: f64) -> Vec<T> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut uniform = || 1.0 - random.random::<f64>();
     // Box and Muller: two uniform numbers make a normal one.
@@ -45,7 +56,7 @@ pub(crate) fn normal<T: Narrow>(seed: u64, count: usize, deviation: f64) -> Vec<
 
 /// The bound of an output of dtype `T` whose last axis has `row` elements: twice what the naive run loses, plus
 /// one rounding.
-pub(crate) fn bound<T: Narrow>(
+pub(crate) fn bound<T: Number>(
     expected: &[f64],
     naive: &[f64],
     row: usize,

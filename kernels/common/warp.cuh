@@ -1,4 +1,4 @@
-// A warp's lanes: who is who, and reductions over four neighbours.
+// A warp's lanes: who is who, reductions over four neighbours or all, and sums of those before.
 //
 // In the results of a tensor-core multiplication the four lanes of a quad hold one row.
 #pragma once
@@ -29,6 +29,24 @@ __device__ __forceinline__ float quad_max(float x) {
 __device__ __forceinline__ float quad_sum(float x) {
     x += __shfl_xor_sync(kAllLanes, x, 1);
     return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+__device__ __forceinline__ int warp_sum(int x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x += __shfl_xor_sync(kAllLanes, x, distance);
+    }
+    return x;
+}
+
+// The sum of this lane's number and those of all lanes before it.
+__device__ __forceinline__ int warp_prefix_sum(int x) {
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int before = __shfl_up_sync(kAllLanes, x, distance);
+        x += lane_of_warp() >= distance ? before : 0;
+    }
+    return x;
 }
 
 }  // namespace seqmix

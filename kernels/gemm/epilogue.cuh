@@ -1,201 +1,200 @@
-// What becomes of a product: d = activation(alpha a b + beta c + bias) + residual, eight
-// neighbours of a row at a time.
+// What becomes of a product, eight neighbours of a row at a time:
+//
+//     x = alpha row_scale column_scale (a b) + beta c + bias
+//     kActivate          d = f(x) + residual
+//     kGate              d = f(g) x + residual     where g is made of a and the gate's weights as x is
+//     kActivateBackward  d = x f'(preactivation) + residual
+//     kGateBackward      d = [x u f'(g), x f(g)]   where [g, u] is the preactivation
 #pragma once
 
 #include <cstdint>
 
-#include "common/numeric.cuh"
 #include "common/warp.cuh"
+#include "gemm/activation.cuh"
+#include "gemm/chunk.cuh"
 #include "gemm/params.h"
 
 namespace seqmix::gemm {
 
-// src/abi/gemm.rs has the same numbers.
-enum OutputType { kF16 = 0, kBf16 = 1, kF32 = 2 };
-enum Activation { kNone = 0, kRelu = 1, kGeluTanh = 2, kGeluErf = 3, kSilu = 4 };
+// Which row of the result a chunk belongs to.
+struct Row {
+    int64_t batch;
+    int64_t weights;  // which of the batch of b, bias and column scales; differs with groups only
+    int64_t row;
+};
 
-constexpr int kChunk = 8;
-
-// x / (1 + e^-y)
-__device__ __forceinline__ float gate(float x, float y) {
-    constexpr float kLog2e = 1.4426950408889634f;
-    return x * reciprocal_approx(1.f + exp2_approx(-kLog2e * y));
-}
-
-__device__ __forceinline__ float activate(float x, int activation) {
-    switch (activation) {
-        case kRelu:
-            return x < 0.f ? 0.f : x;  // a NaN stays
-        case kGeluTanh: {
-            // 0.5 (1 + tanh u) = 1 / (1 + e^-2u),  u = sqrt(2/pi) (x + 0.044715 x^3)
-            constexpr float kTwiceRoot = 1.5957691216057308f;
-            return gate(x, kTwiceRoot * (x + 0.044715f * x * x * x));
-        }
-        case kGeluErf:
-            return 0.5f * x * (1.f + erff(x * 0.7071067811865476f));
-        case kSilu:
-            return gate(x, x);
+// The first number that a type rounds to infinity.
+__device__ __forceinline__ float overflow_of(int type) {
+    switch (type) {
+        case kF16:
+            return 65520.f;
+        case kBf16:
+            return __uint_as_float(0x7f7f8000);
         default:
-            return x;
+            return __uint_as_float(0x7f800000);
     }
 }
 
-// The eight elements at `from`, those from `count` on as 0. 16 bytes at once if `vector`.
-template <typename Element>
-__device__ __forceinline__ void load_chunk(float (&x)[kChunk], const Element* from, int count,
-                                           bool vector) {
-    if (vector && count >= kChunk) {
-        const uint4 words = *reinterpret_cast<const uint4*>(from);
-        unpack<Element>(x[0], x[1], words.x);
-        unpack<Element>(x[2], x[3], words.y);
-        unpack<Element>(x[4], x[5], words.z);
-        unpack<Element>(x[6], x[7], words.w);
-    } else {
+__device__ __forceinline__ float largest_of(int type) {
+    switch (type) {
+        case kF16:
+            return 65504.f;
+        case kBf16:
+            return __uint_as_float(0x7f7f0000);
+        default:
+            return __uint_as_float(0x7f7fffff);
+    }
+}
+
+// Stores a chunk of d; returns how many of its elements are not finite in d's type.
+__device__ __forceinline__ int store_result(const MultiplyParams& params, float (&x)[kChunk],
+                                            int64_t at, int count) {
+    int non_finite = 0;
+    if (params.non_finite != nullptr) {
+        const float overflow = overflow_of(params.d.dtype);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
-            x[i] = i < count ? static_cast<float>(from[i]) : 0.f;
+            non_finite += i < count && !(fabsf(x[i]) < overflow);
         }
     }
-}
-
-// Rounds the first `count` of eight numbers to 16-bit elements.
-template <typename Element>
-__device__ __forceinline__ void store_chunk(Element* to, const float (&x)[kChunk], int count,
-                                            bool vector) {
-    if (vector && count >= kChunk) {
-        *reinterpret_cast<uint4*>(to) =
-            make_uint4(pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]),
-                       pack<Element>(x[4], x[5]), pack<Element>(x[6], x[7]));
-    } else {
-        auto* bits = reinterpret_cast<uint16_t*>(to);
+    if (params.saturate) {
+        const float largest = largest_of(params.d.dtype);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
-            if (i < count) {
-                bits[i] = static_cast<uint16_t>(pack<Element>(x[i], 0.f));
-            }
+            // a NaN stays
+            x[i] = x[i] > largest ? largest : x[i];
+            x[i] = x[i] < -largest ? -largest : x[i];
         }
     }
+    store_any(params.d, at, x, count);
+    return non_finite;
 }
 
-// The same without rounding.
-template <>
-__device__ __forceinline__ void store_chunk<float>(float* to, const float (&x)[kChunk], int count,
-                                                   bool vector) {
-    if (vector && count >= kChunk) {
-        reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
-        reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < kChunk; ++i) {
-            if (i < count) {
-                to[i] = x[i];
-            }
-        }
-    }
-}
-
-// Turns the products of columns `column` to `column + count` of one row into results. `count` may
-// exceed eight.
+// Adds the scales and what is added before the activation.
 template <typename Element>
-__device__ __forceinline__ void finish_chunk(const MultiplyParams& params, float (&x)[kChunk],
-                                             int64_t batch, int64_t row, int column, int count) {
+__device__ __forceinline__ void complete(const MultiplyParams& params, float (&x)[kChunk],
+                                         const Matrix& bias, const Row& row, int column,
+                                         int count) {
     float other[kChunk];
-    const auto source = [&](const void* tensor, int64_t batch_stride, int64_t row_stride) {
-        return static_cast<const Element*>(tensor) + batch * batch_stride + row * row_stride +
-               column;
-    };
+    float scale = params.alpha;
+    if (params.row_scale.at != nullptr) {
+        scale *= *element<float>(params.row_scale,
+                                 row.batch * params.row_scale.batch_stride + row.row);
+    }
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
-        x[i] *= params.alpha;
+        x[i] *= scale;
     }
-    if (params.c != nullptr) {
-        load_chunk(other, source(params.c, params.c_batch_stride, params.c_row_stride), count,
-                   params.c_vector);
+    if (params.column_scale.at != nullptr) {
+        const Matrix& scales = params.column_scale;
+        load_chunk(other, element<float>(scales, in_row(scales, row.weights, 0, column)), count,
+                   scales.vector);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+            x[i] *= other[i];
+        }
+    }
+    if (params.c.at != nullptr) {
+        load_any(other, params.c, in_row(params.c, row.batch, row.row, column), count);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
             x[i] += params.beta * other[i];
         }
     }
-    if (params.bias != nullptr) {
-        load_chunk(other, static_cast<const Element*>(params.bias) + column, count,
-                   params.bias_vector);
+    if (bias.at != nullptr) {
+        load_chunk(other, element<Element>(bias, in_row(bias, row.weights, 0, column)), count,
+                   bias.vector);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
             x[i] += other[i];
         }
-    }
-    if (params.activation != kNone) {
-#pragma unroll
-        for (int i = 0; i < kChunk; ++i) {
-            x[i] = activate(x[i], params.activation);
-        }
-    }
-    if (params.residual != nullptr) {
-        load_chunk(other,
-                   source(params.residual, params.residual_batch_stride,
-                          params.residual_row_stride),
-                   count, params.residual_vector);
-#pragma unroll
-        for (int i = 0; i < kChunk; ++i) {
-            x[i] += other[i];
-        }
-    }
-    const int64_t to = batch * params.d_batch_stride + row * params.d_row_stride + column;
-    switch (params.d_type) {
-        case kF16:
-            store_chunk(static_cast<__half*>(params.d) + to, x, count, params.d_vector);
-            break;
-        case kBf16:
-            store_chunk(static_cast<__nv_bfloat16*>(params.d) + to, x, count, params.d_vector);
-            break;
-        default:
-            store_chunk(static_cast<float*>(params.d) + to, x, count, params.d_vector);
     }
 }
 
-// Where a warp's results change hands: the lanes write them as mma.sync leaves them, two
-// neighbours each, and read them as whole chunks of one row.
-//
-// Of the chunks, 32 bytes each, number c of row r lies at place c ^ (r % 4) of the row, so that the
-// four rows of a write fall on different banks; the two halves of every other group of four chunks
-// are swapped, so that eight lanes that read the same half of eight chunks do too.
-template <int Columns>
-struct Exchange {
-    static constexpr int kRows = 16;
-    static constexpr int kChunks = Columns / kChunk;
-    static_assert(kChunks == 4 || kChunks == 8, "four chunks fill the banks once");
-
-    alignas(16) float elements[kRows * Columns];
-
-    // Half `half`, four elements, of a chunk.
-    __device__ __forceinline__ float* at(int row, int chunk, int half) {
-        const int place = row * kChunks + (chunk ^ (row % 4));
-        return elements + kChunk * place + 4 * (half ^ (place / 4 % 2));
-    }
-
-    // Writes a row of results of mma.sync, 16 rows and 8 columns each.
-    __device__ __forceinline__ void write(const float (&products)[kChunks][4]) {
-        const int row = lane_of_warp() / 4, pair = lane_of_warp() % 4;
+// Turns the products of columns `column` to `column + count` of one row into results, which stay in
+// x. `gate` holds those of the gate's weights. `count` may exceed eight. Returns how many results
+// are not finite.
+template <typename Element>
+__device__ __forceinline__ int finish_chunk(const MultiplyParams& params, float (&x)[kChunk],
+                                            float (&gate)[kChunk], const Row& row, int column,
+                                            int count) {
+    const Matrix& saved = params.preactivation;
+    const int64_t at_saved = in_row(saved, row.batch, row.row, column);
+    const int64_t at_d = in_row(params.d, row.batch, row.row, column);
+    complete<Element>(params, x, params.bias, row, column, count);
+    switch (params.epilogue) {
+        case kGate:
+            complete<Element>(params, gate, params.gate_bias, row, column, count);
+            if (saved.at != nullptr) {
+                store_chunk(element<Element>(saved, at_saved), gate, count, saved.vector);
+                store_chunk(element<Element>(saved, at_saved + params.n), x, count, saved.vector);
+            }
 #pragma unroll
-        for (int chunk = 0; chunk < kChunks; ++chunk) {
-            auto* to = reinterpret_cast<float2*>(at(row, chunk, pair / 2)) + pair % 2;
-            const float(&product)[4] = products[chunk];
-            // eight rows further down the places are the same
-            to[4 * Columns] = make_float2(product[2], product[3]);
-            to[0] = make_float2(product[0], product[1]);
+            for (int i = 0; i < kChunk; ++i) {
+                x[i] *= activate(gate[i], params.activation);
+            }
+            break;
+        case kActivateBackward:
+            load_chunk(gate, element<Element>(saved, at_saved), count, saved.vector);
+#pragma unroll
+            for (int i = 0; i < kChunk; ++i) {
+                x[i] *= derivative(gate[i], params.activation);
+            }
+            break;
+        case kGateBackward: {
+            float up[kChunk];
+            load_chunk(gate, element<Element>(saved, at_saved), count, saved.vector);
+            load_chunk(up, element<Element>(saved, at_saved + params.n), count, saved.vector);
+#pragma unroll
+            for (int i = 0; i < kChunk; ++i) {
+                up[i] *= x[i] * derivative(gate[i], params.activation);
+                x[i] *= activate(gate[i], params.activation);
+            }
+            const int non_finite = store_result(params, up, at_d, count);
+            return non_finite + store_result(params, x, at_d + params.n, count);
+        }
+        default:
+            if (saved.at != nullptr) {
+                store_chunk(element<Element>(saved, at_saved), x, count, saved.vector);
+            }
+            if (params.activation != kNone) {
+#pragma unroll
+                for (int i = 0; i < kChunk; ++i) {
+                    x[i] = activate(x[i], params.activation);
+                }
+            }
+    }
+    if (params.residual.at != nullptr) {
+        const Matrix& residual = params.residual;
+        load_chunk(gate,
+                   element<Element>(residual, in_row(residual, row.batch, row.row, column)), count,
+                   residual.vector);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+            x[i] += gate[i];
         }
     }
+    return store_result(params, x, at_d, count);
+}
 
-    __device__ __forceinline__ void read(float (&x)[kChunk], int row, int chunk) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float4 four = *reinterpret_cast<const float4*>(at(row, chunk, half));
-            x[4 * half] = four.x;
-            x[4 * half + 1] = four.y;
-            x[4 * half + 2] = four.z;
-            x[4 * half + 3] = four.w;
+// Adds what the lanes of a warp counted to the caller's counter: whole numbers, so that the order
+// does not matter.
+__device__ __forceinline__ void count_non_finite(const MultiplyParams& params, int non_finite) {
+    if (params.non_finite != nullptr) {
+        const int all = warp_sum(non_finite);
+        if (lane_of_warp() == 0 && all > 0) {
+            atomicAdd(params.non_finite, all);
         }
     }
-};
+}
+
+// The sums of one part of k, eight columns of a row, for sum_splits.cuh.
+__device__ __forceinline__ void store_partial(const MultiplyParams& params,
+                                              const float (&x)[kChunk], int split, int64_t batch,
+                                              int64_t batches, int64_t row, int column) {
+    const int64_t width = (params.n + kChunk - 1) / kChunk * kChunk;
+    const int64_t at = ((split * batches + batch) * params.m + row) * width + column;
+    store_chunk(params.partial + at, x, kChunk, true);
+}
 
 }  // namespace seqmix::gemm

@@ -1,68 +1,106 @@
-//! The kernels of matrix multiplication: parameters and table.
+//! The kernels of matrix multiplication: parameters and tables.
 
-use super::{Dtype, Dtype::BF16, Dtype::F16, Entry, Unit, params};
+use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit, params};
 
 params! {
-    /// Parameters of the kernels. Strides count elements.
-    pub struct MultiplyParams as "seqmix::gemm::MultiplyParams" {
-        /// Address of `[batch, m, k]`.
-        pub a: u64,
-        /// Address of `[batch, k, n]`.
-        pub b: u64,
-        /// Address of `[batch, m, n]`; 0 for none.
-        pub c: u64,
-        /// Address of `[n]`; 0 for none.
-        pub bias: u64,
-        /// Address of `[batch, m, n]`; 0 for none.
-        pub residual: u64,
-        /// Address of `[batch, m, n]`, written.
-        pub d: u64,
-        /// From one matrix of `a` to the next; 0 repeats it.
-        pub a_batch_stride: i64,
-        /// Along the axis of `a` that does not lie contiguously.
-        pub a_stride: i64,
-        /// From one matrix of `b` to the next; 0 repeats it.
-        pub b_batch_stride: i64,
-        /// Along the axis of `b` that does not lie contiguously.
-        pub b_stride: i64,
-        /// From one matrix of `c` to the next.
-        pub c_batch_stride: i64,
-        /// From one row of `c` to the next.
-        pub c_row_stride: i64,
-        /// From one matrix of `residual` to the next.
-        pub residual_batch_stride: i64,
-        /// From one row of `residual` to the next.
-        pub residual_row_stride: i64,
-        /// From one matrix of `d` to the next.
-        pub d_batch_stride: i64,
-        /// From one row of `d` to the next.
-        pub d_row_stride: i64,
+    /// A matrix, or one for each of a batch. Strides count elements.
+    pub struct Matrix as "seqmix::gemm::Matrix" {
+        /// Its address; 0: there is none.
+        pub at: u64,
+        /// From one matrix to the next; 0 repeats it.
+        pub batch_stride: i64,
+        /// From one row to the next; of operands: along the axis that does not lie contiguously.
+        pub row_stride: i64,
+        /// From one column to the next: 1, except for an adapter's matrix that lies the other way.
+        pub column_stride: i64,
+        /// 1: address and strides are multiples of 16 bytes; 0: they are not.
+        pub vector: i32,
+        /// 0 f16, 1 bf16, 2 f32.
+        pub dtype: i32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that multiply, and of those that add the parts of a split k.
+    pub struct MultiplyParams as "seqmix::gemm::MultiplyParams" with [Matrix] {
+        /// `[batch, m, k]`
+        pub a: Matrix,
+        /// `[batch, k, n]`
+        pub b: Matrix,
+        /// `[batch, k, n]`: the gate's weights.
+        pub gate: Matrix,
+        /// `[batch, k, rank]`: of an adapter.
+        pub down: Matrix,
+        /// `[batch, rank, n]`: of an adapter.
+        pub up: Matrix,
+        /// `[batch, m, n]`, or none.
+        pub c: Matrix,
+        /// `[batch, n]`, or none.
+        pub bias: Matrix,
+        /// `[batch, n]`, or none.
+        pub gate_bias: Matrix,
+        /// `[batch, m, n]`, or none.
+        pub residual: Matrix,
+        /// `[batch, m]` of f32, or none.
+        pub row_scale: Matrix,
+        /// `[batch, n]` of f32, or none.
+        pub column_scale: Matrix,
+        /// `[batch, m, n]` or `[batch, m, 2 n]`, or none.
+        pub preactivation: Matrix,
+        /// `[batch, m, n]` or `[batch, m, 2 n]`, written.
+        pub d: Matrix,
+        /// Address of `[split, batch, m, n up to a multiple of 8]` of f32; 0: k is not split.
+        pub partial: u64,
+        /// Address of `[batch, tile of rows, n]` of f32; 0 for none.
+        pub column_sums: u64,
+        /// Address of `[1]` of i32; 0 for none.
+        pub non_finite: u64,
+        /// Address of `[groups + 1]` of i32; 0 for none.
+        pub offsets: u64,
         /// Rows of `a` and `d`.
         pub m: i32,
-        /// Columns of `b` and `d`.
+        /// Columns of `b`.
         pub n: i32,
         /// Columns of `a`, rows of `b`.
         pub k: i32,
-        /// 1: address and strides of `a` are multiples of 16 bytes; 0: they are not.
-        pub a_vector: i32,
-        /// The same for `b`.
-        pub b_vector: i32,
-        /// The same for `c`.
-        pub c_vector: i32,
-        /// The same for `bias`.
-        pub bias_vector: i32,
-        /// The same for `residual`.
-        pub residual_vector: i32,
-        /// The same for `d`.
-        pub d_vector: i32,
-        /// Type of `d`: 0 f16, 1 bf16, 2 f32.
-        pub d_type: i32,
+        /// Columns of `down`, rows of `up`.
+        pub rank: i32,
+        /// Parts of k.
+        pub splits: i32,
+        /// Groups of rows or of k.
+        pub groups: i32,
+        /// 0 none, 1 of rows, 2 of k.
+        pub grouping: i32,
+        /// 0 activate, 1 gate, 2 the derivative of 0, 3 the derivatives of 1.
+        pub epilogue: i32,
         /// 0 none, 1 relu, 2 gelu by tanh, 3 gelu by erf, 4 silu.
         pub activation: i32,
+        /// 1: what is beyond the range of `d` becomes its largest number; 0: infinity.
+        pub saturate: i32,
         /// What multiplies the product.
         pub alpha: f32,
         /// What multiplies `c`.
         pub beta: f32,
+        /// What multiplies `a down`.
+        pub adapter_scale: f32,
+    }
+}
+
+params! {
+    /// Parameters of the sums of columns.
+    pub struct ColumnSumsParams as "seqmix::gemm::ColumnSumsParams" with [Matrix] {
+        /// `[matrix, row, column]`
+        pub x: Matrix,
+        /// Address of `[part, column]` of f32, written.
+        pub sums: u64,
+        /// Rows of all matrices.
+        pub rows: i64,
+        /// Rows of one.
+        pub rows_of_matrix: i64,
+        /// Rows that a block adds.
+        pub rows_of_part: i64,
+        /// Columns of each row.
+        pub columns: i32,
     }
 }
 
@@ -76,8 +114,6 @@ pub enum Axis {
 }
 
 impl Axis {
-    const ALL: [Self; 2] = [Self::K, Self::Outer];
-
     const fn cpp(self) -> &'static str {
         match self {
             Self::K => "seqmix::gemm::Axis::K",
@@ -104,9 +140,24 @@ impl Access {
     }
 }
 
-/// A tuned tile. Each row stands for four kernels: a and b each lie along k or along the other axis.
+/// What a row's kernels do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `a b` on tensor cores.
+    Tensor,
+    /// `a b + scale (a down) up` on tensor cores.
+    Lora,
+}
+
+/// The largest rank of an adapter.
+pub const MAX_RANK: usize = 64;
+
+/// A tuned tile. Each row stands for the kernels of its layouts: a and b each lie along k or along the
+/// other axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Multiply {
+    /// What the kernels do.
+    pub family: Family,
     /// Type of a and b.
     pub dtype: Dtype,
     /// Rows and columns of d that a block computes, and how far it goes along k at a time.
@@ -119,7 +170,7 @@ pub struct Multiply {
     pub access: Access,
 }
 
-const fn multiply(
+const fn tensor(
     dtype: Dtype,
     tile: (usize, usize, usize),
     warp: (usize, usize),
@@ -127,6 +178,7 @@ const fn multiply(
     access: Access,
 ) -> Multiply {
     Multiply {
+        family: Family::Tensor,
         dtype,
         tile,
         warp,
@@ -135,25 +187,46 @@ const fn multiply(
     }
 }
 
+const fn lora(
+    dtype: Dtype,
+    tile: (usize, usize, usize),
+    warp: (usize, usize),
+    stages: usize,
+) -> Multiply {
+    Multiply {
+        family: Family::Lora,
+        access: Access::Any,
+        ..tensor(dtype, tile, warp, stages, Access::Any)
+    }
+}
+
 /// No kernel exists that is not in a row here, and no row without kernels. The plan's cost model
 /// chooses among the rows that fit a problem; between equals the first.
 ///
 /// Layouts are template parameters, because they change how operands are loaded. The type of d, the
-/// activation and the optional tensors are not: they are out of the loop.
+/// epilogue and the optional tensors are not: they are out of the loop.
 #[rustfmt::skip]
 pub const MULTIPLY: &[Multiply] = &[
     // A warp of 64x64 reads 4 KiB of shared memory for 16 products of 64x64: half of what the memory
     // delivers while an A100 multiplies. Its sums take 128 registers of a lane.
-    //             (  m,   n,  k)  warp   stages
-    multiply(F16,  (128, 256, 32), (64, 64), 4, Access::Vector), // 96 KiB: every GPU since 8.0 has 99
-    multiply(F16,  (128, 128, 32), (64, 64), 4, Access::Vector), // 64 KiB: two blocks run side by side
-    multiply(F16,  ( 64,  64, 64), (32, 32), 3, Access::Any), // 48 KiB, more blocks for small problems
-    multiply(F16,  ( 32,  64, 64), (16, 32), 4, Access::Any), // few rows: what counts is bytes in flight,
-                                                             // 36 KiB a block and 3 to 4 blocks
-    multiply(BF16, (128, 256, 32), (64, 64), 4, Access::Vector),
-    multiply(BF16, (128, 128, 32), (64, 64), 4, Access::Vector),
-    multiply(BF16, ( 64,  64, 64), (32, 32), 3, Access::Any),
-    multiply(BF16, ( 32,  64, 64), (16, 32), 4, Access::Any),
+    //           (  m,   n,  k)  warp   stages
+    tensor(F16,  (128, 256, 32), (64, 64), 4, Access::Vector), // 96 KiB: every GPU since 8.0 has 99
+    tensor(F16,  (128, 128, 32), (64, 64), 4, Access::Vector), // 64 KiB: two blocks run side by side
+    tensor(F16,  ( 64,  64, 64), (32, 32), 3, Access::Any), // 48 KiB, more blocks for small problems
+    tensor(F16,  ( 32,  64, 64), (16, 32), 4, Access::Any), // few rows: what counts is bytes in flight,
+                                                           // 36 KiB a block and 3 to 4 blocks
+    tensor(F16,  ( 16, 128, 64), (16, 32), 4, Access::Any), // up to 16 rows, as a token or a few have:
+                                                           // 48 KiB of weights in flight a block
+    tensor(BF16, (128, 256, 32), (64, 64), 4, Access::Vector),
+    tensor(BF16, (128, 128, 32), (64, 64), 4, Access::Vector),
+    tensor(BF16, ( 64,  64, 64), (32, 32), 3, Access::Any),
+    tensor(BF16, ( 32,  64, 64), (16, 32), 4, Access::Any),
+    tensor(BF16, ( 16, 128, 64), (16, 32), 4, Access::Any),
+    // With an adapter: 64 more columns of operands and a fourth more sums, so that warps are half as wide.
+    lora(F16,    (128, 128, 32), (64, 32), 4), // 96 KiB
+    lora(F16,    ( 32,  64, 64), (16, 32), 3), // 68 KiB
+    lora(BF16,   (128, 128, 32), (64, 32), 4),
+    lora(BF16,   ( 32,  64, 64), (16, 32), 3),
 ];
 
 impl Multiply {
@@ -162,16 +235,24 @@ impl Multiply {
         32 * (self.tile.0 / self.warp.0) * (self.tile.1 / self.warp.1)
     }
 
-    /// Shared memory of a block: the ring of tiles.
+    /// Shared memory of a block: the ring of tiles, and what belongs to the adapter.
     pub const fn shared_bytes(&self) -> usize {
         let (m, n, k) = self.tile;
-        self.stages * (m + n) * k * self.dtype.bytes()
+        let elements = match self.family {
+            Family::Tensor => self.stages * (m + n) * k,
+            Family::Lora => self.stages * (m + n + MAX_RANK) * k + MAX_RANK * n,
+        };
+        elements * self.dtype.bytes()
     }
 
     /// The image that holds this row's kernels.
     pub fn unit(&self) -> String {
         let (m, n, _) = self.tile;
-        format!("gemm_{}_{m}x{n}", self.dtype.name())
+        let family = match self.family {
+            Family::Tensor => "gemm",
+            Family::Lora => "gemm_lora",
+        };
+        format!("{family}_{}_{m}x{n}", self.dtype.name())
     }
 
     /// The kernel of this row for these layouts of a and b.
@@ -179,41 +260,106 @@ impl Multiply {
     /// The letters in its name are those of BLAS: `n` where rows lie contiguously, `t` where columns do.
     pub fn entry(&self, a: Axis, b: Axis) -> Entry {
         let ((m, n, k), (warp_m, warp_n), stages) = (self.tile, self.warp, self.stages);
+        let (dtype, axis_a, axis_b) = (self.dtype.cpp(), a.cpp(), b.cpp());
+        let sizes = format!("{m}, {n}, {k}, {warp_m}, {warp_n}, {stages}");
         let letter_a = if a == Axis::K { 'n' } else { 't' };
         let letter_b = if b == Axis::K { 't' } else { 'n' };
         Entry {
             name: format!("{}_{letter_a}{letter_b}", self.unit()),
-            instance: format!(
-                "seqmix::gemm::Multiply<{}, {}, {}, {m}, {n}, {k}, {warp_m}, {warp_n}, {stages}, {}>",
-                self.dtype.cpp(),
-                a.cpp(),
-                b.cpp(),
-                self.access.cpp(),
-            ),
+            instance: match self.family {
+                Family::Tensor => {
+                    let access = self.access.cpp();
+                    format!(
+                        "seqmix::gemm::Multiply<{dtype}, {axis_a}, {axis_b}, {sizes}, {access}>"
+                    )
+                }
+                Family::Lora => format!("seqmix::gemm::Lora<{dtype}, {axis_b}, {sizes}>"),
+            },
             params: MultiplyParams::PARAMS,
             threads: self.threads() as u32,
             shared_bytes: self.shared_bytes(),
         }
     }
 
-    /// Layouts of a and b, in the order of a row's kernels.
-    pub fn layouts() -> impl Iterator<Item = (Axis, Axis)> {
-        Axis::ALL
-            .into_iter()
-            .flat_map(|a| Axis::ALL.map(|b| (a, b)))
+    /// Layouts of a and b, in the order of a row's kernels. With an adapter, a always counts as lying along
+    /// k: if it does not, it is copied element by element.
+    pub fn layouts(&self) -> &'static [(Axis, Axis)] {
+        const ALL: [(Axis, Axis); 4] = [
+            (Axis::K, Axis::K),
+            (Axis::K, Axis::Outer),
+            (Axis::Outer, Axis::K),
+            (Axis::Outer, Axis::Outer),
+        ];
+        match self.family {
+            Family::Tensor => &ALL,
+            Family::Lora => &ALL[..2],
+        }
     }
 }
 
+/// The kernel that adds the parts of a split k, for operands of `dtype`.
+pub fn sum_splits(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("gemm_sum_splits_{}", dtype.name()),
+        instance: format!("seqmix::gemm::SumSplits<{}>", dtype.cpp()),
+        params: MultiplyParams::PARAMS,
+        threads: SUM_SPLITS_THREADS as u32,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// Chunks of eight elements that a block of [`sum_splits`] finishes.
+pub const SUM_SPLITS_THREADS: usize = 64;
+
+/// Types of operands that [`sum_splits`] exists for.
+pub const SUM_SPLITS: [Dtype; 3] = [F16, BF16, F32];
+
+/// The kernel that adds columns.
+pub fn column_sums() -> Entry {
+    Entry {
+        name: "gemm_column_sums".into(),
+        instance: "seqmix::gemm::ColumnSums".into(),
+        params: ColumnSumsParams::PARAMS,
+        threads: 256,
+        shared_bytes: 4 * 8 * COLUMN_SUMS_COLUMNS,
+    }
+}
+
+/// Columns that a block of [`column_sums`] adds.
+pub const COLUMN_SUMS_COLUMNS: usize = 256;
+
+/// The image of [`sum_splits`] of all types.
+pub const SUM_SPLITS_UNIT: &str = "gemm_sum_splits";
+
+/// The image of [`column_sums`].
+pub const COLUMN_SUMS_UNIT: &str = "gemm_column_sums";
+
 /// One unit a row, so that they compile in parallel.
 pub fn units() -> Vec<Unit> {
-    MULTIPLY
-        .iter()
-        .map(|row| Unit {
-            name: row.unit(),
-            header: "gemm/multiply.cuh",
-            entries: Multiply::layouts().map(|(a, b)| row.entry(a, b)).collect(),
-        })
-        .collect()
+    let row = |row: &Multiply| Unit {
+        name: row.unit(),
+        header: match row.family {
+            Family::Tensor => "gemm/multiply.cuh",
+            Family::Lora => "gemm/lora.cuh",
+        },
+        entries: row
+            .layouts()
+            .iter()
+            .map(|&(a, b)| row.entry(a, b))
+            .collect(),
+    };
+    let sum_splits = Unit {
+        name: SUM_SPLITS_UNIT.into(),
+        header: "gemm/sum_splits.cuh",
+        entries: SUM_SPLITS.map(sum_splits).into(),
+    };
+    let column_sums = Unit {
+        name: COLUMN_SUMS_UNIT.into(),
+        header: "gemm/column_sums.cuh",
+        entries: vec![column_sums()],
+    };
+    let rows = MULTIPLY.iter().map(row);
+    rows.chain([sum_splits, column_sums]).collect()
 }
 
 #[cfg(test)]
@@ -239,10 +385,10 @@ mod tests {
     fn each_dtype_has_the_same_tiles() {
         let tiles = |dtype| -> Vec<_> {
             let rows = MULTIPLY.iter().filter(|row| row.dtype == dtype);
-            rows.map(|row| (row.tile, row.access)).collect()
+            rows.map(|row| (row.family, row.tile, row.access)).collect()
         };
         assert_eq!(tiles(F16), tiles(BF16));
-        assert!(tiles(F16).iter().any(|(_, access)| *access == Access::Any));
+        assert!(tiles(F16).iter().any(|(.., access)| *access == Access::Any));
     }
 
     #[test]
@@ -256,8 +402,10 @@ mod tests {
              128, 256, 32, 64, 64, 4, seqmix::gemm::Access::Vector>"
         );
         assert_eq!((entry.threads, entry.shared_bytes), (256, 98_304));
-        let names: Vec<String> = Multiply::layouts()
-            .map(|(a, b)| row.entry(a, b).name.replace("gemm_f16_128x256_", ""))
+        let names: Vec<String> = row
+            .layouts()
+            .iter()
+            .map(|&(a, b)| row.entry(a, b).name.replace("gemm_f16_128x256_", ""))
             .collect();
         assert_eq!(names, ["nt", "nn", "tt", "tn"]);
     }

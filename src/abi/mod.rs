@@ -99,13 +99,15 @@ pub struct Params {
     pub bytes: usize,
     /// Name and offset of each field.
     pub fields: &'static [(&'static str, usize)],
+    /// The structs that fields are made of.
+    pub parts: &'static [Params],
 }
 
 /// Declares a parameter struct that Rust and C++ share, and its [`Params`].
 macro_rules! params {
     (
         $(#[$meta:meta])*
-        pub struct $name:ident as $cpp:literal {
+        pub struct $name:ident as $cpp:literal $(with [$($part:ident),*])? {
             $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)*
         }
     ) => {
@@ -122,6 +124,7 @@ macro_rules! params {
                 cpp: $cpp,
                 bytes: size_of::<Self>(),
                 fields: &[$((stringify!($field), std::mem::offset_of!(Self, $field)),)*],
+                parts: &[$($($part::PARAMS),*)?],
             };
         }
     };
@@ -157,10 +160,14 @@ mod tests {
                 "{}: what every driver takes",
                 params.cpp
             );
-            assert_eq!(params.fields.first().map(|field| field.1), Some(0));
-            for pair in params.fields.windows(2) {
-                let bytes = pair[1].1 - pair[0].1;
-                assert!(bytes == 4 || bytes == 8, "a hole after {}", pair[0].0);
+            for structure in params.parts.iter().chain([&params]) {
+                assert_eq!(structure.fields.first().map(|field| field.1), Some(0));
+                for pair in structure.fields.windows(2) {
+                    let bytes = pair[1].1 - pair[0].1;
+                    let part = params.parts.iter().any(|part| part.bytes == bytes);
+                    let whole = bytes == 4 || bytes == 8 || part;
+                    assert!(whole, "a hole after {}", pair[0].0);
+                }
             }
         }
     }

@@ -18,9 +18,6 @@ use crate::tensor::{Half, TensorMut, TensorRef};
 use plan::Plan;
 use problem::{Layouts, Problem};
 
-/// The oldest compute capability that has the kernels' instructions (cp.async, mma of bfloat16).
-const OLDEST: u32 = 80;
-
 /// Alignment of what the kernels copy 16 bytes at a time.
 const COPY_BYTES: u64 = 16;
 
@@ -128,14 +125,7 @@ impl Attention {
     /// [`Error::KernelsNotBuilt`] if the crate was built without nvcc; [`Error::Unsupported`] if
     /// the device is older than compute capability 8.0; [`Error::Load`] and driver errors.
     pub fn new(ctx: &Arc<CudaContext>) -> Result<Self> {
-        let device = Device::of(ctx)?;
-        if device.capability < OLDEST {
-            return Err(Error::Unsupported {
-                op: "attention",
-                request: format!("a GPU of compute capability {}", device.dotted()),
-                available: "support from 8.0 on".into(),
-            });
-        }
+        let device = Device::of("attention", ctx)?;
         let rows: Vec<Row> = FORWARD
             .iter()
             .filter(|row| row.shared_bytes() <= device.shared_bytes)
@@ -257,7 +247,7 @@ impl Attention {
     fn launch(&self, launch: Launch<'_>, problem: &Problem, params: &ForwardParams) -> Result<()> {
         launch.same_context("the operation", &self.ctx)?;
         if problem.is_empty() {
-            return launch.nothing();
+            return launch.check();
         }
         let plan = Plan::forward(launch.op(), problem, &self.rows)?;
         // SAFETY: `Problem::dense` and `Problem::varlen` checked that the tensors have the sizes

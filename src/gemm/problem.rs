@@ -1,203 +1,428 @@
 //! [`Problem`]: what a call asks for, once its tensors are known to agree. Pure.
 
-use super::{Activation, Config};
+use super::{Activation, Config, Overflow};
 use crate::abi::Dtype;
-use crate::abi::gemm::{Axis, MultiplyParams};
+use crate::abi::gemm::{Axis, MAX_RANK, Matrix, MultiplyParams};
 use crate::error::{Error, Result};
 use crate::tensor::Layout;
 
-const OP: &str = "gemm::multiply";
+pub(super) const OP: &str = "gemm::multiply";
 
 /// The largest m, n and k: the kernel adds a tile to them in 32 bits.
 const MAX_SIZE: usize = 1 << 30;
 
+/// The most groups: each may be a matrix of a batch, along z of the grid.
+const MAX_GROUPS: usize = 65_535;
+
 /// What the kernels copy at a time where alignment allows it.
-const VECTOR_BYTES: usize = 16;
+pub(super) const VECTOR_BYTES: usize = 16;
 
-/// Shapes and strides of the tensors of a call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Layouts {
-    pub(super) a: Layout<3>,
-    pub(super) b: Layout<3>,
-    pub(super) c: Option<Layout<3>>,
-    pub(super) bias: Option<Layout<1>>,
-    pub(super) residual: Option<Layout<3>>,
-    pub(super) d: Layout<3>,
-}
+/// Columns that one thread finishes.
+const CHUNK: usize = 8;
 
-/// Addresses of the tensors of a call; 0 for none.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Addresses {
-    pub(super) a: u64,
-    pub(super) b: u64,
-    pub(super) c: u64,
-    pub(super) bias: u64,
-    pub(super) residual: u64,
-    pub(super) d: u64,
-}
-
-/// How matrices lie in memory. Strides count elements and are 0 along axes of one element.
+/// One of something for each matrix of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Strides {
-    /// From one matrix to the next.
-    pub(super) batch: i64,
-    /// From one contiguous row, or column, to the next.
-    pub(super) line: i64,
-    /// Whether each line begins at a multiple of 16 bytes.
-    pub(super) vector: bool,
+pub(super) struct Each<X> {
+    pub(super) a: X,
+    pub(super) b: X,
+    pub(super) gate: X,
+    pub(super) down: X,
+    pub(super) up: X,
+    pub(super) c: X,
+    pub(super) bias: X,
+    pub(super) gate_bias: X,
+    pub(super) residual: X,
+    pub(super) row_scale: X,
+    pub(super) column_scale: X,
+    pub(super) preactivation: X,
+    pub(super) d: X,
 }
 
-impl Strides {
-    fn at(self, address: u64) -> Self {
-        let vector = self.vector && address.is_multiple_of(VECTOR_BYTES as u64);
-        Self { vector, ..self }
-    }
+/// Which [`super::Epilogue`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Activate,
+    Gate,
+    ActivateBackward,
+    GateBackward,
+}
+
+/// Which [`super::Groups`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grouping {
+    None,
+    Rows,
+    K,
+}
+
+/// A call without its tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Request {
+    /// Of a, b and all that is not listed below.
+    pub(super) dtype: Dtype,
+    /// Of c and d.
+    pub(super) out: Dtype,
+    pub(super) config: Config,
+    pub(super) ending: Ending,
+    pub(super) activation: Activation,
+    pub(super) in_place: bool,
+    pub(super) grouping: Grouping,
+    /// Elements of the offsets of groups, of the sums of columns, of the counter.
+    pub(super) offsets: Option<usize>,
+    pub(super) column_sums: Option<usize>,
+    pub(super) non_finite: Option<usize>,
+    pub(super) adapter_scale: f32,
 }
 
 /// A checked call.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Problem {
-    /// Of a, b, c, bias and residual.
-    pub(super) dtype: Dtype,
-    /// Of d.
-    pub(super) out: Dtype,
-    pub(super) config: Config,
+    pub(super) request: Request,
+    /// Matrices of d, and of b.
     pub(super) batch: usize,
+    pub(super) weights: usize,
     pub(super) m: usize,
+    /// Columns of b.
     pub(super) n: usize,
     pub(super) k: usize,
+    /// Of an adapter; 0: there is none.
+    pub(super) rank: usize,
     /// The contiguous axis of a, and of b.
     pub(super) axes: (Axis, Axis),
-    pub(super) a: Strides,
-    pub(super) b: Strides,
-    pub(super) c: Strides,
-    pub(super) bias: Strides,
-    pub(super) residual: Strides,
-    pub(super) d: Strides,
+    /// Strides, and as addresses at first 16 for all that exist.
+    pub(super) matrices: Each<Matrix>,
 }
 
 impl Problem {
     /// The problem of these tensors, as if their addresses were aligned.
-    pub(super) fn new(dtype: Dtype, out: Dtype, config: Config, layouts: &Layouts) -> Result<Self> {
-        let Layouts {
-            a,
-            b,
-            c,
-            bias,
-            residual,
-            d,
-        } = layouts;
-        let ([batch, m, k], [_, _, n]) = (a.shape, b.shape);
-        sizes("b", [batch, k, n], b.shape)?;
-        sizes("d", [batch, m, n], d.shape)?;
-        if let Some(c) = c {
-            sizes("c", d.shape, c.shape)?;
-        }
-        if let Some(bias) = bias {
-            sizes("bias", [n], bias.shape)?;
-        }
-        if let Some(residual) = residual {
-            sizes("residual", d.shape, residual.shape)?;
-        }
-        for (tensor, size) in [("a", m), ("b", k), ("b", n)] {
-            if size > MAX_SIZE {
-                return Err(Error::Shape {
-                    op: OP,
-                    tensor,
-                    expected: format!("at most {MAX_SIZE} rows and columns"),
-                    found: format!("{size}"),
-                });
-            }
-        }
-        let rows = |tensor, layout: &Option<Layout<3>>| match layout {
-            Some(layout) => by_rows(tensor, layout, dtype),
-            None => Ok(Strides::default()),
-        };
-        let (axis_a, strides_a) = operand("a", a, dtype)?;
-        let (axis_b, strides_b) = operand("b", &swapped(b), dtype)?;
-        Ok(Self {
+    pub(super) fn new(request: Request, layouts: &Each<Option<Layout<3>>>) -> Result<Self> {
+        let Request {
             dtype,
             out,
-            config,
-            batch,
+            ending,
+            grouping,
+            ..
+        } = request;
+        let (Some(a), Some(b), Some(d)) = (layouts.a, layouts.b, layouts.d) else {
+            return Err(shape("a", "a tensor", "none"));
+        };
+        let ([batch_a, m, k], [batch_b, _, n]) = (a.shape, b.shape);
+        let (batch_a, batch_b, batch_d) = match grouping {
+            Grouping::None => (batch_a, batch_a, batch_a),
+            Grouping::Rows => (1, batch_b, 1),
+            Grouping::K => (1, 1, d.shape[0]),
+        };
+        // what b, bias and scales of columns belong to
+        let weights = batch_b.max(batch_d);
+        let halves = matches!(ending, Ending::Gate | Ending::GateBackward);
+        let saved = if halves { 2 * n } else { n };
+        let written = if ending == Ending::GateBackward {
+            2 * n
+        } else {
+            n
+        };
+        for (tensor, size) in [("a", m), ("b", k), ("b", n)] {
+            if size > MAX_SIZE {
+                let expected = format!("at most {MAX_SIZE} rows and columns");
+                return Err(shape(tensor, &expected, &format!("{size}")));
+            }
+        }
+        sizes("a", [batch_a, m, k], a.shape)?;
+        sizes("b", [batch_b, k, n], b.shape)?;
+        sizes("d", [batch_d, m, written], d.shape)?;
+        let optional = |name, layout: Option<Layout<3>>, shape: [usize; 3]| match layout {
+            Some(layout) => sizes(name, shape, layout.shape),
+            None => Ok(()),
+        };
+        let of_d = [batch_d, m, n];
+        optional("c", layouts.c, of_d)?;
+        optional("residual", layouts.residual, of_d)?;
+        optional("gate weights", layouts.gate, b.shape)?;
+        optional("preactivation", layouts.preactivation, [batch_d, m, saved])?;
+        let rank = layouts.down.map_or(0, |down| down.shape[2]);
+        optional("adapter down", layouts.down, [batch_b, k, rank])?;
+        optional("adapter up", layouts.up, [batch_b, rank, n])?;
+        let repeated = |name, layout: Option<Layout<3>>, batch, size| match layout {
+            Some(layout) => repeat(name, layout, batch, size).map(Some),
+            None => Ok(None),
+        };
+        let bias = repeated("bias", layouts.bias, weights, n)?;
+        let gate_bias = repeated("gate bias", layouts.gate_bias, weights, n)?;
+        let column_scale = repeated("column_scale", layouts.column_scale, weights, n)?;
+        let row_scale = repeated("row_scale", layouts.row_scale, batch_d, m)?;
+        check_vectors(&request, weights, n)?;
+        check_combination(&request, layouts, rank)?;
+
+        let (axis_a, mut a) = operand("a", &a, dtype)?;
+        let (axis_b, mut b) = operand("b", &swapped(&b), dtype)?;
+        if grouping == Grouping::K {
+            // a part of k may begin anywhere
+            a.vector &= i32::from(axis_a == Axis::Outer);
+            b.vector &= i32::from(axis_b == Axis::Outer);
+        }
+        if rank > 0 && axis_a == Axis::Outer {
+            a = Matrix {
+                row_stride: 1,
+                column_stride: a.row_stride,
+                vector: 0,
+                ..a
+            };
+        }
+        let gate = match layouts.gate {
+            Some(layout) => {
+                let (axis, gate) = operand("gate weights", &swapped(&layout), dtype)?;
+                if (axis, gate.row_stride) != (axis_b, b.row_stride) {
+                    return Err(refuse("gate weights", "the strides of b", &layout));
+                }
+                gate
+            }
+            None => Matrix::default(),
+        };
+        let rows = |tensor, layout: Option<Layout<3>>, dtype, halves: bool| match layout {
+            Some(layout) => by_rows(tensor, &layout, dtype).map(|matrix| Matrix {
+                vector: matrix.vector & i32::from(!halves || n.is_multiple_of(CHUNK)),
+                ..matrix
+            }),
+            None => Ok(Matrix::default()),
+        };
+        let adapter = |tensor, layout: Option<Layout<3>>| match layout {
+            Some(layout) => along(tensor, &swapped(&layout), dtype, axis_b),
+            None => Ok(Matrix::default()),
+        };
+        let d = rows("d", layouts.d, out, ending == Ending::GateBackward)?;
+        let matrices = Each {
+            a,
+            b,
+            gate,
+            down: adapter("adapter down", layouts.down)?,
+            up: adapter("adapter up", layouts.up)?,
+            c: if request.in_place {
+                d
+            } else {
+                rows("c", layouts.c, out, false)?
+            },
+            bias: rows("bias", bias, dtype, false)?,
+            gate_bias: rows("gate bias", gate_bias, dtype, false)?,
+            residual: rows("residual", layouts.residual, dtype, false)?,
+            // along m, and read one by one
+            row_scale: rows("row_scale", row_scale, Dtype::F32, false)?,
+            column_scale: rows("column_scale", column_scale, Dtype::F32, false)?,
+            preactivation: rows("preactivation", layouts.preactivation, dtype, halves)?,
+            d,
+        };
+        Ok(Self {
+            request,
+            batch: batch_d,
+            weights,
             m,
             n,
             k,
-            axes: (axis_a, axis_b),
-            a: strides_a,
-            b: strides_b,
-            c: rows("c", c)?,
-            bias: match bias {
-                Some(bias) => by_rows("bias", &one_row(bias), dtype)?,
-                None => Strides::default(),
+            rank,
+            axes: if rank > 0 {
+                (Axis::K, axis_b)
+            } else {
+                (axis_a, axis_b)
             },
-            residual: rows("residual", residual)?,
-            d: by_rows("d", d, out)?,
+            matrices,
         })
     }
 
-    /// The problem of tensors at these addresses.
-    pub(super) fn at(self, addresses: &Addresses) -> Self {
-        Self {
-            a: self.a.at(addresses.a),
-            b: self.b.at(addresses.b),
-            c: self.c.at(addresses.c),
-            bias: self.bias.at(addresses.bias),
-            residual: self.residual.at(addresses.residual),
-            d: self.d.at(addresses.d),
-            ..self
+    /// The problem of tensors at these addresses; 0 for none.
+    pub(super) fn at(self, addresses: &Each<u64>) -> Self {
+        let at = |matrix: Matrix, address: u64| Matrix {
+            at: address,
+            vector: matrix.vector & i32::from(address.is_multiple_of(VECTOR_BYTES as u64)),
+            ..matrix
+        };
+        let gate = at(self.matrices.gate, addresses.gate);
+        let mut b = at(self.matrices.b, addresses.b);
+        if self.request.ending == Ending::Gate {
+            b.vector &= gate.vector; // both are copied in one go
         }
+        let matrices = Each {
+            a: at(self.matrices.a, addresses.a),
+            b,
+            gate,
+            down: at(self.matrices.down, addresses.down),
+            up: at(self.matrices.up, addresses.up),
+            c: at(self.matrices.c, addresses.c),
+            bias: at(self.matrices.bias, addresses.bias),
+            gate_bias: at(self.matrices.gate_bias, addresses.gate_bias),
+            residual: at(self.matrices.residual, addresses.residual),
+            row_scale: at(self.matrices.row_scale, addresses.row_scale),
+            column_scale: at(self.matrices.column_scale, addresses.column_scale),
+            preactivation: at(self.matrices.preactivation, addresses.preactivation),
+            d: at(self.matrices.d, addresses.d),
+        };
+        Self { matrices, ..self }
     }
 
-    /// The kernel's parameters.
-    pub(super) fn params(&self, addresses: &Addresses) -> MultiplyParams {
+    /// The kernels' parameters; what is not known here is 0.
+    pub(super) fn params(&self) -> MultiplyParams {
+        let Each {
+            a,
+            b,
+            gate,
+            down,
+            up,
+            c,
+            bias,
+            gate_bias,
+            residual,
+            row_scale,
+            column_scale,
+            preactivation,
+            d,
+        } = self.matrices;
+        let Request { config, .. } = self.request;
         MultiplyParams {
-            a: addresses.a,
-            b: addresses.b,
-            c: addresses.c,
-            bias: addresses.bias,
-            residual: addresses.residual,
-            d: addresses.d,
-            a_batch_stride: self.a.batch,
-            a_stride: self.a.line,
-            b_batch_stride: self.b.batch,
-            b_stride: self.b.line,
-            c_batch_stride: self.c.batch,
-            c_row_stride: self.c.line,
-            residual_batch_stride: self.residual.batch,
-            residual_row_stride: self.residual.line,
-            d_batch_stride: self.d.batch,
-            d_row_stride: self.d.line,
+            a,
+            b,
+            gate,
+            down,
+            up,
+            c,
+            bias,
+            gate_bias,
+            residual,
+            row_scale,
+            column_scale,
+            preactivation,
+            d,
             // `new` keeps sizes below 2^31
             m: self.m as i32,
             n: self.n as i32,
             k: self.k as i32,
-            a_vector: self.a.vector.into(),
-            b_vector: self.b.vector.into(),
-            c_vector: self.c.vector.into(),
-            bias_vector: self.bias.vector.into(),
-            residual_vector: self.residual.vector.into(),
-            d_vector: self.d.vector.into(),
-            d_type: match self.out {
-                Dtype::F16 => 0,
-                Dtype::BF16 => 1,
-                _ => 2,
+            rank: self.rank as i32,
+            splits: 1,
+            groups: self.weights as i32,
+            grouping: match self.request.grouping {
+                Grouping::None => 0,
+                Grouping::Rows => 1,
+                Grouping::K => 2,
             },
-            activation: match self.config.activation {
+            epilogue: match self.request.ending {
+                Ending::Activate => 0,
+                Ending::Gate => 1,
+                Ending::ActivateBackward => 2,
+                Ending::GateBackward => 3,
+            },
+            activation: match self.request.activation {
                 Activation::None => 0,
                 Activation::Relu => 1,
                 Activation::GeluTanh => 2,
                 Activation::GeluErf => 3,
                 Activation::Silu => 4,
             },
-            alpha: self.config.alpha,
-            beta: self.config.beta,
+            saturate: (config.overflow == Overflow::Saturate).into(),
+            alpha: config.alpha,
+            beta: config.beta,
+            adapter_scale: self.request.adapter_scale,
+            ..MultiplyParams::default()
         }
     }
 
-    /// Whether there is nothing to compute at all.
+    /// Whether d has no elements.
     pub(super) fn is_empty(&self) -> bool {
-        self.batch == 0 || self.m == 0 || self.n == 0
+        self.batch == 0 || self.weights == 0 || self.m == 0 || self.n == 0
+    }
+}
+
+/// Checks the tensors that are vectors.
+fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
+    if weights > MAX_GROUPS && request.grouping != Grouping::None {
+        let expected = format!("at most {MAX_GROUPS} groups");
+        return Err(shape("offsets", &expected, &format!("{weights}")));
+    }
+    let vectors = [
+        ("offsets", request.offsets, weights + 1),
+        ("column_sums", request.column_sums, n),
+        ("non_finite", request.non_finite, 1),
+    ];
+    for (tensor, found, expected) in vectors {
+        if let Some(found) = found {
+            sizes(tensor, [expected], [found])?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what does not go together.
+fn check_combination(
+    request: &Request,
+    layouts: &Each<Option<Layout<3>>>,
+    rank: usize,
+) -> Result<()> {
+    let with_c = layouts.c.is_some() || request.in_place;
+    let adapter = layouts.down.is_some();
+    let (gate, gate_backward) = (
+        request.ending == Ending::Gate,
+        request.ending == Ending::GateBackward,
+    );
+    let grouped = request.grouping != Grouping::None;
+    let unsupported = [
+        (gate && with_c, "Epilogue::Gate with c", "it without c"),
+        (
+            gate && layouts.column_scale.is_some(),
+            "Epilogue::Gate with column_scale",
+            "it without column_scale",
+        ),
+        (
+            gate && adapter,
+            "Epilogue::Gate with an adapter",
+            "it without an adapter",
+        ),
+        (
+            (gate || gate_backward) && request.column_sums.is_some(),
+            "column_sums of a gate",
+            "Gemm::column_sums",
+        ),
+        (
+            gate_backward && layouts.residual.is_some(),
+            "Epilogue::GateBackward with residual",
+            "it without residual",
+        ),
+        (
+            gate_backward && request.in_place,
+            "Epilogue::GateBackward in place",
+            "it with c as a tensor of its own",
+        ),
+        (
+            grouped && request.column_sums.is_some(),
+            "column_sums of groups",
+            "Gemm::column_sums",
+        ),
+        (
+            grouped && adapter,
+            "an adapter with groups",
+            "a batch of adapters without groups",
+        ),
+    ];
+    for (refused, asked, available) in unsupported {
+        if refused {
+            return Err(Error::Unsupported {
+                op: OP,
+                request: asked.into(),
+                available: available.into(),
+            });
+        }
+    }
+    if adapter && !(1..=MAX_RANK).contains(&rank) {
+        return Err(Error::Unsupported {
+            op: OP,
+            request: format!("an adapter of rank {rank}"),
+            available: format!("rank 1 to {MAX_RANK}"),
+        });
+    }
+    Ok(())
+}
+
+fn shape(tensor: &'static str, expected: &str, found: &str) -> Error {
+    Error::Shape {
+        op: OP,
+        tensor,
+        expected: expected.into(),
+        found: found.into(),
     }
 }
 
@@ -207,14 +432,21 @@ fn sizes<const N: usize>(
     found: [usize; N],
 ) -> Result<()> {
     if expected != found {
-        return Err(Error::Shape {
-            op: OP,
-            tensor,
-            expected: format!("shape {expected:?}"),
-            found: format!("shape {found:?}"),
-        });
+        let [expected, found] = [expected, found].map(|sizes| format!("shape {sizes:?}"));
+        return Err(shape(tensor, &expected, &found));
     }
     Ok(())
+}
+
+/// A vector for each of a batch, or one for all, as matrices of one row.
+fn repeat(tensor: &'static str, layout: Layout<3>, batch: usize, size: usize) -> Result<Layout<3>> {
+    let [found, _, columns] = layout.shape;
+    if (found != batch && found != 1) || columns != size {
+        let expected = format!("shape {:?} or {:?}", [batch, size], [1, size]);
+        let found = format!("shape {:?}", [found, columns]);
+        return Err(shape(tensor, &expected, &found));
+    }
+    Ok(layout)
 }
 
 fn refuse<const N: usize>(tensor: &'static str, expected: &str, layout: &Layout<N>) -> Error {
@@ -235,16 +467,8 @@ fn swapped(layout: &Layout<3>) -> Layout<3> {
     }
 }
 
-/// A vector as a matrix of one row.
-fn one_row(layout: &Layout<1>) -> Layout<3> {
-    Layout {
-        shape: [1, 1, layout.shape[0]],
-        strides: [0, 0, layout.strides[0]],
-    }
-}
-
 /// How an operand lies whose last axis is k.
-fn operand(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<(Axis, Strides)> {
+fn operand(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<(Axis, Matrix)> {
     let ways = [
         (Axis::K, lines(layout, dtype)),
         (Axis::Outer, lines(&swapped(layout), dtype)),
@@ -252,10 +476,10 @@ fn operand(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<(Ax
     // Matrices of one row or column lie both ways, of which one may be aligned.
     let aligned = ways
         .iter()
-        .find(|(_, lines)| lines.is_some_and(|lines| lines.vector));
+        .find(|(_, lines)| lines.is_some_and(|lines| lines.vector != 0));
     let any = aligned.or_else(|| ways.iter().find(|(_, lines)| lines.is_some()));
     match any {
-        Some(&(axis, Some(strides))) => Ok((axis, strides)),
+        Some(&(axis, Some(matrix))) => Ok((axis, matrix)),
         _ => Err(refuse(
             tensor,
             "contiguous rows or contiguous columns",
@@ -264,23 +488,52 @@ fn operand(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<(Ax
     }
 }
 
+/// How an operand lies whose last axis is k, for a kernel whose tiles lie along `axis`.
+fn along(tensor: &'static str, layout: &Layout<3>, dtype: Dtype, axis: Axis) -> Result<Matrix> {
+    let (wanted, other) = match axis {
+        Axis::K => (lines(layout, dtype), lines(&swapped(layout), dtype)),
+        Axis::Outer => (lines(&swapped(layout), dtype), lines(layout, dtype)),
+    };
+    match (wanted, other) {
+        (Some(matrix), _) => Ok(matrix),
+        (None, Some(matrix)) => Ok(Matrix {
+            row_stride: 1,
+            column_stride: matrix.row_stride,
+            vector: 0,
+            ..matrix
+        }),
+        (None, None) => Err(refuse(
+            tensor,
+            "contiguous rows or contiguous columns",
+            layout,
+        )),
+    }
+}
+
 /// How a matrix lies whose rows are contiguous.
-fn by_rows(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<Strides> {
+fn by_rows(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<Matrix> {
     lines(layout, dtype).ok_or_else(|| refuse(tensor, "contiguous rows", layout))
 }
 
-/// The strides if the last axis is contiguous.
-fn lines(layout: &Layout<3>, dtype: Dtype) -> Option<Strides> {
+/// The strides if the last axis is contiguous; 0 along axes of one element.
+fn lines(layout: &Layout<3>, dtype: Dtype) -> Option<Matrix> {
     let stride = |axis: usize| match layout.shape[axis] {
         0 | 1 => Some(0),
         _ => i64::try_from(layout.strides[axis]).ok(),
     };
-    let (batch, line) = (stride(0)?, stride(1)?);
+    let (batch_stride, row_stride) = (stride(0)?, stride(1)?);
     let contiguous = layout.shape[2] <= 1 || layout.strides[2] == 1;
     let vector = (VECTOR_BYTES / dtype.bytes()) as i64;
-    contiguous.then_some(Strides {
-        batch,
-        line,
-        vector: batch % vector == 0 && line % vector == 0,
+    contiguous.then_some(Matrix {
+        at: 0,
+        batch_stride,
+        row_stride,
+        column_stride: 1,
+        vector: (batch_stride % vector == 0 && row_stride % vector == 0).into(),
+        dtype: match dtype {
+            Dtype::F16 => 0,
+            Dtype::BF16 => 1,
+            _ => 2,
+        },
     })
 }

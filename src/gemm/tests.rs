@@ -1,10 +1,10 @@
 //! Tests of the pure steps: tensors' layouts to [`Problem`], and [`Problem`] to [`Plan`].
 
 use super::plan::Plan;
-use super::problem::{Addresses, Layouts, Problem, Strides};
-use super::{Activation, Config};
+use super::problem::{Each, Ending, Grouping, Problem, Request};
+use super::{Activation, Config, Overflow};
 use crate::abi::Dtype::{BF16, F16, F32, I32};
-use crate::abi::gemm::{Axis, MULTIPLY, Multiply};
+use crate::abi::gemm::{Axis, MULTIPLY, Matrix};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 use crate::tensor::Layout;
@@ -27,100 +27,167 @@ fn contiguous<const N: usize>(shape: [usize; N]) -> Layout<N> {
     Layout::contiguous(shape).unwrap()
 }
 
-/// Contiguous tensors, all of them.
-fn layouts(batch: usize, m: usize, n: usize, k: usize) -> Layouts {
-    Layouts {
-        a: contiguous([batch, m, k]),
-        b: contiguous([batch, k, n]),
-        c: Some(contiguous([batch, m, n])),
-        bias: Some(contiguous([n])),
-        residual: Some(contiguous([batch, m, n])),
-        d: contiguous([batch, m, n]),
+/// Contiguous tensors: all that go with one another.
+fn layouts(batch: usize, m: usize, n: usize, k: usize) -> Each<Option<Layout<3>>> {
+    let some = |shape| Some(contiguous(shape));
+    Each {
+        a: some([batch, m, k]),
+        b: some([batch, k, n]),
+        c: some([batch, m, n]),
+        bias: some([batch, 1, n]),
+        residual: some([batch, m, n]),
+        row_scale: some([batch, 1, m]),
+        column_scale: some([batch, 1, n]),
+        preactivation: some([batch, m, n]),
+        d: some([batch, m, n]),
+        ..Each::default()
     }
 }
 
+const REQUEST: Request = Request {
+    dtype: F16,
+    out: F16,
+    config: Config {
+        alpha: 1.0,
+        beta: 1.0,
+        overflow: Overflow::Infinity,
+        tile: None,
+        splits: None,
+        max_workspace: usize::MAX,
+    },
+    ending: Ending::Activate,
+    activation: Activation::None,
+    in_place: false,
+    grouping: Grouping::None,
+    offsets: None,
+    column_sums: None,
+    non_finite: None,
+    adapter_scale: 0.0,
+};
+
+type Layouts = Each<Option<Layout<3>>>;
+
 fn check(layouts: &Layouts) -> Result<Problem> {
-    Problem::new(F16, F16, Config::default(), layouts)
+    Problem::new(REQUEST, layouts)
 }
 
-fn strides(batch: i64, line: i64, vector: bool) -> Strides {
-    Strides {
-        batch,
-        line,
+/// A matrix of f16 before its address is known.
+fn matrix(batch_stride: i64, row_stride: i64, vector: i32) -> Matrix {
+    Matrix {
+        at: 0,
+        batch_stride,
+        row_stride,
+        column_stride: 1,
         vector,
+        dtype: 0,
+    }
+}
+
+/// An address for each tensor.
+fn addresses(first: u64) -> Each<u64> {
+    Each {
+        a: first,
+        b: 2 * first,
+        gate: 0,
+        down: 0,
+        up: 0,
+        c: 3 * first,
+        bias: 4 * first,
+        gate_bias: 0,
+        residual: 5 * first,
+        row_scale: 6 * first,
+        column_scale: 7 * first,
+        preactivation: 8 * first,
+        d: 9 * first,
     }
 }
 
 #[test]
 fn a_problem_holds_sizes_and_strides() {
     let problem = check(&layouts(2, 16, 24, 40)).unwrap();
+    let of_f32 = |row_stride| Matrix {
+        dtype: 2,
+        ..matrix(row_stride, 0, 1)
+    };
     let expected = Problem {
-        dtype: F16,
-        out: F16,
-        config: Config::default(),
+        request: REQUEST,
         batch: 2,
+        weights: 2,
         m: 16,
         n: 24,
         k: 40,
+        rank: 0,
         axes: (Axis::K, Axis::Outer),
-        a: strides(640, 40, true),
-        b: strides(960, 24, true),
-        c: strides(384, 24, true),
-        bias: strides(0, 0, true),
-        residual: strides(384, 24, true),
-        d: strides(384, 24, true),
+        matrices: Each {
+            a: matrix(640, 40, 1),
+            b: matrix(960, 24, 1),
+            c: matrix(384, 24, 1),
+            bias: matrix(24, 0, 1),
+            residual: matrix(384, 24, 1),
+            row_scale: of_f32(16),
+            column_scale: of_f32(24),
+            preactivation: matrix(384, 24, 1),
+            d: matrix(384, 24, 1),
+            ..Each::default()
+        },
     };
     assert_eq!(problem, expected);
 }
 
 #[test]
 fn parameters_hold_what_the_kernel_needs() {
-    let config = Config {
-        alpha: 2.0,
-        beta: 3.0,
+    let request = Request {
+        dtype: BF16,
+        out: F32,
+        config: Config {
+            alpha: 2.0,
+            beta: 3.0,
+            overflow: Overflow::Saturate,
+            ..REQUEST.config
+        },
+        ending: Ending::ActivateBackward,
         activation: Activation::Silu,
-        tile: None,
+        ..REQUEST
     };
-    let problem = Problem::new(BF16, F32, config, &layouts(2, 16, 20, 40)).unwrap();
-    let addresses = Addresses {
-        a: 1024,
-        b: 2048,
-        c: 3072,
-        bias: 4096,
-        residual: 5120,
-        d: 6144,
-    };
-    let params = problem.at(&addresses).params(&addresses);
+    let problem = Problem::new(request, &layouts(2, 16, 20, 40)).unwrap();
+    let params = problem.at(&addresses(1024)).params();
     assert_eq!((params.m, params.n, params.k), (16, 20, 40));
-    assert_eq!((params.a, params.b, params.c), (1024, 2048, 3072));
-    assert_eq!((params.bias, params.residual, params.d), (4096, 5120, 6144));
-    assert_eq!((params.a_batch_stride, params.a_stride), (640, 40));
-    assert_eq!((params.b_batch_stride, params.b_stride), (800, 20));
-    assert_eq!((params.c_batch_stride, params.c_row_stride), (320, 20));
-    assert_eq!((params.d_batch_stride, params.d_row_stride), (320, 20));
-    assert_eq!(
-        (params.residual_batch_stride, params.residual_row_stride),
-        (320, 20)
-    );
-    // rows of 20 elements are 40 bytes in bf16 and 80 in f32
+    assert_eq!((params.a.at, params.b.at, params.c.at), (1024, 2048, 3072));
+    assert_eq!((params.preactivation.at, params.d.at), (8192, 9216));
+    assert_eq!((params.a.batch_stride, params.a.row_stride), (640, 40));
+    assert_eq!((params.b.batch_stride, params.b.row_stride), (800, 20));
+    assert_eq!((params.c.batch_stride, params.c.row_stride), (320, 20));
+    assert_eq!((params.d.batch_stride, params.d.row_stride), (320, 20));
+    // rows of 20 elements are 40 bytes in bf16 and 80 in f32; c is of the type of d
     let vectors = [
-        params.a_vector,
-        params.b_vector,
-        params.c_vector,
-        params.bias_vector,
+        params.a,
+        params.b,
+        params.c,
+        params.bias,
+        params.residual,
+        params.d,
     ];
-    assert_eq!(vectors, [1, 0, 0, 1]);
-    assert_eq!((params.residual_vector, params.d_vector), (0, 1));
-    assert_eq!((params.d_type, params.activation), (2, 4));
+    assert_eq!(vectors.map(|matrix| matrix.vector), [1, 0, 1, 0, 0, 1]);
+    assert_eq!(vectors.map(|matrix| matrix.dtype), [1, 1, 2, 1, 1, 2]);
+    assert_eq!(
+        (params.epilogue, params.activation, params.saturate),
+        (2, 4, 1)
+    );
     assert_eq!((params.alpha, params.beta), (2.0, 3.0));
+    assert_eq!((params.splits, params.grouping, params.rank), (1, 0, 0));
+    assert_eq!((params.gate.at, params.down.at, params.offsets), (0, 0, 0));
 }
 
 #[test]
 fn operands_lie_by_rows_or_by_columns() {
     let axes = |a: [usize; 3], b: [usize; 3]| {
         let mut layouts = layouts(1, 16, 24, 40);
-        (layouts.a.strides, layouts.b.strides) = (a, b);
-        check(&layouts).map(|problem| (problem.axes, problem.a.line, problem.b.line))
+        let strides = |shape, strides| Some(Layout { shape, strides });
+        (layouts.a, layouts.b) = (strides([1, 16, 40], a), strides([1, 40, 24], b));
+        check(&layouts).map(|problem| {
+            let Each { a, b, .. } = problem.matrices;
+            (problem.axes, a.row_stride, b.row_stride)
+        })
     };
     let (k, outer) = (Axis::K, Axis::Outer);
     let rows = axes([640, 40, 1], [960, 24, 1]);
@@ -137,54 +204,120 @@ fn vectors_are_read_the_aligned_way() {
     // b is [k, 1] and contiguous: as rows of one element it would not be aligned
     let problem = check(&layouts(1, 16, 1, 40)).unwrap();
     assert_eq!(problem.axes, (Axis::K, Axis::K));
-    assert!(problem.b.vector);
+    assert_eq!(problem.matrices.b.vector, 1);
     // a is [m, 1]
     let problem = check(&layouts(1, 16, 24, 1)).unwrap();
     assert_eq!(problem.axes, (Axis::Outer, Axis::Outer));
-    assert!(problem.a.vector);
+    assert_eq!(problem.matrices.a.vector, 1);
 }
 
 #[test]
 fn vectors_need_aligned_strides_and_addresses() {
     let problem = check(&layouts(2, 3, 24, 12)).unwrap();
-    assert!(!problem.a.vector, "rows of 12 elements");
-    assert!(problem.b.vector);
+    let vectors = (problem.matrices.a.vector, problem.matrices.b.vector);
+    assert_eq!(vectors, (0, 1), "rows of 12 elements");
     let mut uneven = layouts(2, 16, 24, 40);
-    uneven.a.strides[0] = 644;
-    assert!(!check(&uneven).unwrap().a.vector, "a batch stride of 644");
+    uneven.a = Some(Layout {
+        shape: [2, 16, 40],
+        strides: [644, 40, 1],
+    });
+    let problem = check(&uneven).unwrap();
+    assert_eq!(problem.matrices.a.vector, 0, "a batch stride of 644");
 
-    let addresses = Addresses {
+    let addresses = Each {
         a: 16,
         b: 24,
         d: 2,
-        ..Addresses::default()
+        ..Each::default()
     };
-    let problem = check(&layouts(1, 16, 24, 40)).unwrap().at(&addresses);
-    let found = [problem.a, problem.b, problem.c, problem.d].map(|strides| strides.vector);
-    assert_eq!(found, [true, false, true, false]);
+    let Each { a, b, c, d, .. } = check(&layouts(1, 16, 24, 40))
+        .unwrap()
+        .at(&addresses)
+        .matrices;
+    assert_eq!([a, b, c, d].map(|matrix| matrix.vector), [1, 0, 1, 0]);
 }
 
 #[test]
 fn a_stride_of_zero_repeats_an_operand() {
     let mut shared = layouts(4, 16, 24, 40);
-    shared.b.strides[0] = 0;
-    assert_eq!(check(&shared).unwrap().b, strides(0, 24, true));
+    shared.b = Some(Layout {
+        shape: [4, 40, 24],
+        strides: [0, 24, 1],
+    });
+    assert_eq!(check(&shared).unwrap().matrices.b, matrix(0, 24, 1));
+    shared.bias = Some(contiguous([1, 1, 24]));
+    assert_eq!(check(&shared).unwrap().matrices.bias, matrix(0, 0, 1));
+}
+
+/// Groups of rows have a batch of weights, groups of k one of results.
+#[test]
+fn groups_have_batches_where_they_differ() {
+    let of = |grouping, a, b, d| {
+        let request = Request {
+            grouping,
+            offsets: Some(6),
+            ..REQUEST
+        };
+        let some = |shape| Some(contiguous(shape));
+        let layouts = Each {
+            a: some(a),
+            b: some(b),
+            d: some(d),
+            ..Each::default()
+        };
+        Problem::new(request, &layouts).map(|problem| (problem.batch, problem.weights, problem))
+    };
+    let (batch, weights, _) = of(Grouping::Rows, [1, 16, 40], [5, 40, 24], [1, 16, 24]).unwrap();
+    assert_eq!((batch, weights), (1, 5));
+    let (batch, weights, problem) = of(Grouping::K, [1, 16, 40], [1, 40, 24], [5, 16, 24]).unwrap();
+    assert_eq!((batch, weights), (5, 5));
+    // a lies along k, where a group may begin anywhere
+    let Each { a, b, .. } = problem.matrices;
+    assert_eq!((a.vector, b.vector, a.batch_stride), (0, 1, 0));
+    let error = of(Grouping::Rows, [1, 16, 40], [4, 40, 24], [1, 16, 24]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "gemm::multiply: offsets has shape [6], expected shape [5]"
+    );
+}
+
+/// Both halves of a row are copied like the first only if the second begins as evenly.
+#[test]
+fn halves_of_rows_are_aligned_where_both_are() {
+    for (n, vector) in [(24, 1), (20, 0)] {
+        let some = |shape| Some(contiguous(shape));
+        let layouts = Each {
+            a: some([1, 16, 40]),
+            b: some([1, 40, n]),
+            preactivation: some([1, 16, 2 * n]),
+            d: some([1, 16, 2 * n]),
+            ..Each::default()
+        };
+        let request = Request {
+            ending: Ending::GateBackward,
+            ..REQUEST
+        };
+        let Each {
+            d, preactivation, ..
+        } = Problem::new(request, &layouts).unwrap().matrices;
+        assert_eq!((d.vector, preactivation.vector), (vector, vector), "{n}");
+    }
 }
 
 #[test]
 fn sizes_that_do_not_fit_the_kernel_are_refused() {
     let huge = |m, n, k| {
-        let layout = |shape| Layout {
-            shape,
-            strides: [0, 0, 1],
+        let layout = |shape| {
+            Some(Layout {
+                shape,
+                strides: [0, 0, 1],
+            })
         };
-        let layouts = Layouts {
+        let layouts = Each {
             a: layout([1, m, k]),
             b: layout([1, k, n]),
-            c: None,
-            bias: None,
-            residual: None,
             d: layout([1, m, n]),
+            ..Each::default()
         };
         check(&layouts)
     };
@@ -209,92 +342,130 @@ fn problems_without_elements_are_empty_and_those_without_a_sum_are_not() {
 
 /// A problem of `x [m, k]` and weights `[n, k]`, as linear layers have it.
 fn linear(m: usize, n: usize, k: usize) -> Problem {
-    let mut layouts = layouts(1, m, n, k);
-    layouts.b.strides = [n * k, 1, k];
+    let layouts = Each {
+        a: Some(contiguous([1, m, k])),
+        b: Some(Layout {
+            shape: [1, k, n],
+            strides: [n * k, 1, k],
+        }),
+        d: Some(contiguous([1, m, n])),
+        ..Each::default()
+    };
     check(&layouts).unwrap()
 }
 
-fn plan(problem: &Problem, device: &Device) -> (Plan, (usize, usize)) {
-    let plan = Plan::new("op", problem, MULTIPLY, device).unwrap();
-    let (m, n, _) = MULTIPLY[plan.row].tile;
-    (plan, (m, n))
+fn plan(problem: &Problem, device: &Device) -> Plan {
+    Plan::new(problem, MULTIPLY, device).unwrap()
 }
 
 const HUGE: (usize, usize) = (128, 256);
 const LARGE: (usize, usize) = (128, 128);
 const SMALL: (usize, usize) = (64, 64);
 const SKINNY: (usize, usize) = (32, 64);
+const THIN: (usize, usize) = (16, 128);
 
-/// A name, m, n and k, and the tile on an A100 and on an H100.
-type Choice = (&'static str, [usize; 3], [(usize, usize); 2]);
+/// A tile, and the parts of k.
+type Chosen = ((usize, usize), usize);
+
+/// A name, m, n and k, what is chosen on an A100 (108 multiprocessors) and on an H100 (132), and why.
+type Choice = (&'static str, [usize; 3], [Chosen; 2], &'static str);
 
 /// What named shapes get, and why.
 #[rustfmt::skip]
 const CHOICES: &[Choice] = &[
-    // too few tiles for the multiprocessors: the smallest, of which there are most
-    ("square 128", [128, 128, 128], [SKINNY, SKINNY]),
-    ("square 256", [256, 256, 256], [SKINNY, SKINNY]),
-    ("square 512", [512, 512, 512], [SMALL, SKINNY]),
-    // 64 tiles of 128x128 fit in one wave; an H100 has room for 256 small ones that cost two waves of a quarter
-    ("square 1024", [1024, 1024, 1024], [LARGE, SMALL]),
-    // 256 tiles of 128x128 in 3 waves of 108, where 128x256 would need 2 of twice the size; on 132 they fit in one
-    ("square 2048", [2048, 2048, 2048], [LARGE, HUGE]),
-    // many waves: the tile that reads least through L2 and shared memory
-    ("square 4096", [4096, 4096, 4096], [HUGE, HUGE]),
-    ("square 8192", [8192, 8192, 8192], [HUGE, HUGE]),
-    // one to 16 rows: all the time goes to reading the weights, so the tile with most bytes in flight
-    ("llama 8B qkv, 1 token", [1, 6144, 4096], [SKINNY, SKINNY]),
-    ("llama 8B out, 1 token", [1, 4096, 4096], [SKINNY, SKINNY]),
-    ("llama 8B gate and up, 1 token", [1, 28672, 4096], [SKINNY, SKINNY]),
-    ("llama 8B down, 1 token", [1, 4096, 14336], [SKINNY, SKINNY]),
-    ("llama 8B qkv, 16 tokens", [16, 6144, 4096], [SKINNY, SKINNY]),
-    ("llama 8B out, 16 tokens", [16, 4096, 4096], [SKINNY, SKINNY]),
-    ("llama 8B gate and up, 16 tokens", [16, 28672, 4096], [SKINNY, SKINNY]),
-    ("llama 8B down, 16 tokens", [16, 4096, 14336], [SKINNY, SKINNY]),
-    // 64 rows: two skinny tiles would read the weights twice through L2, unless multiprocessors are idle
-    ("llama 8B qkv, 64 tokens", [64, 6144, 4096], [SMALL, SMALL]),
-    ("llama 8B out, 64 tokens", [64, 4096, 4096], [SMALL, SKINNY]),
-    ("llama 8B gate and up, 64 tokens", [64, 28672, 4096], [SMALL, SMALL]),
-    ("llama 8B down, 64 tokens", [64, 4096, 14336], [SMALL, SKINNY]),
-    // enough tiles of 128 rows; which width depends on what is left over in the last wave
-    ("llama 8B qkv, 512 tokens", [512, 6144, 4096], [HUGE, HUGE]),
-    ("llama 8B out, 512 tokens", [512, 4096, 4096], [SMALL, LARGE]),
-    ("llama 8B gate and up, 512 tokens", [512, 28672, 4096], [LARGE, LARGE]),
-    ("llama 8B down, 512 tokens", [512, 4096, 14336], [SMALL, LARGE]),
-    // thousands of tiles; the narrower one where its last wave is fuller
-    ("llama 8B qkv, 8192 tokens", [8192, 6144, 4096], [LARGE, HUGE]),
-    ("llama 8B out, 8192 tokens", [8192, 4096, 4096], [LARGE, HUGE]),
-    ("llama 8B gate and up, 8192 tokens", [8192, 28672, 4096], [LARGE, LARGE]),
-    ("llama 8B down, 8192 tokens", [8192, 4096, 14336], [LARGE, HUGE]),
-    // as the other projections, only wider
-    ("llama 8B logits, 1 token", [1, 128256, 4096], [SKINNY, SKINNY]),
-    ("llama 8B logits, 512 tokens", [512, 128256, 4096], [HUGE, LARGE]),
-    // few elements of d, each a long sum: nothing but the number of blocks helps
-    ("tall k", [256, 256, 16384], [SKINNY, SKINNY]),
-    ("tall k, one tile", [64, 64, 65536], [SKINNY, SKINNY]),
-    // little to multiply: storing d costs most, alike for all; between equals the first row
-    ("short k", [8192, 8192, 64], [HUGE, HUGE]),
-    ("outer product", [4096, 4096, 8], [HUGE, HUGE]),
-    // one tile is enough
-    ("tiny", [16, 16, 16], [SKINNY, SKINNY]),
-    ("one element", [1, 1, 1], [SKINNY, SKINNY]),
-    // b is one column: 64 rows of a at a time keep an A100 just busy
-    ("a column", [4096, 1, 4096], [SMALL, SKINNY]),
-    // one wave of large tiles, or two of small ones
-    ("BERT feed-forward, 8 x 128 tokens", [1024, 3072, 768], [HUGE, HUGE]),
-    ("BERT projection, 8 x 128 tokens", [1024, 768, 768], [SMALL, SMALL]),
-    ("MiniLM feed-forward, 148 tokens", [148, 1536, 384], [SMALL, SKINNY]),
-    // 117 tiles of 128x256: just more than a wave of an A100, just less than one of an H100
-    ("a wave and a little", [1664, 2304, 1024], [LARGE, HUGE]),
+    ("square 128", [128, 128, 128], [(SKINNY, 1), (SKINNY, 1)],
+        "eight blocks at most keep busy: the smallest tile has most of them, and a second kernel would cost more than the first takes"),
+    ("square 256", [256, 256, 256], [(SKINNY, 1), (SKINNY, 1)],
+        "as 128: fewer tiles than multiprocessors"),
+    ("square 512", [512, 512, 512], [(SMALL, 1), (SKINNY, 1)],
+        "64 tiles are a wave of an A100; an H100 has room for the 128 of half the size"),
+    ("square 1024", [1024, 1024, 1024], [(LARGE, 1), (LARGE, 2)],
+        "64 tiles of 128x128 fit a wave of 108; on 132 two parts of k fill it"),
+    ("square 2048", [2048, 2048, 2048], [(LARGE, 2), (HUGE, 1)],
+        "256 tiles are 3 rounds of 108 and leave the last a third full: in halves of k they are 5 of half the length; on 132 the 128 large ones are one round"),
+    ("square 4096", [4096, 4096, 4096], [(HUGE, 1), (HUGE, 1)],
+        "many rounds: the tile that reads least through L2 and shared memory"),
+    ("square 8192", [8192, 8192, 8192], [(HUGE, 1), (HUGE, 1)],
+        "as 4096"),
+    ("llama 8B qkv, 1 token", [1, 6144, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "reading the weights is all: 96 blocks with 36 KiB under way each reach the memory's rate"),
+    ("llama 8B out, 1 token", [1, 4096, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "64 blocks just reach the memory's rate; parts of k would add a launch"),
+    ("llama 8B gate and up, 1 token", [1, 28672, 4096], [(THIN, 1), (THIN, 1)],
+        "enough columns for two wide blocks a multiprocessor: 16 rows waste least"),
+    ("llama 8B down, 1 token", [1, 4096, 14336], [(SKINNY, 1), (SKINNY, 1)],
+        "long sums, but 64 blocks just reach the memory's rate"),
+    ("llama 8B qkv, 16 tokens", [16, 6144, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "as one token: the weights weigh the same"),
+    ("llama 8B out, 16 tokens", [16, 4096, 4096], [(SKINNY, 1), (SKINNY, 1)],
+        "as one token"),
+    ("llama 8B gate and up, 16 tokens", [16, 28672, 4096], [(THIN, 1), (THIN, 1)],
+        "as one token"),
+    ("llama 8B down, 16 tokens", [16, 4096, 14336], [(SKINNY, 1), (SKINNY, 1)],
+        "as one token"),
+    ("llama 8B qkv, 64 tokens", [64, 6144, 4096], [(SMALL, 1), (SMALL, 1)],
+        "one row of tiles reads the weights once; still bound by memory"),
+    ("llama 8B out, 64 tokens", [64, 4096, 4096], [(SMALL, 1), (SKINNY, 1)],
+        "64 blocks of 64 rows on 108; on 132 twice as many of 32 rows, which read the weights twice, through L2"),
+    ("llama 8B gate and up, 64 tokens", [64, 28672, 4096], [(SMALL, 1), (SMALL, 1)],
+        "as qkv, four tiles a multiprocessor"),
+    ("llama 8B down, 64 tokens", [64, 4096, 14336], [(SMALL, 1), (SKINNY, 1)],
+        "as out, with longer sums"),
+    ("llama 8B qkv, 512 tokens", [512, 6144, 4096], [(HUGE, 1), (LARGE, 2)],
+        "96 large tiles are nearly a wave of 108; on 132 192 smaller ones in halves of k are nearly three"),
+    ("llama 8B out, 512 tokens", [512, 4096, 4096], [(LARGE, 4), (LARGE, 1)],
+        "128 tiles are one wave of 132; on 108 they leave a fifth over, which quarters of k spread"),
+    ("llama 8B gate and up, 512 tokens", [512, 28672, 4096], [(LARGE, 1), (LARGE, 1)],
+        "896 tiles: the last of 9 rounds of 108, or of 7 of 132, is nearly full"),
+    ("llama 8B down, 512 tokens", [512, 4096, 14336], [(HUGE, 5), (LARGE, 1)],
+        "as out, with sums so long that five parts of large tiles fill three rounds of 108"),
+    ("llama 8B qkv, 8192 tokens", [8192, 6144, 4096], [(LARGE, 1), (HUGE, 1)],
+        "3072 tiles are 28.4 rounds of 108, where the large ones are 14.2 and end worse; on 132 those end better"),
+    ("llama 8B out, 8192 tokens", [8192, 4096, 4096], [(LARGE, 1), (HUGE, 1)],
+        "2048 tiles are 18.96 rounds of 108; the 1024 large ones 7.8 of 132"),
+    ("llama 8B gate and up, 8192 tokens", [8192, 28672, 4096], [(LARGE, 1), (LARGE, 1)],
+        "14336 tiles: 132.7 rounds of 108 and 108.6 of 132, where large ones end worse"),
+    ("llama 8B down, 8192 tokens", [8192, 4096, 14336], [(LARGE, 1), (HUGE, 1)],
+        "as out"),
+    ("llama 8B logits, 1 token", [1, 128256, 4096], [(THIN, 1), (THIN, 1)],
+        "as gate and up: many columns for few rows"),
+    ("llama 8B logits, 512 tokens", [512, 128256, 4096], [(HUGE, 1), (LARGE, 1)],
+        "2004 large tiles are 18.6 rounds of 108 and 15.2 of 132, where 4008 smaller ones end better"),
+    ("tall k", [256, 256, 16384], [(LARGE, 24), (LARGE, 24)],
+        "four tiles: parts of k are the only way to more blocks"),
+    ("tall k, one tile", [64, 64, 65536], [(SKINNY, 24), (SKINNY, 32)],
+        "two tiles of 32 rows, and as many parts of k as shorten the sums by more than adding them costs"),
+    ("short k", [8192, 8192, 64], [(HUGE, 1), (HUGE, 1)],
+        "storing d is all, alike for every tile: the first row"),
+    ("outer product", [4096, 4096, 8], [(HUGE, 1), (HUGE, 1)],
+        "as short k"),
+    ("tiny", [16, 16, 16], [(SKINNY, 1), (SKINNY, 1)],
+        "one tile: the least work in it"),
+    ("one element", [1, 1, 1], [(SKINNY, 1), (SKINNY, 1)],
+        "as tiny"),
+    ("a column", [4096, 1, 4096], [(SMALL, 1), (SKINNY, 1)],
+        "b is one column: rows of a are what is read, 64 at a time on 108, 32 on 132"),
+    ("BERT feed-forward, 8 x 128 tokens", [1024, 3072, 768], [(HUGE, 1), (HUGE, 1)],
+        "96 large tiles are one wave"),
+    ("BERT projection, 8 x 128 tokens", [1024, 768, 768], [(SMALL, 1), (SMALL, 1)],
+        "192 small tiles are two a multiprocessor side by side, where 48 large ones leave half of them idle"),
+    ("MiniLM feed-forward, 148 tokens", [148, 1536, 384], [(SMALL, 1), (SKINNY, 1)],
+        "72 tiles of 64 rows on 108; 120 of 32 rows on 132"),
+    ("a wave and a little", [1664, 2304, 1024], [(LARGE, 1), (HUGE, 1)],
+        "117 large tiles are just more than a wave of 108, just less than one of 132"),
 ];
 
 #[test]
 fn named_shapes_get_the_tile_that_suits_them() {
-    for &(name, [m, n, k], [on_a100, on_h100]) in CHOICES {
+    for &(name, [m, n, k], expected, reason) in CHOICES {
         let problem = linear(m, n, k);
-        for (device, expected) in [(A100, on_a100), (H100, on_h100)] {
-            let (plan, tile) = plan(&problem, &device);
-            assert_eq!(tile, expected, "{name} on {device:?}: {plan:?}");
+        for (device, expected) in [A100, H100].into_iter().zip(expected) {
+            let plan = plan(&problem, &device);
+            assert_eq!(
+                (plan.tile, plan.splits),
+                expected,
+                "{name} on {device:?}: {plan}; {reason}"
+            );
         }
     }
 }
@@ -302,40 +473,84 @@ fn named_shapes_get_the_tile_that_suits_them() {
 #[test]
 fn a_plan_has_the_kernel_of_the_layouts_and_a_block_for_each_tile() {
     let problem = check(&layouts(3, 100, 70, 64)).unwrap();
-    let (plan, (m, n)) = plan(&problem, &A100);
+    let plan = plan(&problem, &A100);
+    let (m, n) = plan.tile;
+    let tiles = 100_usize.div_ceil(m) * 70_usize.div_ceil(n);
+    assert_eq!(plan.grid, [tiles, plan.splits, 3]);
+    let axes = MULTIPLY[plan.row].layouts()[plan.layout];
+    assert_eq!(axes, (Axis::K, Axis::Outer));
+}
+
+#[test]
+fn a_plan_says_what_it_is() {
+    let mut problem = linear(1, 4096, 4096);
+    problem.request.config.splits = Some(3);
+    problem.request.config.tile = Some(THIN);
+    let plan = plan(&problem, &H100);
+    assert_eq!(plan.workspace_bytes(), 3 * 4096 * 4);
+    assert_eq!((plan.tile(), plan.splits()), (THIN, 3));
+    let text = plan.to_string();
+    let expected = "gemm_f16_16x128_nt, 32 tiles of 16x128 x 3 splits of k x 1, 49152 bytes of workspace; \
+                    clocks: the longest of multiply ";
+    assert!(text.starts_with(expected), "{text}");
+}
+
+/// Splits are for one product: what is in the loop's end, or per group, is not split.
+#[test]
+fn some_problems_are_never_split() {
+    let mut tall = linear(16, 16, 65536);
+    assert!(plan(&tall, &A100).splits > 1);
+    tall.request.config.max_workspace = 0;
+    assert_eq!(plan(&tall, &A100).splits, 1);
+    let mut sums = linear(16, 16, 65536);
+    sums.request.column_sums = Some(16);
+    assert_eq!(plan(&sums, &A100).splits, 1);
+    assert_eq!(plan(&sums, &A100).workspace, 16 * 4);
+    sums.request.config.splits = Some(2);
+    let error = Plan::new(&sums, MULTIPLY, &A100).unwrap_err().to_string();
     assert_eq!(
-        plan.grid,
-        [100_usize.div_ceil(m) * 70_usize.div_ceil(n), 1, 3]
+        error,
+        "gemm::multiply: no kernel for 2 splits with a gate, column_sums, groups or an adapter; there is 1"
     );
-    let axes = Multiply::layouts().nth(plan.layout);
-    assert_eq!(axes, Some((Axis::K, Axis::Outer)));
+    for splits in [0, 65_536] {
+        let mut problem = linear(16, 16, 64);
+        problem.request.config.splits = Some(splits);
+        let error = Plan::new(&problem, MULTIPLY, &A100)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("expected 1 to 65535"), "{error}");
+    }
 }
 
 #[test]
 fn unaligned_operands_get_a_tile_that_can_copy_them() {
     let problem = linear(4096, 4096, 4095);
-    assert_eq!(plan(&problem, &A100).1, SMALL);
-    assert_eq!(plan(&linear(4096, 4096, 4096), &A100).1, HUGE);
+    assert_eq!(plan(&problem, &A100).tile, SMALL);
+    assert_eq!(plan(&linear(4096, 4096, 4096), &A100).tile, HUGE);
 }
 
 #[test]
 fn a_tile_can_be_asked_for() {
-    for tile in [HUGE, LARGE, SMALL, SKINNY] {
+    for tile in [HUGE, LARGE, SMALL, SKINNY, THIN] {
         let mut problem = linear(64, 64, 64);
-        problem.config.tile = Some(tile);
-        assert_eq!(plan(&problem, &H100).1, tile);
+        problem.request.config.tile = Some(tile);
+        assert_eq!(plan(&problem, &H100).tile, tile);
     }
     let mut problem = linear(64, 64, 63);
-    problem.config.tile = Some(HUGE);
-    let error = Plan::new("op", &problem, MULTIPLY, &A100).unwrap_err();
-    let text =
-        "op: no kernel for tile 128x256 and these operands in f16; there is tile 64x64, 32x64";
+    problem.request.config.tile = Some(HUGE);
+    let error = Plan::new(&problem, MULTIPLY, &A100).unwrap_err();
+    let text = "gemm::multiply: no kernel for tile 128x256 and these operands in f16; \
+                there is tile 64x64, 32x64, 16x128";
     assert_eq!(error.to_string(), text);
 }
 
 #[test]
 fn other_dtypes_have_no_row() {
     let mut problem = linear(64, 64, 64);
-    problem.dtype = I32;
-    assert!(Plan::new("op", &problem, MULTIPLY, &A100).is_err());
+    problem.request.dtype = I32;
+    let error = Plan::new(&problem, MULTIPLY, &A100).unwrap_err();
+    assert!(
+        error.to_string().ends_with("there is none for them at all"),
+        "{error}"
+    );
 }

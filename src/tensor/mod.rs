@@ -254,6 +254,22 @@ impl<'a, T, const N: usize> TensorMut<'a, T, N> {
         Ok(Self { slice, layout })
     }
 
+    /// The same elements, to read for a while.
+    pub fn view(&self) -> TensorRef<'_, T, N> {
+        TensorRef {
+            slice: self.slice.as_view(),
+            layout: self.layout,
+        }
+    }
+
+    /// The same elements, to write for a while.
+    pub fn reborrow(&mut self) -> TensorMut<'_, T, N> {
+        TensorMut {
+            slice: self.slice.slice_mut(..),
+            layout: self.layout,
+        }
+    }
+
     /// Elements along each axis.
     pub fn shape(&self) -> [usize; N] {
         self.layout.shape

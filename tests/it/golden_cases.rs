@@ -106,14 +106,66 @@ fn run_gemm_reference(case: &Case) -> Vec<f64> {
         residual: residual.as_deref(),
         alpha: case.number("alpha", 0).unwrap(),
         beta: case.number("beta", 0).unwrap(),
-        activation: match case.activation().unwrap() {
-            "none" => gemm::Activation::None,
-            "gelu_tanh" => gemm::Activation::GeluTanh,
-            "silu" => gemm::Activation::Silu,
-            other => panic!("{other}"),
+        epilogue: gemm::Epilogue::Activate {
+            activation: match case.activation().unwrap() {
+                "none" => gemm::Activation::None,
+                "gelu_tanh" => gemm::Activation::GeluTanh,
+                "silu" => gemm::Activation::Silu,
+                other => panic!("{other}"),
+            },
         },
+        ..gemm::Multiply::default()
     };
-    problem.run().unwrap()
+    problem.run().unwrap().d
+}
+
+/// Runs the reference on a case of swiglu: `gate` and `up` are products of `[gate | up]`, and `dout` one of itself,
+/// with parts of the identity.
+fn run_swiglu_reference(case: &Case) -> Vec<f64> {
+    let values = |name| case.need(name).unwrap().values().unwrap();
+    let (gate, up) = (values("gate"), values("up"));
+    let [rows, n] = case.need("gate").unwrap().shape[..] else {
+        panic!("gate is no matrix")
+    };
+    let beside = gate.chunks(n).zip(up.chunks(n));
+    let beside: Vec<f64> = beside.flat_map(|(gate, up)| [gate, up].concat()).collect();
+    // rows of zeros before and after those of the identity
+    let identity = |before: usize, after: usize| -> Vec<f64> {
+        let one = |at: usize| f64::from(at / n == before + at % n);
+        (0..(before + n + after) * n).map(one).collect()
+    };
+    let activation = gemm::Activation::Silu;
+    let problem = gemm::Multiply {
+        batch: 1,
+        m: rows,
+        n,
+        ..gemm::Multiply::default()
+    };
+    if case.get("dout").is_some() {
+        let backward = gemm::Multiply {
+            k: n,
+            a: &values("dout"),
+            b: &identity(0, 0),
+            epilogue: gemm::Epilogue::GateBackward {
+                activation,
+                preactivation: &beside,
+            },
+            ..problem
+        };
+        return backward.run().unwrap().d;
+    }
+    let forward = gemm::Multiply {
+        k: 2 * n,
+        a: &beside,
+        b: &identity(n, 0),
+        epilogue: gemm::Epilogue::Gate {
+            activation,
+            weights: &identity(0, n),
+            bias: None,
+        },
+        ..problem
+    };
+    forward.run().unwrap().d
 }
 
 /// Runs the reference on a case of attention; `round` is that of [`Forward::run_rounded`].
@@ -193,5 +245,20 @@ fn the_references_give_the_expected_values() {
     }
     for (name, case) in cases("gemm", 5) {
         check_reference(&name, &case, "expected.d", &run_gemm_reference(&case));
+    }
+    for (name, case) in cases("swiglu_forward", 1) {
+        check_reference(&name, &case, "expected.out", &run_swiglu_reference(&case));
+    }
+    for (name, case) in cases("swiglu_backward", 1) {
+        let both = run_swiglu_reference(&case);
+        let n = case.need("gate").unwrap().shape[1];
+        for (part, tensor) in ["expected.dgate", "expected.dup"].into_iter().enumerate() {
+            let rows = both.chunks(2 * n);
+            let found: Vec<f64> = rows
+                .flat_map(|row| &row[part * n..][..n])
+                .copied()
+                .collect();
+            check_reference(&name, &case, tensor, &found);
+        }
     }
 }

@@ -12,8 +12,10 @@ mod naive;
 
 mod abi;
 mod attention;
+mod bare;
 mod errors;
 mod gemm;
 mod golden_cases;
 mod golden_references;
+mod planted;
 mod support;

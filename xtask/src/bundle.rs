@@ -233,10 +233,16 @@ mod tests {
         program("bin/tests/it", report(it));
         program(
             "bin/benches/kernels",
-            "#!/bin/sh\necho bench $1\n".to_owned(),
+            "#!/bin/sh\necho bench $1 beside $SEQMIX_CUBLAS\n".to_owned(),
         );
+        // what Python has installed
+        program("site/nvidia/cublas/lib/libcublas.so.9", String::new());
+        program("site/nvidia/cu13/lib/libcublas.so.13", String::new());
+        program("site/nvidia/cu13/lib/libcublasLt.so.14", String::new());
         let output = Command::new(folder.join("run.sh"))
             .args(arguments)
+            .env("PYTHONPATH", folder.join("site"))
+            .env_remove("SEQMIX_CUBLAS")
             .output()
             .unwrap();
         fs::remove_dir_all(&folder).unwrap();
@@ -250,6 +256,8 @@ mod tests {
         assert!(output.status.success(), "{text}");
         assert_eq!(text.matches("driver cuda").count(), 2, "{text}");
         assert!(text.contains("bench --bench"), "{text}");
+        let cublas = "site/nvidia/cu13/lib/libcublas.so.13\n";
+        assert!(text.contains(cublas), "{text}");
         assert!(text.contains("all passed"), "{text}");
     }
 

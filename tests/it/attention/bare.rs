@@ -1,22 +1,17 @@
-//! The attention kernel without the library around it: one problem, launched on the emulator itself, whatever the
-//! driver of the run is. So a test can edit the kernel's text and choose the order in which lanes run.
-
-use std::sync::Arc;
+//! One problem for the attention kernel without the library around it.
 
 use bytemuck::{Pod, Zeroable};
-use cuda_emulator::{Device, Fault, Launch, Memory, Module, Options, Program, Schedule};
+use cuda_emulator::Fault;
 use half::f16;
 use seqmix::reference::attention as reference;
 
 use super::widen;
+use crate::bare::{Bare, Buffers};
 use crate::measure::{Bound, Verdict};
-use crate::naive::{Narrow, bound, lse_bound, normal};
+use crate::naive::{Number, bound, lse_bound, normal};
+use crate::planted::Problem;
 
-/// The kernel of the problem.
-pub(super) const KERNEL: &str = "attention_forward_f16_d64";
-
-/// One causal sequence that fills no tile, in buffers of its exact size, so that every wrong bound
-/// leaves them. Its lengths claim more rows than there are.
+/// One causal sequence that fills no tile. Its lengths claim more rows than there are.
 const ROWS_Q: usize = 140;
 const ROWS_K: usize = 257;
 const DIM: usize = 64;
@@ -48,15 +43,14 @@ struct Params {
 }
 
 /// The problem, and what the reference makes of it.
-pub(super) struct Bare {
-    device: Device,
+pub(super) struct Causal {
     inputs: [Vec<f16>; 3],
     expected: reference::Output,
     bounds: [Bound; 2],
 }
 
-impl Bare {
-    pub(super) fn new(device: Device) -> Self {
+impl Causal {
+    pub(super) fn new() -> Self {
         let rows = [ROWS_Q, ROWS_K, ROWS_K];
         let inputs = [0, 1, 2].map(|which| normal::<f16>(which as u64, rows[which] * DIM, 1.0));
         let [q, k, v] = inputs.each_ref().map(|x| widen(x));
@@ -80,38 +74,28 @@ impl Bare {
             lse_bound(&expected.lse),
         ];
         Self {
-            device,
             inputs,
             expected,
             bounds,
         }
     }
+}
 
-    /// The kernel's text for the device.
-    pub(super) fn ptx(&self) -> String {
-        let image = seqmix::images().iter().find(|image| image.unit == KERNEL);
-        let fatbin = image.expect("an image of the kernel").fatbin;
-        cuda_emulator::ptx(fatbin, &self.device)
-            .unwrap()
-            .into_owned()
+impl Problem for Causal {
+    fn kernel(&self) -> &str {
+        "attention_forward_f16_d64"
     }
 
-    /// Runs a kernel of this text: verdicts on out and lse if nothing stopped it.
-    pub(super) fn run(&self, ptx: &str, schedule: Schedule) -> Result<[Verdict; 2], Box<Fault>> {
-        let memory = Memory::new(1 << 24);
-        let program = Program::parse(ptx).unwrap_or_else(|error| panic!("{error}"));
-        let module = Module::load(Arc::new(program), &memory).unwrap();
-        let alloc = |bytes: usize| memory.alloc(bytes as u64).unwrap();
-        let upload = |bytes: &[u8]| {
-            let address = alloc(bytes.len());
-            memory.write(address, bytes).unwrap();
-            address
-        };
-        let [q, k, v] = self
-            .inputs
-            .each_ref()
-            .map(|x| upload(bytemuck::cast_slice(x)));
-        let (out, lse) = (alloc(2 * ROWS_Q * DIM), alloc(4 * ROWS_Q));
+    fn grid(&self) -> [u32; 3] {
+        // Blocks past the last row return at once: no need to know the size of a tile.
+        [ROWS_Q.div_ceil(16) as u32, 1, 1]
+    }
+
+    fn run(&self, bare: &Bare<'_>) -> Result<Vec<Verdict>, Box<Fault>> {
+        let buffers = Buffers::new();
+        let [q, k, v] = self.inputs.each_ref().map(|x| buffers.upload(x));
+        let out = buffers.output::<f16>(ROWS_Q * DIM);
+        let lse = buffers.output::<f32>(ROWS_Q);
         let row = DIM as i64;
         let params = Params {
             q,
@@ -119,8 +103,8 @@ impl Bare {
             v,
             out,
             lse,
-            cu_seqlens_q: upload(bytemuck::cast_slice(&CU_SEQLENS_Q)),
-            cu_seqlens_k: upload(bytemuck::cast_slice(&CU_SEQLENS_K)),
+            cu_seqlens_q: buffers.upload(&CU_SEQLENS_Q),
+            cu_seqlens_k: buffers.upload(&CU_SEQLENS_K),
             strides: [[0, row, row]; 4],
             lse_strides: [0, ROWS_Q as i64],
             rows_q: ROWS_Q as i32,
@@ -130,36 +114,12 @@ impl Bare {
             causal: 1,
             scale_log2: std::f32::consts::LOG2_E / (DIM as f32).sqrt(),
         };
-        let info = seqmix::kernels()
-            .iter()
-            .find(|info| info.name == KERNEL)
-            .unwrap();
-        let launch = Launch {
-            module: &module,
-            kernel: KERNEL,
-            // Blocks past the last row return at once: no need to know the size of a tile.
-            grid: [ROWS_Q.div_ceil(16) as u32, 1, 1],
-            block: [info.threads, 1, 1],
-            dynamic_shared: info.shared_bytes,
-            dynamic_shared_limit: info.shared_bytes,
-            params: bytemuck::bytes_of(&params),
-            cooperative: false,
-        };
-        let options = Options {
-            schedule,
-            ..Options::default()
-        };
-        cuda_emulator::launch(&launch, &self.device, &memory, &options)?;
+        bare.launch(&buffers, bytemuck::bytes_of(&params))?;
 
-        let (mut found, mut found_lse) = (vec![f16::ZERO; ROWS_Q * DIM], vec![0.0_f32; ROWS_Q]);
-        memory
-            .read(out, bytemuck::cast_slice_mut(&mut found))
-            .unwrap();
-        memory
-            .read(lse, bytemuck::cast_slice_mut(&mut found_lse))
-            .unwrap();
+        let found: Vec<f16> = buffers.download(out, ROWS_Q * DIM);
+        let found_lse: Vec<f32> = buffers.download(lse, ROWS_Q);
         let found_lse: Vec<f64> = found_lse.into_iter().map(f64::from).collect();
-        Ok([
+        Ok(vec![
             Verdict::of(&widen(&found), &self.expected.out, DIM, self.bounds[0]),
             Verdict::of(&found_lse, &self.expected.lse, 1, self.bounds[1]),
         ])

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use seqmix::attention::{Config, Mask};
 
 use super::{CAUSAL, Case, FULL, Layout, Problem, check, judge};
-use crate::naive::Narrow;
+use crate::naive::Number;
 use crate::support::device;
 
 /// Both dtypes, full and causal.

@@ -5,7 +5,7 @@ use seqmix::attention::{Attention, Bias, Forward};
 use seqmix::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::{CAUSAL, Case, Problem, judge};
-use crate::naive::Narrow;
+use crate::naive::Number;
 use crate::support::{Place, Placed, device};
 
 const CASE: Case = Case {

@@ -6,7 +6,7 @@ use seqmix::attention::{Config, ForwardVarlen};
 use seqmix::reference::attention as reference;
 
 use super::{CAUSAL, FULL, judge, widen};
-use crate::naive::{Narrow, normal};
+use crate::naive::{Narrow, Number, normal};
 use crate::support::{Place, Placed, device};
 
 /// Lengths of each sequence's queries and keys.

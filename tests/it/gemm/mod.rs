@@ -212,6 +212,7 @@ impl<T: Narrow, D: Output> Problem<T, D> {
         } = self.case;
         let widen = |x: &Vec<T>| x.iter().map(|&x| x.into()).collect::<Vec<f64>>();
         let [a, b, c, bias, residual] = self.host.each_ref().map(widen);
+        let bias = bias.repeat(batch);
         let problem = reference::Multiply {
             batch,
             m,
@@ -224,16 +225,19 @@ impl<T: Narrow, D: Output> Problem<T, D> {
             residual: extra.residual.then_some(&residual),
             alpha: config.alpha.into(),
             beta: config.beta.into(),
-            activation: match config.activation {
-                Activation::None => reference::Activation::None,
-                Activation::Relu => reference::Activation::Relu,
-                Activation::GeluTanh => reference::Activation::GeluTanh,
-                Activation::GeluErf => reference::Activation::GeluErf,
-                Activation::Silu => reference::Activation::Silu,
+            epilogue: reference::Epilogue::Activate {
+                activation: match config.activation {
+                    Activation::None => reference::Activation::None,
+                    Activation::Relu => reference::Activation::Relu,
+                    Activation::GeluTanh => reference::Activation::GeluTanh,
+                    Activation::GeluErf => reference::Activation::GeluErf,
+                    Activation::Silu => reference::Activation::Silu,
+                },
             },
+            ..reference::Multiply::default()
         };
         let naive = problem.run_rounded(T::round).unwrap();
-        (problem.run().unwrap(), naive)
+        (problem.run().unwrap().d, naive.d)
     }
 }
 

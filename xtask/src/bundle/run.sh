@@ -21,6 +21,16 @@ export CRITERION_HOME="$PWD/results/criterion"
 mkdir -p results
 failed=()
 
+# What products are compared with: cuBLAS of a Python wheel, unless the caller chose another one.
+if [ -z "${SEQMIX_CUBLAS:-}" ] && command -v python3 >/dev/null; then
+    SEQMIX_CUBLAS=$(python3 -c '
+import glob, sys
+here = lambda folder: glob.glob(glob.escape(folder) + "/nvidia/*/lib/libcublas.so.*[0-9]")
+found = [library for folder in sys.path for library in here(folder)]
+print(max(found, key=lambda library: int(library.rsplit(".", 1)[1]), default=""))')
+    export SEQMIX_CUBLAS
+fi
+
 # run NAME PROGRAM ARGUMENT...: returns the program's exit status.
 run() {
     local name=$1 start=$SECONDS status

@@ -1,0 +1,204 @@
+//! What is done with the problems of every op: on a GPU each is verified and timed, on the emulator verified and
+//! counted.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use half::{bf16, f16};
+use seqmix::cudarc::driver::CudaStream;
+
+use crate::naive::Narrow;
+use crate::support::{CudaTime, Gpu};
+
+/// Sizes and options of one call, for operands of any dtype.
+pub(crate) trait Shape: Copy {
+    /// The op on the device.
+    type Op;
+    /// The call with its tensors.
+    type Problem<T: Narrow>: Problem<Op = Self::Op>;
+    /// The op and the call, as ids begin: `attention/forward`.
+    const CALL: &'static str;
+
+    /// What is timed on a GPU.
+    fn timed() -> Vec<Self>;
+
+    /// What is counted on the emulator: small, and of every kernel.
+    fn counted() -> Vec<Self>;
+
+    /// How ids end.
+    fn name(&self) -> String;
+
+    fn work(&self) -> Work;
+
+    fn problem<T: Narrow>(
+        self,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Self::Problem<T>, Box<dyn Error>>;
+}
+
+/// A call with tensors on the device.
+pub(crate) trait Problem {
+    type Op;
+
+    fn queue(&mut self, op: &Self::Op, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>>;
+
+    /// Compares what the call wrote with the reference.
+    fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>>;
+
+    /// Queues the same to another library, which writes elsewhere, and names it; `None` if there is none.
+    fn queue_rival(
+        &mut self,
+        _op: &Self::Op,
+        _stream: &Arc<CudaStream>,
+    ) -> Result<Option<&'static str>, Box<dyn Error>> {
+        Ok(None)
+    }
+
+    /// Compares what the two wrote.
+    fn verify_rival(&self, _stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
+        Ok(())
+    }
+}
+
+/// What one call has to do at least.
+#[derive(Clone, Copy)]
+pub(crate) struct Work {
+    /// Multiplications and additions.
+    pub(crate) operations: u64,
+    /// Bytes of the inputs and outputs.
+    pub(crate) bytes: u64,
+}
+
+/// Times the calls of an op that criterion was asked for.
+pub(crate) fn time<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op) {
+    for shape in S::timed() {
+        time_one::<S, f16>(criterion, gpu, op, shape);
+        time_one::<S, bf16>(criterion, gpu, op, shape);
+    }
+}
+
+fn time_one<S: Shape, T: Narrow>(
+    criterion: &mut Criterion<CudaTime>,
+    gpu: &Gpu,
+    op: &S::Op,
+    shape: S,
+) {
+    let (id, work) = (id::<S, T>(shape), shape.work());
+    let mut ready = None;
+    let (mut seconds, mut seconds_rival) = (Vec::new(), Vec::new());
+    let mut group = criterion.benchmark_group(format!("{}/{}", S::CALL, T::DTYPE.name()));
+    group.throughput(Throughput::Elements(work.operations));
+    group.bench_function(BenchmarkId::from_parameter(shape.name()), |bencher| {
+        // Criterion alone knows whether this one was asked for: until then it costs nothing.
+        let Ready { problem, rival } = ready.get_or_insert_with(|| {
+            shape
+                .problem::<T>(&gpu.stream)
+                .and_then(|problem| Ready::new(problem, op, &gpu.stream))
+                .unwrap_or_else(|why| panic!("{id}: {why}"))
+        });
+        // Ours and theirs in turn, so that clocks drift for both alike.
+        let mut run = || -> Result<f64, Box<dyn Error>> {
+            let ours = gpu.time(|| problem.queue(op, &gpu.stream))?;
+            seconds.push(ours);
+            if rival.is_some() {
+                let queue = || problem.queue_rival(op, &gpu.stream).map(drop);
+                seconds_rival.push(gpu.time(queue)?);
+            }
+            Ok(ours)
+        };
+        bencher.iter_custom(|iterations| {
+            let times = (0..iterations).map(|_| run().expect("the call was verified before"));
+            times.sum()
+        });
+    });
+    group.finish();
+    let pairs = seconds_rival.iter().zip(&seconds);
+    let ratios = pairs.map(|(theirs, ours)| theirs / ours).collect();
+    if let Some(spread) = Spread::of(seconds) {
+        println!("{id}: {}", gpu.rates(work, &spread));
+    }
+    let rival = ready.and_then(|ready| ready.rival);
+    if let (Some(name), Some(spread), Some(ratio)) =
+        (rival, Spread::of(seconds_rival), Spread::of(ratios))
+    {
+        println!("{id}: {name}: {}", gpu.rates(work, &spread));
+        println!("{id}: {:.3} times the speed of {name}", ratio.median);
+    }
+}
+
+/// Runs the small calls of an op once on the emulator and prints its counters: of those whose id contains `filter`.
+pub(crate) fn count<S: Shape>(
+    stream: &Arc<CudaStream>,
+    filter: &str,
+    op: &S::Op,
+) -> Result<(), Box<dyn Error>> {
+    for shape in S::counted() {
+        count_one::<S, f16>(stream, filter, op, shape)?;
+        count_one::<S, bf16>(stream, filter, op, shape)?;
+    }
+    Ok(())
+}
+
+fn count_one<S: Shape, T: Narrow>(
+    stream: &Arc<CudaStream>,
+    filter: &str,
+    op: &S::Op,
+    shape: S,
+) -> Result<(), Box<dyn Error>> {
+    let id = id::<S, T>(shape);
+    if id.contains(filter) {
+        let problem = shape.problem::<T>(stream)?;
+        Ready::new(problem, op, stream).map_err(|why| format!("{id}: {why}"))?;
+        for report in cuda_emulator::take_thread_reports() {
+            println!("\n{id}: emulator counters\n{report}");
+        }
+    }
+    Ok(())
+}
+
+/// As criterion joins group and parameter.
+fn id<S: Shape, T: Narrow>(shape: S) -> String {
+    format!("{}/{}/{}", S::CALL, T::DTYPE.name(), shape.name())
+}
+
+/// A problem that ran once and returned the right numbers.
+struct Ready<P> {
+    problem: P,
+    /// Who else did.
+    rival: Option<&'static str>,
+}
+
+impl<P: Problem> Ready<P> {
+    fn new(mut problem: P, op: &P::Op, stream: &Arc<CudaStream>) -> Result<Self, Box<dyn Error>> {
+        problem.queue(op, stream)?;
+        problem.verify(stream)?;
+        let rival = problem.queue_rival(op, stream)?;
+        if let Some(name) = rival {
+            let verdict = problem.verify_rival(stream);
+            verdict.map_err(|why| format!("{name} returned other numbers: {why}"))?;
+        }
+        Ok(Self { problem, rival })
+    }
+}
+
+/// Where the middle of many numbers lies.
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    /// Nine of ten numbers lie between these.
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(mut numbers: Vec<f64>) -> Option<Self> {
+        numbers.sort_by(f64::total_cmp);
+        let last = numbers.len().checked_sub(1)?;
+        let quantile = |part: f64| numbers[(part * last as f64).round() as usize];
+        Some(Self {
+            median: quantile(0.5),
+            low: quantile(0.05),
+            high: quantile(0.95),
+        })
+    }
+}
