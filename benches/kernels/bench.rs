@@ -46,19 +46,31 @@ pub(crate) trait Problem {
     /// Compares what the call wrote with the reference.
     fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>>;
 
-    /// Queues the same to another library, which writes elsewhere, and names it; `None` if there is none.
+    /// How the call runs, once it was queued; `None` if there is only one way.
+    fn plan(&self) -> Option<&str> {
+        None
+    }
+
+    /// Queues the same to another library, which writes elsewhere; `None` if there is none.
     fn queue_rival(
         &mut self,
         _op: &Self::Op,
         _stream: &Arc<CudaStream>,
-    ) -> Result<Option<&'static str>, Box<dyn Error>> {
+    ) -> Result<Option<Rival>, Box<dyn Error>> {
         Ok(None)
     }
 
-    /// Compares what the two wrote.
+    /// Checks what the other library wrote.
     fn verify_rival(&self, _stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
         Ok(())
     }
+}
+
+/// Another library, and what it does for a problem.
+#[derive(Clone, Copy)]
+pub(crate) struct Rival {
+    pub(crate) name: &'static str,
+    pub(crate) work: Work,
 }
 
 /// What one call has to do at least.
@@ -115,12 +127,15 @@ fn time_one<S: Shape, T: Narrow>(
     group.finish();
     let pairs = seconds_rival.iter().zip(&seconds);
     let ratios = pairs.map(|(theirs, ours)| theirs / ours).collect();
-    if let Some(spread) = Spread::of(seconds) {
-        println!("{id}: {}", gpu.rates(work, &spread));
+    let (Some(ready), Some(spread)) = (ready, Spread::of(seconds)) else {
+        return;
+    };
+    println!("{id}: {}", gpu.rates(work, &spread));
+    if let Some(plan) = ready.problem.plan() {
+        println!("{id}: {plan}");
     }
-    let rival = ready.and_then(|ready| ready.rival);
-    if let (Some(name), Some(spread), Some(ratio)) =
-        (rival, Spread::of(seconds_rival), Spread::of(ratios))
+    if let (Some(Rival { name, work }), Some(spread), Some(ratio)) =
+        (ready.rival, Spread::of(seconds_rival), Spread::of(ratios))
     {
         println!("{id}: {name}: {}", gpu.rates(work, &spread));
         println!("{id}: {:.3} times the speed of {name}", ratio.median);
@@ -149,7 +164,10 @@ fn count_one<S: Shape, T: Narrow>(
     let id = id::<S, T>(shape);
     if id.contains(filter) {
         let problem = shape.problem::<T>(stream)?;
-        Ready::new(problem, op, stream).map_err(|why| format!("{id}: {why}"))?;
+        let ready = Ready::new(problem, op, stream).map_err(|why| format!("{id}: {why}"))?;
+        if let Some(plan) = ready.problem.plan() {
+            println!("\n{id}: {plan}");
+        }
         for report in cuda_emulator::take_thread_reports() {
             println!("\n{id}: emulator counters\n{report}");
         }
@@ -166,7 +184,7 @@ fn id<S: Shape, T: Narrow>(shape: S) -> String {
 struct Ready<P> {
     problem: P,
     /// Who else did.
-    rival: Option<&'static str>,
+    rival: Option<Rival>,
 }
 
 impl<P: Problem> Ready<P> {
@@ -174,7 +192,7 @@ impl<P: Problem> Ready<P> {
         problem.queue(op, stream)?;
         problem.verify(stream)?;
         let rival = problem.queue_rival(op, stream)?;
-        if let Some(name) = rival {
+        if let Some(Rival { name, .. }) = rival {
             let verdict = problem.verify_rival(stream);
             verdict.map_err(|why| format!("{name} returned other numbers: {why}"))?;
         }

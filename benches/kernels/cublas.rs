@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use libloading::Library;
-use seqmix::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use seqmix::cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use seqmix::cudarc::get_lib_name_candidates;
 use seqmix::{Dtype, Half};
 
@@ -131,16 +131,20 @@ impl Cublas {
         Ok(cublas)
     }
 
-    /// Queues `y = x w^T` with sums in `f32`, all row by row: x `[m, k]`, w `[n, k]`, y `[m, n]`.
+    /// Queues `y = x w^T` with sums in `f32`, all row by row: x `[m, k]`, w `[n, k]`, y `[m, n]`. Nothing if y has no
+    /// rows.
     pub(crate) fn linear<T: Half>(
         &self,
         [m, n, k]: [usize; 3],
-        x: &CudaSlice<T>,
-        w: &CudaSlice<T>,
-        y: &mut CudaSlice<T>,
+        x: &CudaView<'_, T>,
+        w: &CudaView<'_, T>,
+        y: &mut CudaViewMut<'_, T>,
     ) -> Result<(), Box<dyn Error>> {
         if [x.len(), w.len(), y.len()] != [m * k, n * k, m * n] {
             return Err(format!("tensors that are not of m {m}, n {n}, k {k}").into());
+        }
+        if m == 0 {
+            return Ok(());
         }
         let [m, n, k] = [
             c_int::try_from(m)?,
