@@ -155,10 +155,14 @@ impl Problem {
 
         let (axis_a, mut a) = operand("a", &a, dtype)?;
         let (axis_b, mut b) = operand("b", &swapped(&b), dtype)?;
-        if grouping == Grouping::K {
-            // a part of k may begin anywhere
-            a.vector &= i32::from(axis_a == Axis::Outer);
-            b.vector &= i32::from(axis_b == Axis::Outer);
+        // a group may begin anywhere along its axis
+        match grouping {
+            Grouping::None => {}
+            Grouping::Rows => a.vector &= i32::from(axis_a == Axis::K),
+            Grouping::K => {
+                a.vector &= i32::from(axis_a == Axis::Outer);
+                b.vector &= i32::from(axis_b == Axis::Outer);
+            }
         }
         if rank > 0 && axis_a == Axis::Outer {
             a = Matrix {

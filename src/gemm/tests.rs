@@ -274,6 +274,26 @@ fn groups_have_batches_where_they_differ() {
     // a lies along k, where a group may begin anywhere
     let Each { a, b, .. } = problem.matrices;
     assert_eq!((a.vector, b.vector, a.batch_stride), (0, 1, 0));
+    // as it may among rows that lie side by side
+    let columns = Layout {
+        shape: [1, 16, 40],
+        strides: [640, 1, 16],
+    };
+    for (rows, vector) in [(contiguous([1, 16, 40]), 1), (columns, 0)] {
+        let layouts = Each {
+            a: Some(rows),
+            b: Some(contiguous([5, 40, 24])),
+            d: Some(contiguous([1, 16, 24])),
+            ..Each::default()
+        };
+        let request = Request {
+            grouping: Grouping::Rows,
+            offsets: Some(6),
+            ..REQUEST
+        };
+        let problem = Problem::new(request, &layouts).unwrap();
+        assert_eq!(problem.matrices.a.vector, vector);
+    }
     let error = of(Grouping::Rows, [1, 16, 40], [4, 40, 24], [1, 16, 24]).unwrap_err();
     assert_eq!(
         error.to_string(),
