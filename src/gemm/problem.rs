@@ -67,10 +67,10 @@ pub(super) struct Request {
     pub(super) activation: Activation,
     pub(super) in_place: bool,
     pub(super) grouping: Grouping,
-    /// Elements of the offsets of groups, of the sums of columns, of the counter.
-    pub(super) offsets: Option<usize>,
-    pub(super) column_sums: Option<usize>,
-    pub(super) non_finite: Option<usize>,
+    /// Of the offsets of groups, of the sums of columns, of the counter.
+    pub(super) offsets: Option<Layout<1>>,
+    pub(super) column_sums: Option<Layout<1>>,
+    pub(super) non_finite: Option<Layout<1>>,
     pub(super) adapter_scale: f32,
 }
 
@@ -343,9 +343,12 @@ fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
         ("column_sums", request.column_sums, n),
         ("non_finite", request.non_finite, 1),
     ];
-    for (tensor, found, expected) in vectors {
-        if let Some(found) = found {
-            sizes(tensor, [expected], [found])?;
+    for (tensor, layout, expected) in vectors {
+        if let Some(layout) = layout {
+            sizes(tensor, [expected], layout.shape)?;
+            if expected > 1 && layout.strides != [1] {
+                return Err(refuse(tensor, "contiguous elements", &layout));
+            }
         }
     }
     Ok(())

@@ -255,7 +255,7 @@ fn groups_have_batches_where_they_differ() {
     let of = |grouping, a, b, d| {
         let request = Request {
             grouping,
-            offsets: Some(6),
+            offsets: Some(contiguous([6])),
             ..REQUEST
         };
         let some = |shape| Some(contiguous(shape));
@@ -288,7 +288,7 @@ fn groups_have_batches_where_they_differ() {
         };
         let request = Request {
             grouping: Grouping::Rows,
-            offsets: Some(6),
+            offsets: Some(contiguous([6])),
             ..REQUEST
         };
         let problem = Problem::new(request, &layouts).unwrap();
@@ -523,7 +523,7 @@ fn some_problems_are_never_split() {
     tall.request.config.max_workspace = 0;
     assert_eq!(plan(&tall, &A100).splits, 1);
     let mut sums = linear(16, 16, 65536);
-    sums.request.column_sums = Some(16);
+    sums.request.column_sums = Some(contiguous([16]));
     assert_eq!(plan(&sums, &A100).splits, 1);
     assert_eq!(plan(&sums, &A100).workspace, 16 * 4);
     sums.request.config.splits = Some(2);
