@@ -15,8 +15,9 @@ namespace seqmix::gemm {
 // neighbours each, and read them as whole chunks of one row.
 //
 // Of the chunks, 32 bytes each, number c of row r lies at place c ^ (r % 4) of the row, so that the
-// four rows of a write fall on different banks; the two halves of every other group of four chunks
-// are swapped, so that eight lanes that read the same half of eight chunks do too.
+// four rows of a write fall on different banks; the two halves of the chunks are swapped in two of
+// four groups of four, so that eight lanes that read the same half of eight chunks do too, of one
+// row after the other or, with a gate, of every second chunk.
 template <int Columns>
 struct Exchange {
     static constexpr int kRows = 16;
@@ -28,7 +29,7 @@ struct Exchange {
     // Half `half`, four elements, of a chunk.
     __device__ __forceinline__ float* at(int row, int chunk, int half) {
         const int place = row * kChunks + (chunk ^ (row % 4));
-        return elements + kChunk * place + 4 * (half ^ (place / 4 % 2));
+        return elements + kChunk * place + 4 * (half ^ (place / 4 % 2) ^ (place / 8 % 2));
     }
 
     // Writes a row of results of mma.sync, 16 rows and 8 columns each.

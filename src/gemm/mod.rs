@@ -391,11 +391,10 @@ fn describe<T: Float, D: Float>(
             (Ending::GateBackward, *activation)
         }
     };
-    let length = |tensor: Layout<1>| tensor.shape[0];
     let (grouping, offsets) = match &tensors.groups {
         Groups::None => (Grouping::None, None),
-        Groups::Rows(offsets) => (Grouping::Rows, Some(length(offsets.layout()))),
-        Groups::K(offsets) => (Grouping::K, Some(length(offsets.layout()))),
+        Groups::Rows(offsets) => (Grouping::Rows, Some(offsets.layout())),
+        Groups::K(offsets) => (Grouping::K, Some(offsets.layout())),
     };
     let request = Request {
         dtype: T::DTYPE,
@@ -406,14 +405,8 @@ fn describe<T: Float, D: Float>(
         in_place: matches!(tensors.c, Addend::InPlace),
         grouping,
         offsets,
-        column_sums: tensors
-            .column_sums
-            .as_ref()
-            .map(|sums| length(sums.layout())),
-        non_finite: tensors
-            .non_finite
-            .as_ref()
-            .map(|counter| length(counter.layout())),
+        column_sums: tensors.column_sums.as_ref().map(TensorMut::layout),
+        non_finite: tensors.non_finite.as_ref().map(TensorMut::layout),
         adapter_scale: tensors
             .adapter
             .as_ref()

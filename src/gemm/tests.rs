@@ -255,7 +255,7 @@ fn groups_have_batches_where_they_differ() {
     let of = |grouping, a, b, d| {
         let request = Request {
             grouping,
-            offsets: Some(6),
+            offsets: Some(contiguous([6])),
             ..REQUEST
         };
         let some = |shape| Some(contiguous(shape));
@@ -274,6 +274,26 @@ fn groups_have_batches_where_they_differ() {
     // a lies along k, where a group may begin anywhere
     let Each { a, b, .. } = problem.matrices;
     assert_eq!((a.vector, b.vector, a.batch_stride), (0, 1, 0));
+    // as it may among rows that lie side by side
+    let columns = Layout {
+        shape: [1, 16, 40],
+        strides: [640, 1, 16],
+    };
+    for (rows, vector) in [(contiguous([1, 16, 40]), 1), (columns, 0)] {
+        let layouts = Each {
+            a: Some(rows),
+            b: Some(contiguous([5, 40, 24])),
+            d: Some(contiguous([1, 16, 24])),
+            ..Each::default()
+        };
+        let request = Request {
+            grouping: Grouping::Rows,
+            offsets: Some(contiguous([6])),
+            ..REQUEST
+        };
+        let problem = Problem::new(request, &layouts).unwrap();
+        assert_eq!(problem.matrices.a.vector, vector);
+    }
     let error = of(Grouping::Rows, [1, 16, 40], [4, 40, 24], [1, 16, 24]).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -503,7 +523,7 @@ fn some_problems_are_never_split() {
     tall.request.config.max_workspace = 0;
     assert_eq!(plan(&tall, &A100).splits, 1);
     let mut sums = linear(16, 16, 65536);
-    sums.request.column_sums = Some(16);
+    sums.request.column_sums = Some(contiguous([16]));
     assert_eq!(plan(&sums, &A100).splits, 1);
     assert_eq!(plan(&sums, &A100).workspace, 16 * 4);
     sums.request.config.splits = Some(2);
