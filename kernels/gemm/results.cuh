@@ -145,19 +145,7 @@ struct Results {
                 to[i] = sums[i];
             }
         }
-        __syncthreads();  // every warp's sums, before they are added up
-        const int64_t tiles = (params.m - 1) / (WarpsM * WarpM) + 1;
-        const int64_t tile = blockIdx.z * tiles + place.row / (WarpsM * WarpM);
-        for (int column = thread_of_block(); column < WarpsN * WarpN;
-             column += 32 * WarpsM * WarpsN) {
-            float sum = 0.f;
-            for (int warp = 0; warp < WarpsM; ++warp) {
-                sum += smem.column_sums[warp][column];
-            }
-            if (place.column + column < params.n) {
-                params.column_sums[tile * params.n + place.column + column] = sum;
-            }
-        }
+        add_column_sums<32 * WarpsM * WarpsN, WarpsM * WarpM>(params, smem.column_sums, place);
     }
 };
 

@@ -143,7 +143,7 @@ impl Gemm {
     /// Products are summed in `f32`, everything after is computed in `f32`, and the result is rounded
     /// once. The same inputs give the same bits. If `k` is 0, the product is 0. Tensors that are
     /// written share no memory with another. Operands of `f16` and `bf16` are multiplied by tensor
-    /// cores.
+    /// cores, those of `f32` in full precision by ordinary multiply-adds, each sum in the order of `k`.
     ///
     /// # Errors
     /// Shapes, layouts or options that do not fit or do not go together, see [`Error`](crate::Error);

@@ -490,6 +490,51 @@ fn named_shapes_get_the_tile_that_suits_them() {
     }
 }
 
+/// The same of f32, of which multiply-adds take longest: what counts is that all multiprocessors have equally many.
+#[rustfmt::skip]
+const CHOICES_OF_F32: &[Choice] = &[
+    ("square 128", [128, 128, 128], [(SMALL, 8), (SMALL, 8)],
+        "a step a part: the sum alone would take longer than a second kernel"),
+    ("square 256", [256, 256, 256], [(SMALL, 16), (SMALL, 16)],
+        "as 128"),
+    ("square 512", [512, 512, 512], [(SMALL, 8), (SMALL, 4)],
+        "64 tiles: 512 parts are 4.7 rounds of 108, 256 are 1.9 of 132"),
+    ("square 1024", [1024, 1024, 1024], [(SMALL, 2), (LARGE, 2)],
+        "512 halves of small tiles are 4.7 rounds of 108; 128 halves of large ones nearly one of 132"),
+    ("square 2048", [2048, 2048, 2048], [(SMALL, 2), (LARGE, 1)],
+        "2048 halves of small tiles are 18.96 rounds of 108; 256 large tiles 1.9 of 132"),
+    ("square 4096", [4096, 4096, 4096], [(SMALL, 1), (LARGE, 1)],
+        "4096 small tiles are 37.9 rounds of 108, where both multiply at the same rate; 1024 large ones 7.8 of 132"),
+    ("one token", [1, 4096, 4096], [(SMALL, 5), (SMALL, 4)],
+        "64 tiles: 320 parts are nearly 3 rounds of 108, 256 nearly 2 of 132"),
+    ("64 tokens", [64, 4096, 4096], [(SMALL, 5), (SMALL, 4)],
+        "as one token: rows that are missing take as long"),
+    ("512 tokens", [512, 4096, 4096], [(SMALL, 4), (LARGE, 1)],
+        "2048 quarters of small tiles are 18.96 rounds of 108; 128 large tiles nearly one of 132"),
+    ("MiniLM feed-forward, 148 tokens", [148, 1536, 384], [(SMALL, 3), (SMALL, 5)],
+        "72 tiles: 216 parts are 2 rounds of 108, 360 are 2.7 of 132"),
+    ("tall k", [256, 256, 16384], [(SMALL, 32), (LARGE, 32)],
+        "parts are the only way to more blocks"),
+    ("short k", [8192, 8192, 16], [(LARGE, 1), (LARGE, 1)],
+        "storing d is all"),
+];
+
+#[test]
+fn named_shapes_of_f32_get_the_tile_that_suits_them() {
+    for &(name, [m, n, k], expected, reason) in CHOICES_OF_F32 {
+        let mut problem = linear(m, n, k);
+        (problem.request.dtype, problem.request.out) = (F32, F32);
+        for (device, expected) in [A100, H100].into_iter().zip(expected) {
+            let plan = plan(&problem, &device);
+            assert_eq!(
+                (plan.tile, plan.splits),
+                expected,
+                "{name} on {device:?}: {plan}; {reason}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_plan_has_the_kernel_of_the_layouts_and_a_block_for_each_tile() {
     let problem = check(&layouts(3, 100, 70, 64)).unwrap();
