@@ -174,7 +174,7 @@ impl bench::Shape for Shape {
         let tiles = rows.flat_map(|row| {
             let (m, n, _) = row.tile;
             let kind = match row.family {
-                Family::Tensor => Product,
+                Family::Tensor | Family::Simt => Product,
                 Family::Lora => Lora(64),
             };
             [256, 1280].map(|k| Self {
