@@ -1,6 +1,7 @@
 //! Matrix multiplication: the description of one problem, and its verdict. `problem` puts it on the device, `expected`
 //! knows what has to come out, and the other files are tables of problems.
 
+mod bare;
 mod counters;
 mod dense;
 mod epilogue;
@@ -8,6 +9,7 @@ mod errors;
 mod expected;
 mod groups;
 mod lora;
+mod mutants;
 mod overflow;
 mod problem;
 mod queue;
