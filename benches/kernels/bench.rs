@@ -5,18 +5,15 @@ use std::error::Error;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use half::{bf16, f16};
+use seqmix::Dtype;
 use seqmix::cudarc::driver::CudaStream;
 
-use crate::naive::Narrow;
 use crate::support::{CudaTime, Gpu};
 
-/// Sizes and options of one call, for operands of any dtype.
+/// Sizes and options of one call.
 pub(crate) trait Shape: Copy {
     /// The op on the device.
     type Op;
-    /// The call with its tensors.
-    type Problem<T: Narrow>: Problem<Op = Self::Op>;
     /// The op and the call, as ids begin: `attention/forward`.
     const CALL: &'static str;
 
@@ -26,15 +23,19 @@ pub(crate) trait Shape: Copy {
     /// What is counted on the emulator: small, and of every kernel.
     fn counted() -> Vec<Self>;
 
+    /// Of the operands.
+    fn dtype(&self) -> Dtype;
+
     /// How ids end.
     fn name(&self) -> String;
 
     fn work(&self) -> Work;
 
-    fn problem<T: Narrow>(
+    /// The call with its tensors.
+    fn problem(
         self,
         stream: &Arc<CudaStream>,
-    ) -> Result<Self::Problem<T>, Box<dyn Error>>;
+    ) -> Result<Box<dyn Problem<Op = Self::Op>>, Box<dyn Error>>;
 }
 
 /// A call with tensors on the device.
@@ -85,27 +86,21 @@ pub(crate) struct Work {
 /// Times the calls of an op that criterion was asked for.
 pub(crate) fn time<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op) {
     for shape in S::timed() {
-        time_one::<S, f16>(criterion, gpu, op, shape);
-        time_one::<S, bf16>(criterion, gpu, op, shape);
+        time_one(criterion, gpu, op, shape);
     }
 }
 
-fn time_one<S: Shape, T: Narrow>(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-    op: &S::Op,
-    shape: S,
-) {
-    let (id, work) = (id::<S, T>(shape), shape.work());
+fn time_one<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op, shape: S) {
+    let (id, work) = (id(shape), shape.work());
     let mut ready = None;
     let (mut seconds, mut seconds_rival) = (Vec::new(), Vec::new());
-    let mut group = criterion.benchmark_group(format!("{}/{}", S::CALL, T::DTYPE.name()));
+    let mut group = criterion.benchmark_group(format!("{}/{}", S::CALL, shape.dtype().name()));
     group.throughput(Throughput::Elements(work.operations));
     group.bench_function(BenchmarkId::from_parameter(shape.name()), |bencher| {
         // Criterion alone knows whether this one was asked for: until then it costs nothing.
         let Ready { problem, rival } = ready.get_or_insert_with(|| {
             shape
-                .problem::<T>(&gpu.stream)
+                .problem(&gpu.stream)
                 .and_then(|problem| Ready::new(problem, op, &gpu.stream))
                 .unwrap_or_else(|why| panic!("{id}: {why}"))
         });
@@ -149,22 +144,12 @@ pub(crate) fn count<S: Shape>(
     op: &S::Op,
 ) -> Result<(), Box<dyn Error>> {
     for shape in S::counted() {
-        count_one::<S, f16>(stream, filter, op, shape)?;
-        count_one::<S, bf16>(stream, filter, op, shape)?;
-    }
-    Ok(())
-}
-
-fn count_one<S: Shape, T: Narrow>(
-    stream: &Arc<CudaStream>,
-    filter: &str,
-    op: &S::Op,
-    shape: S,
-) -> Result<(), Box<dyn Error>> {
-    let id = id::<S, T>(shape);
-    if id.contains(filter) {
-        let problem = shape.problem::<T>(stream)?;
-        let ready = Ready::new(problem, op, stream).map_err(|why| format!("{id}: {why}"))?;
+        let id = id(shape);
+        if !id.contains(filter) {
+            continue;
+        }
+        let ready = Ready::new(shape.problem(stream)?, op, stream);
+        let ready = ready.map_err(|why| format!("{id}: {why}"))?;
         if let Some(plan) = ready.problem.plan() {
             println!("\n{id}: {plan}");
         }
@@ -176,19 +161,23 @@ fn count_one<S: Shape, T: Narrow>(
 }
 
 /// As criterion joins group and parameter.
-fn id<S: Shape, T: Narrow>(shape: S) -> String {
-    format!("{}/{}/{}", S::CALL, T::DTYPE.name(), shape.name())
+fn id<S: Shape>(shape: S) -> String {
+    format!("{}/{}/{}", S::CALL, shape.dtype().name(), shape.name())
 }
 
 /// A problem that ran once and returned the right numbers.
-struct Ready<P> {
-    problem: P,
+struct Ready<Op> {
+    problem: Box<dyn Problem<Op = Op>>,
     /// Who else did.
     rival: Option<Rival>,
 }
 
-impl<P: Problem> Ready<P> {
-    fn new(mut problem: P, op: &P::Op, stream: &Arc<CudaStream>) -> Result<Self, Box<dyn Error>> {
+impl<Op> Ready<Op> {
+    fn new(
+        mut problem: Box<dyn Problem<Op = Op>>,
+        op: &Op,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Self, Box<dyn Error>> {
         problem.queue(op, stream)?;
         problem.verify(stream)?;
         let rival = problem.queue_rival(op, stream)?;

@@ -5,15 +5,14 @@ mod problem;
 use std::error::Error;
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 use seqmix::Dtype;
 use seqmix::abi::gemm::{Family, MULTIPLY};
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
 use seqmix::gemm::Gemm;
 
-use crate::bench::{self, Problem as _, Shape as _, Spread, Work};
+use crate::bench::{self, Shape as _, Spread, Work};
 use crate::cublas::Cublas;
-use crate::naive::Narrow;
 use crate::support::Gpu;
 use problem::Problem;
 
@@ -48,8 +47,8 @@ impl Ops {
 
     /// Operations per second of a product that fills every GPU: by cuBLAS, or else by this crate.
     pub(crate) fn roofline(&self, gpu: &Gpu) -> Result<f64, Box<dyn Error>> {
-        let shape = Shape::of(8192, 8192, 8192);
-        let mut problem = shape.problem::<bf16>(&gpu.stream)?;
+        let shape = Shape::of(8192, 8192, 8192, Dtype::BF16);
+        let mut problem = shape.problem(&gpu.stream)?;
         let mut run = |_| {
             gpu.time(|| match self.cublas {
                 Some(_) => problem.queue_rival(self, &gpu.stream).map(drop),
@@ -68,6 +67,7 @@ pub(crate) struct Shape {
     m: usize,
     n: usize,
     k: usize,
+    dtype: Dtype,
     kind: Kind,
     /// What the plan must not choose.
     tile: Option<(usize, usize)>,
@@ -91,11 +91,12 @@ enum Kind {
 use Kind::{BiasGelu, Experts, Lora, Product, Swiglu};
 
 impl Shape {
-    fn of(m: usize, n: usize, k: usize) -> Self {
+    fn of(m: usize, n: usize, k: usize, dtype: Dtype) -> Self {
         Self {
             m,
             n,
             k,
+            dtype,
             kind: Product,
             tile: None,
             splits: None,
@@ -131,47 +132,42 @@ impl Shape {
         let weights = self.weights() * self.n * k;
         Work {
             operations: 2 * (m * columns * k) as u64,
-            bytes: 2 * (m * k + weights + m * columns) as u64,
+            bytes: (self.dtype.bytes() * (m * k + weights + m * columns)) as u64,
         }
     }
 }
 
 impl bench::Shape for Shape {
     type Op = Ops;
-    type Problem<T: Narrow> = Problem<T>;
     const CALL: &'static str = "gemm/multiply";
 
     fn timed() -> Vec<Self> {
-        let of = |sizes: &[(usize, usize, usize)]| -> Vec<Self> {
-            let shapes = sizes.iter().map(|&(m, n, k)| Self::of(m, n, k));
-            shapes.collect()
-        };
-        let squares = [1024, 2048, 4096, 8192].map(|size| (size, size, size));
-        // Of Llama 3 8B: q, k and v; out; gate and up; down. For one token to a long prompt.
-        let projections = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
-        let projections = [1, 16, 512, 8192].map(|m| projections.map(|(n, k)| (m, n, k)));
-        // Gradients of weights are short and deep: k is split.
-        let deep = [(256, 256, 65536), (1024, 1024, 16384)];
-        let mut shapes = [of(&squares), of(projections.as_flattened()), of(&deep)].concat();
-        for m in [512, 8192] {
-            shapes.push(Self::of(m, 16384, 4096).with(BiasGelu));
+        let mut shapes = Vec::new();
+        for dtype in [Dtype::F16, Dtype::BF16] {
+            let of = |(m, n, k)| Self::of(m, n, k, dtype);
+            shapes.extend([1024, 2048, 4096, 8192].map(|size| of((size, size, size))));
+            for m in [1, 16, 512, 8192] {
+                // of Llama 3 8B: q, k and v; out; gate and up; down
+                let projections = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)];
+                shapes.extend(projections.map(|(n, k)| of((m, n, k))));
+            }
+            // gradients of weights are small and deep: k is split
+            shapes.extend([(256, 256, 65536), (1024, 1024, 16384)].map(of));
+            shapes.extend([512, 8192].map(|m| of((m, 16384, 4096)).with(BiasGelu)));
+            shapes.extend([1, 16, 512, 8192].map(|m| of((m, 14336, 4096)).with(Swiglu)));
+            shapes.extend([16, 512, 8192].map(|m| of((m, 14336, 4096)).with(Experts(8))));
+            for rank in [16, 64] {
+                shapes.extend([16, 8192].map(|m| of((m, 4096, 4096)).with(Lora(rank))));
+            }
         }
-        for m in [1, 16, 512, 8192] {
-            shapes.push(Self::of(m, 14336, 4096).with(Swiglu));
-        }
-        for m in [16, 512, 8192] {
-            shapes.push(Self::of(m, 14336, 4096).with(Experts(8)));
-        }
-        for (m, rank) in [(16, 16), (16, 64), (8192, 16), (8192, 64)] {
-            shapes.push(Self::of(m, 4096, 4096).with(Lora(rank)));
-        }
+        let squares = [1024, 2048, 4096];
+        shapes.extend(squares.map(|size| Self::of(size, size, size, Dtype::F32)));
         shapes
     }
 
     /// Each tile, at two depths: their difference is the main loop. Then what else a call can do.
     fn counted() -> Vec<Self> {
-        let rows = MULTIPLY.iter().filter(|row| row.dtype == Dtype::F16);
-        let tiles = rows.flat_map(|row| {
+        let tiles = MULTIPLY.iter().flat_map(|row| {
             let (m, n, _) = row.tile;
             let kind = match row.family {
                 Family::Tensor | Family::Simt => Product,
@@ -180,16 +176,23 @@ impl bench::Shape for Shape {
             [256, 1280].map(|k| Self {
                 tile: Some((m, n)),
                 splits: Some(1),
-                ..Self::of(256, 512, k).with(kind)
+                ..Self::of(256, 512, k, row.dtype).with(kind)
             })
         });
-        let small = Self::of(128, 128, 256);
-        let splits = Self {
-            splits: Some(4),
-            ..small
-        };
-        let kinds = [BiasGelu, Swiglu, Experts(8), Lora(16)].map(|kind| small.with(kind));
-        tiles.chain([splits]).chain(kinds).collect()
+        let mut shapes: Vec<Self> = tiles.collect();
+        for dtype in [Dtype::F16, Dtype::BF16] {
+            let small = Self::of(128, 128, 256, dtype);
+            shapes.push(Self {
+                splits: Some(4),
+                ..small
+            });
+            shapes.extend([BiasGelu, Swiglu, Experts(8), Lora(16)].map(|kind| small.with(kind)));
+        }
+        shapes
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     fn name(&self) -> String {
@@ -200,6 +203,7 @@ impl bench::Shape for Shape {
             kind,
             tile,
             splits,
+            ..
         } = self;
         let kind = match kind {
             Product => String::new(),
@@ -226,11 +230,19 @@ impl bench::Shape for Shape {
         let saved = m * (self.columns_of_product() - n);
         Work {
             operations: product.operations + operations as u64,
-            bytes: product.bytes + 2 * elements as u64 - 2 * saved as u64,
+            bytes: product.bytes + (self.dtype.bytes() * elements) as u64
+                - (self.dtype.bytes() * saved) as u64,
         }
     }
 
-    fn problem<T: Narrow>(self, stream: &Arc<CudaStream>) -> Result<Problem<T>, Box<dyn Error>> {
-        Problem::new(self, stream)
+    fn problem(
+        self,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Box<dyn bench::Problem<Op = Ops>>, Box<dyn Error>> {
+        Ok(match self.dtype {
+            Dtype::F16 => Box::new(Problem::<f16>::new(self, stream)?),
+            Dtype::BF16 => Box::new(Problem::<bf16>::new(self, stream)?),
+            _ => Box::new(Problem::<f32>::new(self, stream)?),
+        })
     }
 }
