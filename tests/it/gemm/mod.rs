@@ -7,6 +7,7 @@ mod dense;
 mod epilogue;
 mod errors;
 mod expected;
+mod f32;
 mod groups;
 mod lora;
 mod mutants;
