@@ -312,9 +312,10 @@ fn stub(unit: &Unit) -> String {
             format!("(sizeof({instance}::Smem) == {shared_bytes})"),
             &format!("{name}: Smem"),
         );
+        // one block: without a second bound ptxas may spill registers to make room for more blocks
         kernels.push_str(&format!(
             "\n\
-             extern \"C\" __global__ void __launch_bounds__({threads})\n\
+             extern \"C\" __global__ void __launch_bounds__({threads}, 1)\n\
              {name}(const __grid_constant__ {} params) {{\n    \
                  using Kernel = {instance};\n    \
                  extern __shared__ __align__(128) unsigned char smem[];\n    \

@@ -92,7 +92,9 @@ struct Results {
             __syncwarp();  // the lanes have written, before others read
 #pragma unroll 1
             for (int at = lane; at < 16 * chunks; at += 32) {
-                const int in_part = at / chunks, chunk = at % chunks;
+                // by constants: a division by a number that is not known takes registers
+                const int in_part = two ? at / (kChunks / 2) : at / kChunks;
+                const int chunk = at - in_part * chunks;
                 const int row = first_row + 16 * part + in_part;
                 const int column =
                     place.column + (two ? first_column / 2 : first_column) + kChunk * chunk;
