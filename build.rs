@@ -271,9 +271,22 @@ fn run(command: &mut Command) -> Result<String> {
     Err(message)
 }
 
+/// How many blocks a kernel wants side by side on a multiprocessor: its `kBlocks`, by default one. Without
+/// this bound ptxas may spill registers to make room for more of them.
+const BLOCKS: &str = "
+template <typename Kernel, typename = void>
+struct Blocks : std::integral_constant<int, 1> {};
+template <typename Kernel>
+struct Blocks<Kernel, std::void_t<decltype(Kernel::kBlocks)>>
+    : std::integral_constant<int, Kernel::kBlocks> {};
+";
+
 /// The CUDA source of a unit: its kernels, each after the assertions that C++ agrees with Rust.
 fn stub(unit: &Unit) -> String {
-    let mut cu = format!("#include <cstddef>\n#include \"{}\"\n", unit.header);
+    let mut cu = format!(
+        "#include <cstddef>\n#include <type_traits>\n#include \"{}\"\n{BLOCKS}",
+        unit.header
+    );
     let mut assert = |condition: String, what: &str| {
         let message = format!("{what}: src/abi and the kernel disagree");
         writeln!(cu, "static_assert({condition}, \"{message}\");").unwrap_or_default();
@@ -314,7 +327,7 @@ fn stub(unit: &Unit) -> String {
         );
         kernels.push_str(&format!(
             "\n\
-             extern \"C\" __global__ void __launch_bounds__({threads})\n\
+             extern \"C\" __global__ void __launch_bounds__({threads}, Blocks<{instance}>::value)\n\
              {name}(const __grid_constant__ {} params) {{\n    \
                  using Kernel = {instance};\n    \
                  extern __shared__ __align__(128) unsigned char smem[];\n    \

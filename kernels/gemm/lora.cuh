@@ -31,10 +31,10 @@ struct Lora {
     static_assert(BlockM % WarpM == 0 && BlockN % WarpN == 0, "warps divide the tile");
     static_assert(kWarpRank == 16 || kWarpRank == 32, "whole parts of 16 columns");
 
-    using SideA = Side<Element, Axis::K, BlockM, BlockK, kThreads, Access::Any>;
-    using SideB = Side<Element, AxisB, BlockN, BlockK, kThreads, Access::Any>;
-    using SideDown = Side<Element, AxisB, kRank, BlockK, kThreads, Access::Any>;
-    using SideUp = Side<Element, AxisB, BlockN, kRank, kThreads, Access::Any>;
+    using SideA = Side<Element, Axis::K, BlockM, BlockK, kThreads, Access::Strided>;
+    using SideB = Side<Element, AxisB, BlockN, BlockK, kThreads, Access::Strided>;
+    using SideDown = Side<Element, AxisB, kRank, BlockK, kThreads, Access::Strided>;
+    using SideUp = Side<Element, AxisB, BlockN, kRank, kThreads, Access::Strided>;
     using Low = Tile<Element, BlockM, kRank>;
     using Results = gemm::Results<Element, kWarpsM, kWarpsN, WarpM, WarpN>;
 

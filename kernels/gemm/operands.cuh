@@ -14,8 +14,9 @@ namespace seqmix::gemm {
 // The axis of an operand that lies contiguously: k, or the other one (m of a, n of b).
 enum class Axis { K, Outer };
 
-// How tiles are copied: 16 bytes at a time, or by single elements where an operand needs it.
-enum class Access { Vector, Any };
+// How tiles are copied: 16 bytes at a time; or by single elements where an operand needs it, whose
+// rows are contiguous, or whose columns may be apart as well.
+enum class Access { Vector, Any, Strided };
 
 // The tiles of one operand: Outer rows of a, or columns of b, by Depth along k.
 //
@@ -27,6 +28,10 @@ struct Side {
     using Tile = seqmix::Tile<Element, kAlongK ? Outer : Depth, kAlongK ? Depth : Outer>;
     using Copy = seqmix::Copy<Threads, Tile>;
     static_assert(!kAlongK || Copy::kStep % 16 == 0, "a thread keeps to one of two matrices");
+
+    __device__ __forceinline__ static int64_t column_stride(const Matrix& matrix) {
+        return Copies == Access::Strided ? matrix.column_stride : 1;
+    }
 
     // How the tile's columns belong to matrices.
     enum class Columns { OfOne, OfTwo };
@@ -50,9 +55,9 @@ struct Side {
         const auto* from = static_cast<const Element*>(matrix.at) + batch * matrix.batch_stride;
         const int64_t outer_at = first + outer(columns);
         return kAlongK ? from + outer_at * matrix.row_stride +
-                             (depth + 8 * Copy::chunk()) * matrix.column_stride
+                             (depth + 8 * Copy::chunk()) * column_stride(matrix)
                        : from + (depth + Copy::row()) * matrix.row_stride +
-                             outer_at * matrix.column_stride;
+                             outer_at * column_stride(matrix);
     }
 
     // Copies the next tile, of which the matrix has `outer_left` by `depth_left`; the rest becomes 0.
@@ -71,11 +76,10 @@ struct Side {
             Copy::start_ragged(tile, next, matrix.row_stride, rows, elements, row_step,
                                group_step);
         } else {
-            Copy::by_elements(tile, next, matrix.row_stride, matrix.column_stride, rows, elements,
+            Copy::by_elements(tile, next, matrix.row_stride, column_stride(matrix), rows, elements,
                               row_step, group_step);
         }
-        next += Depth * (kAlongK ? (Copies == Access::Vector ? 1 : matrix.column_stride)
-                                 : matrix.row_stride);
+        next += Depth * (kAlongK ? column_stride(matrix) : matrix.row_stride);
     }
 };
 

@@ -23,7 +23,7 @@ const BLOCKS: usize = 4;
 impl Gemm {
     /// Queues the sums of the columns of `x`, over all rows of all matrices: the gradient of a bias.
     ///
-    /// `x` is `[batch, m, n]`, with contiguous rows; `sums` `[n]`. Sums are `f32`, added in an order
+    /// `x` is `[batch, m, n]`, with contiguous rows; `sums` `[n]`, contiguous. Sums are `f32`, added in an order
     /// that depends on the shape and the device alone. Without rows they are 0.
     ///
     /// # Errors
@@ -44,6 +44,14 @@ impl Gemm {
                 tensor: "sums",
                 expected: format!("shape {:?}", [n]),
                 found: format!("shape {:?}", sums.shape()),
+            });
+        }
+        if n > 1 && sums.strides() != [1] {
+            return Err(Error::Layout {
+                op: OP,
+                tensor: "sums",
+                expected: "contiguous elements".into(),
+                found: format!("shape {:?} with strides {:?}", [n], sums.strides()),
             });
         }
         let parts = self.parts(batch * m, n);

@@ -128,6 +128,8 @@ const MEMORY_CLOCKS: f64 = 800.0;
 const START_CLOCKS: f64 = 1500.0;
 /// Clocks from the end of one kernel to the start of the next.
 const LAUNCH_CLOCKS: f64 = 2500.0;
+/// Schedulers of a multiprocessor, each with its own warps.
+const SCHEDULERS: f64 = 4.0;
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65_536;
 /// Registers of a lane beside sums and operands.
@@ -222,7 +224,7 @@ fn runs(problem: &Problem, row: &Multiply) -> bool {
     let vector = problem.matrices.a.vector != 0 && problem.matrices.b.vector != 0;
     let family = match row.family {
         Family::Lora => problem.rank > 0,
-        Family::Tensor => problem.rank == 0,
+        Family::Tensor | Family::Simt => problem.rank == 0,
     };
     family && row.dtype == problem.request.dtype && (vector || row.access == Access::Any)
 }
@@ -307,6 +309,26 @@ fn multiply_adds(capability: u32) -> f64 {
     }
 }
 
+/// Clocks of a scheduler that a warp of [`Family::Simt`] takes for one step along k. On 8.0 a multiply-add
+/// takes two and leaves room for the rest; later ones take an instruction a clock, whichever it is.
+fn clocks_of_step(row: &Multiply, capability: u32) -> f64 {
+    let ((tile_m, tile_n, _), (warp_m, warp_n)) = (row.tile, row.warp);
+    let multiply_adds = (warp_m * warp_n / 32) as f64;
+    let loads = (operands_of_lane(row) / 4) as f64;
+    // five instructions an element: its copy, and what that needs
+    let copies = 5.0 * (tile_m + tile_n) as f64 / row.threads() as f64;
+    match capability {
+        80 => 2.0 * multiply_adds,
+        _ => multiply_adds + loads + copies,
+    }
+}
+
+/// Elements that a lane of [`Family::Simt`] loads for one step along k: of its eighth of the warp's rows and
+/// its quarter of the columns.
+fn operands_of_lane(row: &Multiply) -> usize {
+    row.warp.0 / 8 + row.warp.1 / 4
+}
+
 fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Cost {
     let ((tile_m, tile_n, tile_k), (warp_m, warp_n)) = (row.tile, row.warp);
     // an adapter's `down` is one more operand of each block
@@ -333,8 +355,21 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
     let columns = columns(problem, row) as f64;
     let edges = (tile_m + tile_n + rank) as f64;
-    // each warp reads its own rows of a and columns of b
-    let reads = (warps * (warp_m + warp_n) + rank * (tile_m / warp_m)) as f64;
+    let capability = device.capability;
+    // clocks that all of a block's warps together take for one step along k, and elements that they read
+    let (step, reads) = match row.family {
+        // a warp reads its own rows of a and columns of b
+        Family::Tensor | Family::Lora => (
+            (tile_m * (tile_n + rank)) as f64 / multiply_adds(capability),
+            warps * (warp_m + warp_n) + rank * (tile_m / warp_m),
+        ),
+        // a lane does, two lanes at once; a scheduler without a warp does nothing
+        Family::Simt => (
+            warps as f64 * clocks_of_step(row, capability)
+                / SCHEDULERS.min(side_by_side * warps as f64),
+            warps * 16 * operands_of_lane(row),
+        ),
+    };
     let out = problem.request.out.bytes() as f64;
     let matrices = |stride: i64, of: usize| if stride == 0 { 1.0 } else { of as f64 };
     let a = matrices(problem.matrices.a.batch_stride, problem.batch) * m * k;
@@ -353,9 +388,8 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     };
     let l2 = L2_BYTES * multiprocessors as f64;
     Cost {
-        multiply: blocks * depth * tile_m as f64 * (tile_n + rank) as f64
-            / multiply_adds(device.capability),
-        shared: blocks * depth * bytes * (edges + reads) / SHARED_BYTES,
+        multiply: blocks * depth * step,
+        shared: blocks * depth * bytes * (edges + reads as f64) / SHARED_BYTES,
         l2: blocks * depth * bytes * edges / L2_BYTES,
         memory: (bytes * (a + b) + out * d) / (MEMORY_BYTES * multiprocessors as f64),
         latency: blocks * steps * MEMORY_CLOCKS / (side_by_side * (row.stages - 1) as f64),

@@ -67,10 +67,10 @@ pub(super) struct Request {
     pub(super) activation: Activation,
     pub(super) in_place: bool,
     pub(super) grouping: Grouping,
-    /// Elements of the offsets of groups, of the sums of columns, of the counter.
-    pub(super) offsets: Option<usize>,
-    pub(super) column_sums: Option<usize>,
-    pub(super) non_finite: Option<usize>,
+    /// Of the offsets of groups, of the sums of columns, of the counter.
+    pub(super) offsets: Option<Layout<1>>,
+    pub(super) column_sums: Option<Layout<1>>,
+    pub(super) non_finite: Option<Layout<1>>,
     pub(super) adapter_scale: f32,
 }
 
@@ -155,10 +155,14 @@ impl Problem {
 
         let (axis_a, mut a) = operand("a", &a, dtype)?;
         let (axis_b, mut b) = operand("b", &swapped(&b), dtype)?;
-        if grouping == Grouping::K {
-            // a part of k may begin anywhere
-            a.vector &= i32::from(axis_a == Axis::Outer);
-            b.vector &= i32::from(axis_b == Axis::Outer);
+        // a group may begin anywhere along its axis
+        match grouping {
+            Grouping::None => {}
+            Grouping::Rows => a.vector &= i32::from(axis_a == Axis::K),
+            Grouping::K => {
+                a.vector &= i32::from(axis_a == Axis::Outer);
+                b.vector &= i32::from(axis_b == Axis::Outer);
+            }
         }
         if rank > 0 && axis_a == Axis::Outer {
             a = Matrix {
@@ -339,9 +343,12 @@ fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
         ("column_sums", request.column_sums, n),
         ("non_finite", request.non_finite, 1),
     ];
-    for (tensor, found, expected) in vectors {
-        if let Some(found) = found {
-            sizes(tensor, [expected], [found])?;
+    for (tensor, layout, expected) in vectors {
+        if let Some(layout) = layout {
+            sizes(tensor, [expected], layout.shape)?;
+            if expected > 1 && layout.strides != [1] {
+                return Err(refuse(tensor, "contiguous elements", &layout));
+            }
         }
     }
     Ok(())

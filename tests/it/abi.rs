@@ -8,18 +8,39 @@ use seqmix::{KernelInfo, images, kernels};
 const HEAD_DIMS: [u32; 7] = [32, 64, 96, 128, 160, 192, 256];
 
 /// Tiles of the matrix multiplication, for each of f16 and bf16 and each layout of the operands.
-const TILES: [&str; 4] = ["128x256", "128x128", "64x64", "32x64"];
+const TILES: [&str; 5] = ["128x256", "128x128", "64x64", "32x64", "16x128"];
+
+/// Those with an adapter, for each of f16 and bf16 and each layout of b.
+const LORA_TILES: [&str; 2] = ["128x128", "32x64"];
+
+/// Those for f32, for each layout of the operands.
+const F32_TILES: [&str; 2] = ["128x128", "64x64"];
+
+const LAYOUTS: [&str; 4] = ["nn", "nt", "tn", "tt"];
 
 #[test]
 fn the_table_has_every_kernel_for_every_target() {
     let of_dtype = |dtype: &&str| {
         let attention = HEAD_DIMS.map(|dim| format!("attention_forward_{dtype}_d{dim}"));
-        let gemm = TILES.map(|tile| {
-            ["nn", "nt", "tn", "tt"].map(|layouts| format!("gemm_{dtype}_{tile}_{layouts}"))
-        });
-        attention.into_iter().chain(gemm.into_iter().flatten())
+        let gemm =
+            TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_{dtype}_{tile}_{layouts}")));
+        let lora = LORA_TILES
+            .map(|tile| ["nn", "nt"].map(|layouts| format!("gemm_lora_{dtype}_{tile}_{layouts}")));
+        let gemm = gemm.into_iter().flatten();
+        attention
+            .into_iter()
+            .chain(gemm)
+            .chain(lora.into_iter().flatten())
     };
-    let expected: BTreeSet<String> = ["f16", "bf16"].iter().flat_map(of_dtype).collect();
+    let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
+    let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
+    let expected: BTreeSet<String> = ["f16", "bf16"]
+        .iter()
+        .flat_map(of_dtype)
+        .chain(f32.into_iter().flatten())
+        .chain(sums)
+        .chain(["gemm_column_sums".into()])
+        .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();
     assert!(
         !targets.is_empty(),

@@ -45,7 +45,7 @@ impl<S: Number> Backward<'_, S> {
     /// ```text
     /// dz[t]      = dout[t] y[t] silu'(z[t])
     /// dy[t]      = dout[t] silu(z[t])                                  or dout[t] without z
-    /// g[t]       = conj(exp(delta'[t+1] A)) g[t+1] + r dy[t] conj(C[t])      the first term of the last step: dlast_state
+    /// g[t]       = conj(exp(delta'[t+1] A)) g[t+1] + r dy[t] conj(C[t])    at the last step dlast_state + ...
     /// ddelta'[t] = sum over states of Re(g[t] conj(A exp(delta'[t] A) x[t-1] + B[t] u[t]))
     /// ddelta[t]  = ddelta'[t] softplus'(delta[t] + delta_bias)         or ddelta'[t] without softplus
     /// du[t]      = sum over states of Re(g[t] conj(delta'[t] B[t])) + D dy[t]

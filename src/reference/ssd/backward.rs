@@ -45,7 +45,7 @@ impl Backward<'_> {
     /// ```text
     /// dz[t]   = dout[t] y[t] silu'(z[t])
     /// dy[t]   = dout[t] silu(z[t])                     or dout[t] without z
-    /// G[t]    = exp(dt'[t+1] A) G[t+1] + dy[t] C[t]^T        the first term of the last step: dfinal_states
+    /// G[t]    = exp(dt'[t+1] A) G[t+1] + dy[t] C[t]^T        at the last step dfinal_states + ...
     /// dx[t]   = dt'[t] G[t] B[t] + D dy[t]
     /// dB[t]   = sum over the heads of the group of G[t]^T (dt'[t] x[t])
     /// dC[t]   = sum over the heads of the group of S[t]^T dy[t]

@@ -1,6 +1,6 @@
 //! State space duality, the layer of Mamba-2, by its recurrence: Dao and Gu, "Transformers are SSMs: Generalized
-//! Models and Efficient Algorithms Through Structured State Space Duality", 2024, section 6, where A is one number a
-//! head. The chunked algorithm of that paper computes the same numbers.
+//! Models and Efficient Algorithms Through Structured State Space Duality", 2024, where A is one number a head. The
+//! chunked algorithm of that paper computes the same numbers.
 
 mod backward;
 mod step;

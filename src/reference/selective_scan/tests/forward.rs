@@ -233,6 +233,30 @@ fn parts_make_the_whole() {
     }
 }
 
+/// What a stretch of steps does to the state before it is one decay, by the sum of its step sizes; what it adds is
+/// what it makes of no state at all.
+#[test]
+fn a_state_passes_through_as_one_decay() {
+    let inputs = Inputs::<Complex64>::new(SIZES);
+    let whole = inputs.problem(SIZES);
+    let alone = Forward {
+        initial_state: None,
+        ..whole
+    };
+    let mut expected = alone.run().unwrap().last_state;
+    for (at, x) in expected.iter_mut().enumerate() {
+        let (row, channel) = (at / SIZES.dstate, at / SIZES.dstate % SIZES.dim);
+        let deltas = &inputs.delta[row * SIZES.seqlen..(row + 1) * SIZES.seqlen];
+        let sizes = deltas
+            .iter()
+            .map(|delta| (1.0 + (delta + inputs.delta_bias[channel]).exp()).ln());
+        let a = inputs.a[channel * SIZES.dstate + at % SIZES.dstate];
+        *x += (a * sizes.sum::<f64>()).exp() * inputs.initial_state[at];
+    }
+    let found = whole.run().unwrap().last_state;
+    assert_near(&Draw::parts(&found), &Draw::parts(&expected));
+}
+
 #[test]
 fn steps_make_the_whole() {
     for constant in [false, true] {
