@@ -2,7 +2,8 @@
 //!
 //! What exists so far is the forward pass of softmax attention ([`attention`]) and matrix
 //! multiplication with fused epilogues ([`gemm`]), for every NVIDIA GPU since Ampere. Each operation
-//! has a plain `f64` version in [`mod@reference`] to compare with.
+//! has a plain `f64` version in [`mod@reference`] to compare with. [`state_space`] is the theory that layers like
+//! Mamba's begin with, on the CPU.
 //!
 //! ```no_run
 //! use half::f16;
@@ -75,10 +76,12 @@ pub mod gemm;
 mod images;
 mod launch;
 pub mod reference;
+pub mod state_space;
 mod tensor;
 mod workspace;
 
 pub use cudarc;
+pub use num_complex;
 
 pub use driver::context;
 pub use error::{Error, Result};

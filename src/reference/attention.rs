@@ -1,7 +1,7 @@
 //! Softmax attention by the formula: Vaswani et al., "Attention Is All You Need", 2017, equation 1, with the
 //! masks and biases that the kernels know.
 
-use super::{Mismatch, check_length};
+use super::{Mismatch, check_groups, check_length, check_lengths};
 
 /// One attention problem: sizes, tensors (contiguous, row-major) and options.
 ///
@@ -269,46 +269,11 @@ impl Forward<'_> {
         if let Some(mask) = self.attn_mask {
             check_length("length of attn_mask", &[batch, seq_q, seq_k], mask.len())?;
         }
-        if heads_kv == 0 && heads > 0 {
-            return Err(Mismatch {
-                what: "heads_kv",
-                expected: 1,
-                found: 0,
-            });
-        }
-        if heads_kv > 0 && heads % heads_kv != 0 {
-            let expected = heads.saturating_add(heads_kv - heads % heads_kv);
-            return Err(Mismatch {
-                what: "heads (a multiple of heads_kv)",
-                expected,
-                found: heads,
-            });
-        }
-        Ok(())
+        check_groups(
+            ("heads (a multiple of heads_kv)", heads),
+            ("heads_kv", heads_kv),
+        )
     }
-}
-
-/// The total of cumulative lengths, which begin at 0 and never fall.
-fn check_lengths(cu_seqlens: &[usize]) -> Result<usize, Mismatch> {
-    let mut last = 0;
-    for (b, &length) in cu_seqlens.iter().enumerate() {
-        if b == 0 && length != 0 {
-            return Err(Mismatch {
-                what: "first of cu_seqlens",
-                expected: 0,
-                found: length,
-            });
-        }
-        if length < last {
-            return Err(Mismatch {
-                what: "cu_seqlens, which may not fall",
-                expected: last,
-                found: length,
-            });
-        }
-        last = length;
-    }
-    Ok(last)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::measure::{Bound, Verdict};
 use crate::support::device;
 
 /// All cases of an op by name, in order; there are `count`.
-fn cases(op: &str, count: usize) -> Vec<(String, Case)> {
+pub(crate) fn cases(op: &str, count: usize) -> Vec<(String, Case)> {
     let files = std::fs::read_dir(folder().join("cases")).unwrap();
     let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     paths.sort();
@@ -221,28 +221,30 @@ fn run_reference(case: &Case, round: impl Fn(f64) -> f64) -> Output {
     }
 }
 
-/// The expected values were rounded to f32 once; the reference differs by no more than that.
+/// Fails unless the reference found what the case expects. The expected values were rounded to f32 once; the
+/// reference differs by no more than that.
+pub(crate) fn check_reference(name: &str, case: &Case, tensor: &str, found: &[f64]) {
+    let expected = case.need(tensor).unwrap().values().unwrap();
+    let finite = expected.iter().filter(|x| x.is_finite());
+    let largest = finite.fold(0.0_f64, |largest, x| largest.max(x.abs()));
+    let bound = Bound {
+        max_abs: 1e-7 * largest,
+        rel_l2: Some(1e-7),
+        row_rel_l2: None,
+    };
+    let verdict = Verdict::of(found, &expected, 1, bound);
+    assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+}
+
 #[test]
 fn the_references_give_the_expected_values() {
-    let check = |name: &str, case: &Case, tensor: &str, found: &[f64]| {
-        let expected = case.need(tensor).unwrap().values().unwrap();
-        let finite = expected.iter().filter(|x| x.is_finite());
-        let largest = finite.fold(0.0_f64, |largest, x| largest.max(x.abs()));
-        let bound = Bound {
-            max_abs: 1e-7 * largest,
-            rel_l2: Some(1e-7),
-            row_rel_l2: None,
-        };
-        let verdict = Verdict::of(found, &expected, 1, bound);
-        assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
-    };
     for (name, case) in cases("attention_forward", 15) {
         let Output { out, lse } = run_reference(&case, |x| x);
-        check(&name, &case, "expected.o", &out);
-        check(&name, &case, "expected.lse", &lse);
+        check_reference(&name, &case, "expected.o", &out);
+        check_reference(&name, &case, "expected.lse", &lse);
     }
     for (name, case) in cases("gemm", 5) {
-        check(&name, &case, "expected.d", &run_gemm_reference(&case));
+        check_reference(&name, &case, "expected.d", &run_gemm_reference(&case));
     }
     for (name, case) in cases("swiglu_forward", 1) {
         check(&name, &case, "expected.out", &run_swiglu_reference(&case));

@@ -16,5 +16,6 @@ mod bare;
 mod errors;
 mod gemm;
 mod golden_cases;
+mod golden_references;
 mod planted;
 mod support;
