@@ -247,7 +247,7 @@ fn the_references_give_the_expected_values() {
         check_reference(&name, &case, "expected.d", &run_gemm_reference(&case));
     }
     for (name, case) in cases("swiglu_forward", 1) {
-        check(&name, &case, "expected.out", &run_swiglu_reference(&case));
+        check_reference(&name, &case, "expected.out", &run_swiglu_reference(&case));
     }
     for (name, case) in cases("swiglu_backward", 1) {
         let both = run_swiglu_reference(&case);
@@ -258,7 +258,7 @@ fn the_references_give_the_expected_values() {
                 .flat_map(|row| &row[part * n..][..n])
                 .copied()
                 .collect();
-            check(&name, &case, tensor, &found);
+            check_reference(&name, &case, tensor, &found);
         }
     }
 }

@@ -1,0 +1,1 @@
+//! Problems and plans without a device.
