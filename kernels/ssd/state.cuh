@@ -34,16 +34,17 @@ struct State {
     template <typename With>
     __device__ __forceinline__ static void for_each_pair(int channels, int dstate,
                                                          int64_t channel_stride, const With& with) {
+        const int rows = channels - lane_channel();
+        const int64_t offset = lane_channel() * channel_stride + lane_state();
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int channel = 16 * tile + 8 * half + lane_channel();
+                const int row = 16 * tile + 8 * half;
 #pragma unroll
                 for (int part = 0; part < kParts; ++part) {
-                    const int state = 8 * part + lane_state();
-                    if (channel < channels && state < dstate) {
-                        with(tile, part, half, channel * channel_stride + state);
+                    if (row < rows && 8 * part < dstate) {  // dstate is a multiple of 8
+                        with(tile, part, half, offset + row * channel_stride + 8 * part);
                     }
                 }
             }

@@ -18,6 +18,9 @@ const SEGMENTED: f64 = 1.4;
 /// microseconds each.
 const LAUNCHES: f64 = 4.0;
 
+/// Chunks of the shortest segment: a state is as large as the inputs of a chunk.
+const SHORTEST: usize = 4;
+
 /// How a call runs: its kernel, and how sequences are cut.
 ///
 /// ```text
@@ -134,7 +137,7 @@ fn segments(chunks: usize, blocks: usize, parallel: usize) -> usize {
             _ => SEGMENTED * walk + LAUNCHES + segments as f64 / 8.0,
         }
     };
-    let most = (parallel / blocks.max(1)).clamp(1, chunks.max(1));
+    let most = (parallel / blocks.max(1)).min(chunks / SHORTEST).max(1);
     (1..=most)
         .min_by(|&a, &b| time(a).total_cmp(&time(b)))
         .unwrap_or(1)
@@ -150,12 +153,13 @@ mod tests {
         let cases = [
             (0, 1, 216, 1),
             (1, 1, 216, 1),
-            (8, 1, 216, 3),
+            (8, 1, 216, 1),
+            (64, 1, 216, 16),
             (64, 216, 216, 1),
             (64, 109, 216, 1),
             (64, 108, 216, 2),
             (64, 40, 216, 5),
-            (256, 1, 216, 37),
+            (256, 1, 216, 52),
         ];
         for (chunks, blocks, parallel, expected) in cases {
             let found = segments(chunks, blocks, parallel);

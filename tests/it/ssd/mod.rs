@@ -1,6 +1,9 @@
 //! State space duality: one layer, from seeded inputs to a verdict. The other files here are tables of layers.
 
+mod counters;
+mod errors;
 mod forward;
+mod queue;
 
 use std::sync::Arc;
 
@@ -315,6 +318,19 @@ impl<T: Narrow> Problem<T> {
 
     /// Queues the op, in a workspace of just the size that it asks for.
     fn queue(&mut self, ssd: &Ssd, stream: &Arc<CudaStream>) -> Result<()> {
+        self.reserve(ssd)?;
+        let config = self.case.config;
+        let (tensors, workspace) = self.tensors();
+        ssd.forward(stream, config, tensors, workspace)
+    }
+
+    fn reserve(&mut self, ssd: &Ssd) -> Result<()> {
+        let config = self.case.config;
+        let (tensors, workspace) = self.tensors();
+        workspace.reserve(ssd.plan(config, &tensors)?.workspace_bytes())
+    }
+
+    fn tensors(&mut self) -> (Forward<'_, T>, &mut Workspace) {
         let case = self.case;
         let tensors = Forward {
             x: self.x.view(),
@@ -334,9 +350,7 @@ impl<T: Narrow> Problem<T> {
             out: self.out.view_mut(),
             final_states: case.final_states.then(|| self.final_states.view_mut()),
         };
-        let plan = ssd.plan(case.config, &tensors)?;
-        self.workspace.reserve(plan.workspace_bytes())?;
-        ssd.forward(stream, case.config, tensors, &mut self.workspace)
+        (tensors, &mut self.workspace)
     }
 
     /// The outputs, after a check that nothing beside them was written.
