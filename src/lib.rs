@@ -76,6 +76,7 @@ pub mod gemm;
 mod images;
 mod launch;
 pub mod reference;
+pub mod ssd;
 pub mod state_space;
 mod tensor;
 mod workspace;

@@ -1,6 +1,9 @@
 //! Golden cases: reads one, runs it through the public API and judges what comes back. tests/golden/SCHEMA.md
 //! describes the files, the ops and the rule.
 
+#[path = "golden_ssd.rs"]
+mod ssd;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use safetensors::{Dtype, SafeTensors};
 use seqmix::attention::{Attention, Bias, Config, Forward, ForwardVarlen, Mask};
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
 use seqmix::gemm::{self, Activation, Addend, Epilogue, Gemm, Multiply};
+use seqmix::ssd::Ssd;
 use seqmix::{Element, Error, Half, Tensor, Workspace};
 use serde_json::Value;
 
@@ -74,6 +78,7 @@ pub(crate) struct Ops {
     stream: Arc<CudaStream>,
     attention: Attention,
     gemm: Gemm,
+    ssd: Ssd,
 }
 
 /// Where the golden cases are: tests/golden of the working directory, else of a folder above this program, else
@@ -96,6 +101,7 @@ impl Ops {
             stream: context.default_stream(),
             attention: Attention::new(context)?,
             gemm: Gemm::new(context)?,
+            ssd: Ssd::new(context)?,
         })
     }
 }
@@ -184,21 +190,24 @@ impl Case {
             ("attention_forward", Some(Dtype::BF16)) => self.attention_forward::<bf16>(ops),
             ("gemm", Some(Dtype::F16)) => self.gemm::<f16>(ops),
             ("gemm", Some(Dtype::BF16)) => self.gemm::<bf16>(ops),
-            (op @ ("attention_forward" | "gemm"), Some(other)) => unsupported(format!(
-                "no {op} kernel for {other:?}; there are F16 and BF16"
-            )),
-            ("attention_forward" | "gemm", None) => {
-                Err(Failure::Unreadable("neither a tensor q nor a".into()))
+            ("ssd_forward", Some(Dtype::F16)) => self.ssd_forward::<f16>(ops),
+            ("ssd_forward", Some(Dtype::BF16)) => self.ssd_forward::<bf16>(ops),
+            (op @ ("attention_forward" | "gemm" | "ssd_forward"), Some(other)) => unsupported(
+                format!("no {op} kernel for {other:?}; there are F16 and BF16"),
+            ),
+            ("attention_forward" | "gemm" | "ssd_forward", None) => {
+                Err(Failure::Unreadable("no tensor q, a or x".into()))
             }
             (op, _) => unsupported(format!(
-                "no kernel for the op {op}; there are attention_forward and gemm"
+                "no kernel for the op {op}; there are attention_forward, gemm and ssd_forward"
             )),
         }
     }
 
     /// The dtype of the first operand, which is that of the case.
     fn half(&self) -> Option<Dtype> {
-        let first = self.get("q").or_else(|| self.get("a"));
+        let names = ["q", "a", "x"].into_iter();
+        let first = names.filter_map(|name| self.get(name)).next();
         first.map(|tensor| tensor.dtype)
     }
 

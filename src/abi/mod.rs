@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod gemm;
+pub mod ssd;
 
 /// A type of tensor elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,7 @@ pub struct Unit {
 pub fn units() -> Vec<Unit> {
     let mut units = attention::units();
     units.extend(gemm::units());
+    units.extend(ssd::units());
     units
 }
 

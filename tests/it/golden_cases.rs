@@ -78,6 +78,30 @@ fn gemm_keeps_every_bound() {
     }
 }
 
+#[test]
+fn ssd_keeps_every_bound() {
+    let ops = Ops::new(&device().context).unwrap();
+    for (name, case) in cases("ssd_forward", 3) {
+        let outputs = case.run(&ops);
+        if name.contains("f32") {
+            let Err(Failure::Unsupported(message)) = outputs else {
+                panic!("{name} was not refused")
+            };
+            assert!(
+                message.contains("there are F16 and BF16"),
+                "{name}: {message}"
+            );
+            continue;
+        }
+        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let verdicts = case.judge(&outputs, false).unwrap();
+        assert_eq!(verdicts.len(), 2, "{name}");
+        for (tensor, verdict) in verdicts {
+            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+        }
+    }
+}
+
 /// Runs the reference on a case of gemm.
 fn run_gemm_reference(case: &Case) -> Vec<f64> {
     let values = |name| case.get(name).map(|stored| stored.values().unwrap());

@@ -18,4 +18,5 @@ mod gemm;
 mod golden_cases;
 mod golden_references;
 mod planted;
+mod ssd;
 mod support;

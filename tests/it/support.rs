@@ -6,6 +6,7 @@ use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
+use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
 
 use crate::measure::{Bound, Verdict};
@@ -16,6 +17,7 @@ pub(crate) struct Device {
     pub(crate) driver: Driver,
     pub(crate) attention: Attention,
     pub(crate) gemm: Gemm,
+    pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
     /// has begun: the first lives as long as all tests.
     _first_stream: Arc<CudaStream>,
@@ -35,12 +37,14 @@ pub(crate) fn device() -> &'static Device {
         let (context, driver) = crate::device::open().unwrap_or_else(|error| panic!("{error}"));
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
             _first_stream: context.new_stream().unwrap(),
             context,
             driver,
             attention,
             gemm,
+            ssd,
         }
     })
 }
