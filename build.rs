@@ -291,6 +291,7 @@ fn stub(unit: &Unit) -> String {
             instance,
             params,
             threads,
+            blocks,
             shared_bytes,
         } = entry;
         for structure in params.parts.iter().chain([params]) {
@@ -312,10 +313,9 @@ fn stub(unit: &Unit) -> String {
             format!("(sizeof({instance}::Smem) == {shared_bytes})"),
             &format!("{name}: Smem"),
         );
-        // one block: without a second bound ptxas may spill registers to make room for more blocks
         kernels.push_str(&format!(
             "\n\
-             extern \"C\" __global__ void __launch_bounds__({threads}, 1)\n\
+             extern \"C\" __global__ void __launch_bounds__({threads}, {blocks})\n\
              {name}(const __grid_constant__ {} params) {{\n    \
                  using Kernel = {instance};\n    \
                  extern __shared__ __align__(128) unsigned char smem[];\n    \

@@ -70,6 +70,7 @@
 
 pub mod abi;
 pub mod attention;
+pub mod causal_conv1d;
 mod driver;
 mod error;
 pub mod gemm;

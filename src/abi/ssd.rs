@@ -229,6 +229,7 @@ impl Walk {
             instance: format!("seqmix::ssd::{family}<{}, {size}, {tiles}>", dtype.cpp()),
             params,
             threads: 32 * WARPS as u32,
+            blocks: 1,
             shared_bytes,
         }
     }
@@ -247,6 +248,7 @@ pub fn carry() -> Entry {
         instance: "seqmix::ssd::Carry".into(),
         params: CarryParams::PARAMS,
         threads: CARRY_THREADS as u32,
+        blocks: 1,
         shared_bytes: 1, // `sizeof` an empty struct
     }
 }
