@@ -314,7 +314,7 @@ impl Convolve {
                 let before = before.div_ceil(self.chunk());
                 let after = after.div_ceil(self.chunk());
                 let side = if before > after { before } else { after };
-                let padded = side * ((before + after) / side | 1);
+                let padded = side * (((before + after) / side) | 1);
                 pass.chunks() + self.max_channels(pass) * padded
             }
         };
