@@ -269,3 +269,20 @@ fn groups_of_nothing() {
         check::<f16>(case.with(epilogue, Activation::Silu));
     }
 }
+
+/// As on a device that has no experts.
+#[test]
+fn no_groups_at_all() {
+    for extra in [NOTHING, WITH_GROUPS] {
+        let case = Case {
+            extra,
+            ..rows(&[0], 24, 16)
+        };
+        check::<f16>(case);
+        let case = Case {
+            extra,
+            ..parts_of_k(&[0], 16, 24)
+        };
+        check::<f16>(case);
+    }
+}
