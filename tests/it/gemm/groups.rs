@@ -94,7 +94,7 @@ fn every_tile_and_layout() {
                         config,
                         extra,
                         groups: Groups::Rows(offsets),
-                        ..Case::of(152, 264, 40)
+                        ..Case::of(152, 136, 40)
                     });
                 }
                 if tile.0 <= 64 || (a, b) == (super::Columns, super::Rows) {
@@ -104,7 +104,7 @@ fn every_tile_and_layout() {
                         config,
                         extra,
                         groups: Groups::K(offsets),
-                        ..Case::of(136, 264, 152)
+                        ..Case::of(40, 136, 152)
                     });
                 }
             }
