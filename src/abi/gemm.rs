@@ -296,6 +296,7 @@ impl Multiply {
             },
             params: MultiplyParams::PARAMS,
             threads: self.threads() as u32,
+            blocks: 1,
             shared_bytes: self.shared_bytes(),
         }
     }
@@ -323,6 +324,7 @@ pub fn sum_splits(dtype: Dtype) -> Entry {
         instance: format!("seqmix::gemm::SumSplits<{}>", dtype.cpp()),
         params: MultiplyParams::PARAMS,
         threads: SUM_SPLITS_THREADS as u32,
+        blocks: 1,
         shared_bytes: 1, // an empty struct of C++
     }
 }
@@ -340,6 +342,7 @@ pub fn column_sums() -> Entry {
         instance: "seqmix::gemm::ColumnSums".into(),
         params: ColumnSumsParams::PARAMS,
         threads: 256,
+        blocks: 1,
         shared_bytes: 4 * 8 * COLUMN_SUMS_COLUMNS,
     }
 }

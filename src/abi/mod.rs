@@ -4,8 +4,10 @@
 //! CUDA stubs. It therefore uses nothing but std.
 
 pub mod attention;
+pub mod causal_conv1d;
 pub mod gemm;
 pub mod selective_scan;
+pub mod ssd;
 
 /// A type of tensor elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,9 @@ pub struct Entry {
     pub params: Params,
     /// Threads of a block.
     pub threads: u32,
+    /// Blocks that have to fit on a multiprocessor together, at least 1: they limit the registers of a thread. Without
+    /// such a number the compiler may spill registers to fit one block more.
+    pub blocks: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: usize,
 }
@@ -87,8 +92,10 @@ pub struct Unit {
 /// All units of all operations.
 pub fn units() -> Vec<Unit> {
     let mut units = attention::units();
+    units.extend(causal_conv1d::units());
     units.extend(gemm::units());
     units.extend(selective_scan::units());
+    units.extend(ssd::units());
     units
 }
 

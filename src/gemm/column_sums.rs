@@ -14,6 +14,9 @@ use crate::workspace::Workspace;
 
 const OP: &str = "gemm::column_sums";
 
+/// The most rows: the kernel adds a block's to them in 64 bits.
+const MAX_ROWS: usize = 1 << 62;
+
 /// Rows below which a part is not worth a block.
 const ROWS_OF_PART: usize = 64;
 
@@ -54,7 +57,15 @@ impl Gemm {
                 found: format!("shape {:?} with strides {:?}", [n], sums.strides()),
             });
         }
-        let parts = self.parts(batch * m, n);
+        // strides of 0 make any number of rows
+        let rows = batch.checked_mul(m).filter(|&rows| rows <= MAX_ROWS);
+        let rows = rows.ok_or_else(|| Error::Shape {
+            op: OP,
+            tensor: "x",
+            expected: format!("at most {MAX_ROWS} rows"),
+            found: format!("{batch} matrices of {m}"),
+        })?;
+        let parts = self.parts(rows, n);
         let mut scratch = workspace.scratch();
         let mut memory = scratch.take(self.column_sums_workspace_bytes(x.shape()))?;
         let mut launch = Launch::new(OP, stream);
@@ -68,7 +79,6 @@ impl Gemm {
         if n == 0 {
             return launch.check();
         }
-        let rows = batch * m;
         let params = ColumnSumsParams {
             x: Matrix {
                 at,
@@ -76,7 +86,7 @@ impl Gemm {
                 ..matrix
             },
             sums: memory,
-            rows: rows as i64,
+            rows: rows as i64, // at most MAX_ROWS
             rows_of_matrix: m.max(1) as i64,
             rows_of_part: rows.div_ceil(parts) as i64,
             columns: columns(OP, n)?,

@@ -46,7 +46,8 @@ impl<T: Float, D> LoraBackward<'_, T, D> {
     /// Bytes of workspace that [`Gemm::lora_backward`] needs: for `a down` and `dd upᵀ`, and to split
     /// sums over many rows.
     pub fn workspace_bytes(&self) -> usize {
-        2 * self.low_bytes() + SPLITS_BYTES
+        let low = self.low_bytes().saturating_mul(2);
+        low.saturating_add(SPLITS_BYTES)
     }
 
     /// Checks that the tensors agree, so that a message names the one that does not.

@@ -183,13 +183,16 @@ impl Plan {
     ) -> Self {
         let (axis_a, axis_b) = problem.axes;
         let tiles = tiles(problem, row);
-        let parts = problem.batch * problem.m;
-        let floats = match splits {
+        // a batch without elements may be of any size
+        let product = |sizes: [usize; 4]| sizes.into_iter().fold(1, usize::saturating_mul);
+        let (batch, m, n) = (problem.batch, problem.m, problem.n);
+        let bytes_of_part = n.next_multiple_of(CHUNK) * size_of::<f32>();
+        let workspace = match splits {
             1 if problem.request.column_sums.is_some() => {
-                problem.batch * problem.m.div_ceil(row.tile.0) * problem.n
+                product([batch, m.div_ceil(row.tile.0), n, size_of::<f32>()])
             }
             1 => 0,
-            _ => splits * parts * problem.n.next_multiple_of(CHUNK),
+            _ => product([splits, batch, m, bytes_of_part]),
         };
         Self {
             row: index,
@@ -198,7 +201,7 @@ impl Plan {
             tile: (row.tile.0, columns(problem, row)),
             splits,
             grid: [tiles, splits, problem.batch],
-            workspace: floats * size_of::<f32>(),
+            workspace,
             cost: cost(problem, row, splits, device),
         }
     }
@@ -292,7 +295,7 @@ fn columns(problem: &Problem, row: &Multiply) -> usize {
 /// Tiles of one matrix, or of all groups of rows: each of these may need one more than its rows fill.
 fn tiles(problem: &Problem, row: &Multiply) -> usize {
     let more = match problem.request.grouping {
-        Grouping::Rows => problem.weights - 1,
+        Grouping::Rows => problem.weights.saturating_sub(1),
         Grouping::None | Grouping::K => 0,
     };
     (problem.m.div_ceil(row.tile.0) + more) * problem.n.div_ceil(columns(problem, row))
@@ -336,8 +339,10 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     let warps = row.threads() / 32;
     let multiprocessors = device.multiprocessors.max(1);
     // blocks that the busiest multiprocessor gets, and how many of them run side by side
-    let blocks =
-        (tiles(problem, row).saturating_mul(problem.batch * splits)).div_ceil(multiprocessors);
+    let blocks = tiles(problem, row)
+        .saturating_mul(problem.batch)
+        .saturating_mul(splits)
+        .div_ceil(multiprocessors);
     let registers = warp_m * warp_n / 32 + (warp_m + warp_n) / 2 + OTHER_REGISTERS;
     let room = device.shared_bytes_of_all / (row.shared_bytes() + RESERVED_BYTES);
     let resident = room.min(REGISTERS / (registers * row.threads())).max(1);
@@ -347,7 +352,7 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     let bytes = row.dtype.bytes() as f64;
     let blocks = blocks as f64;
     let depth_of_all = match problem.request.grouping {
-        Grouping::K => problem.k.div_ceil(problem.weights),
+        Grouping::K => problem.k.div_ceil(problem.weights.max(1)),
         Grouping::None | Grouping::Rows => problem.k,
     };
     let steps = depth_of_all.div_ceil(tile_k).div_ceil(splits) as f64;

@@ -107,19 +107,11 @@ impl Problem {
             return Err(shape("a", "a tensor", "none"));
         };
         let ([batch_a, m, k], [batch_b, _, n]) = (a.shape, b.shape);
-        let (batch_a, batch_b, batch_d) = match grouping {
-            Grouping::None => (batch_a, batch_a, batch_a),
-            Grouping::Rows => (1, batch_b, 1),
-            Grouping::K => (1, 1, d.shape[0]),
-        };
-        // what b, bias and scales of columns belong to
-        let weights = batch_b.max(batch_d);
-        let halves = matches!(ending, Ending::Gate | Ending::GateBackward);
-        let saved = if halves { 2 * n } else { n };
-        let written = if ending == Ending::GateBackward {
-            2 * n
-        } else {
-            n
+        // weights: what bias and scales of columns belong to
+        let (batch_a, batch_b, batch_d, weights) = match grouping {
+            Grouping::None => (batch_a, batch_a, batch_a, batch_a),
+            Grouping::Rows => (1, batch_b, 1, batch_b),
+            Grouping::K => (1, 1, d.shape[0], d.shape[0]),
         };
         for (tensor, size) in [("a", m), ("b", k), ("b", n)] {
             if size > MAX_SIZE {
@@ -127,6 +119,13 @@ impl Problem {
                 return Err(shape(tensor, &expected, &format!("{size}")));
             }
         }
+        let halves = matches!(ending, Ending::Gate | Ending::GateBackward);
+        let saved = if halves { 2 * n } else { n };
+        let written = if ending == Ending::GateBackward {
+            2 * n
+        } else {
+            n
+        };
         sizes("a", [batch_a, m, k], a.shape)?;
         sizes("b", [batch_b, k, n], b.shape)?;
         sizes("d", [batch_d, m, written], d.shape)?;
@@ -339,7 +338,7 @@ fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
         return Err(shape("offsets", &expected, &format!("{weights}")));
     }
     let vectors = [
-        ("offsets", request.offsets, weights + 1),
+        ("offsets", request.offsets, weights.saturating_add(1)),
         ("column_sums", request.column_sums, n),
         ("non_finite", request.non_finite, 1),
     ];

@@ -4,9 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
+use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
 use seqmix::selective_scan::SelectiveScan;
+use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
 
 use crate::measure::{Bound, Verdict};
@@ -16,8 +18,10 @@ pub(crate) struct Device {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) driver: Driver,
     pub(crate) attention: Attention,
+    pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
     pub(crate) selective_scan: SelectiveScan,
+    pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
     /// has begun: the first lives as long as all tests.
     _first_stream: Arc<CudaStream>,
@@ -36,16 +40,20 @@ pub(crate) fn device() -> &'static Device {
     DEVICE.get_or_init(|| {
         let (context, driver) = crate::device::open().unwrap_or_else(|error| panic!("{error}"));
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let selective_scan =
             SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
             _first_stream: context.new_stream().unwrap(),
             context,
             driver,
             attention,
+            causal_conv1d,
             gemm,
             selective_scan,
+            ssd,
         }
     })
 }

@@ -91,10 +91,13 @@ fn batches() {
             ..Case::of(40, 72, 24)
         };
         check_layouts(case);
-        check_layouts(Case {
-            shared_b: true,
-            ..case
-        });
+        for (shared_a, shared_b) in [(false, true), (true, false), (true, true)] {
+            check_layouts(Case {
+                shared_a,
+                shared_b,
+                ..case
+            });
+        }
         check_both(Case {
             batch,
             shared_b: true,

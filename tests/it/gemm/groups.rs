@@ -94,7 +94,7 @@ fn every_tile_and_layout() {
                         config,
                         extra,
                         groups: Groups::Rows(offsets),
-                        ..Case::of(152, 264, 40)
+                        ..Case::of(152, 136, 40)
                     });
                 }
                 if tile.0 <= 64 || (a, b) == (super::Columns, super::Rows) {
@@ -104,7 +104,7 @@ fn every_tile_and_layout() {
                         config,
                         extra,
                         groups: Groups::K(offsets),
-                        ..Case::of(136, 264, 152)
+                        ..Case::of(40, 136, 152)
                     });
                 }
             }
@@ -267,5 +267,22 @@ fn groups_of_nothing() {
             ..Case::of(12, 20, 0)
         };
         check::<f16>(case.with(epilogue, Activation::Silu));
+    }
+}
+
+/// As on a device that has no experts.
+#[test]
+fn no_groups_at_all() {
+    for extra in [NOTHING, WITH_GROUPS] {
+        let case = Case {
+            extra,
+            ..rows(&[0], 24, 16)
+        };
+        check::<f16>(case);
+        let case = Case {
+            extra,
+            ..parts_of_k(&[0], 16, 24)
+        };
+        check::<f16>(case);
     }
 }

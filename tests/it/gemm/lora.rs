@@ -309,7 +309,7 @@ fn gradients_of_batches_and_unaligned_tensors() {
 /// Many rows are the long k of the gradients of the adapter.
 #[test]
 fn gradients_of_many_rows_are_the_same_bits_every_time() {
-    let case = Backward::of(1500, 40, 24, 8);
+    let case = Backward::of(1500, 24, 16, 8);
     let first = case.check::<f16, f32>();
     for repeat in 1..10 {
         assert!(

@@ -39,7 +39,11 @@ struct Case {
     padding: usize,
     /// Elements that each tensor begins after a multiple of 16 bytes.
     shift: usize,
-    /// One b for the whole batch, whose stride is 0.
+    /// The tensors that have padding and shift: a bit for each.
+    uneven: u32,
+    /// One a for the whole batch, whose stride is 0.
+    shared_a: bool,
+    /// One b, and what belongs to it, for the whole batch.
     shared_b: bool,
     config: Config,
     epilogue: Epilogue,
@@ -188,6 +192,8 @@ impl Case {
             b: Rows,
             padding: 0,
             shift: 0,
+            uneven: u32::MAX,
+            shared_a: false,
             shared_b: false,
             config: PLAIN,
             epilogue: Epilogue::Activate,
@@ -287,7 +293,10 @@ fn judge<T: Number, D: Number>(name: &str, problem: &Problem<T, D>, found: &Foun
         };
         let mut within = strict::<T>(&numbers(expected), unit, case.depth());
         if let Some(naive) = &naive {
-            let lost = bound::<T>(&numbers(expected), &numbers(part(naive)), row).unwrap();
+            let mut lost = bound::<T>(&numbers(expected), &numbers(part(naive)), row).unwrap();
+            // of a row of few numbers that are not 0 the naive run may lose nothing by luck
+            let rows = lost.row_rel_l2.zip(lost.rel_l2);
+            lost.row_rel_l2 = rows.map(|(row, all)| row.max(4.0 * all));
             within = both(within, lost);
         }
         assert_close(&name, &numbers(found), &numbers(expected), row, within);

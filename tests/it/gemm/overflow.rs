@@ -148,6 +148,7 @@ fn in_every_type_of_output() {
     for columns in [1, 8, 20, 67] {
         check_all::<f16>(columns, 1, PLAIN);
         check_all::<bf16>(columns, 1, PLAIN);
+        check_all::<f32>(columns, 1, PLAIN);
     }
 }
 

@@ -47,6 +47,24 @@ impl<E: Number, const N: usize> Drawn<E, N> {
     }
 }
 
+/// The tensors: their bits in [`Case::uneven`], and what their numbers are drawn from.
+const A: u32 = 1;
+const B: u32 = 2;
+const GATE: u32 = 3;
+const DOWN: u32 = 4;
+const UP: u32 = 5;
+const ROW_SCALE: u32 = 6;
+const COLUMN_SCALE: u32 = 7;
+const C: u32 = 8;
+const BIAS: u32 = 9;
+const GATE_BIAS: u32 = 10;
+const RESIDUAL: u32 = 11;
+const PREACTIVATION: u32 = 12;
+const RESULT: u32 = 13;
+
+/// All of them.
+pub(super) const TENSORS: std::ops::RangeInclusive<u32> = A..=RESULT;
+
 /// A problem on the device, with d in `D`.
 pub(super) struct Problem<T, D> {
     pub(super) case: Case,
@@ -86,32 +104,36 @@ impl<T: Number, D: Number> Problem<T, D> {
         // so that products are of the size of what is added to them
         let deep = |depth: usize| 1.0 / (depth.max(1) as f64).sqrt();
 
-        let matrix = |shape, stored, deviation, seed| {
-            let place = case.place(shape, stored);
-            Drawn::<T, 3>::new(stream, place, deviation, seed, f64::NAN)
+        let matrix = |which, shape, stored, deviation, shared| {
+            let place = case.only(which).place(shape, stored);
+            let place = if shared { repeated(place) } else { place };
+            Drawn::<T, 3>::new(stream, place, deviation, which as u64, f64::NAN)
         };
-        let weights = |seed| {
-            let mut place = case.place([b, k, n], case.b);
-            if case.shared_b {
-                place = case.place([1, k, n], case.b);
-                place.shape[0] = b;
-                place.strides[0] = 0;
-            }
-            Drawn::<T, 3>::new(stream, place, deep(k), seed, f64::NAN)
+        let weights = |which, padded_as| {
+            let padded = case.only(padded_as);
+            let place = Case {
+                padding: padded.padding,
+                ..case.only(which)
+            };
+            let place = place.place([b, k, n], case.b);
+            let place = if case.shared_b {
+                repeated(place)
+            } else {
+                place
+            };
+            Drawn::<T, 3>::new(stream, place, deep(k), which as u64, f64::NAN)
         };
         let vectors = if extra.one_vector { 1 } else { vectors };
-        let bias = |seed| {
-            let place = case.place_vectors([vectors, n]);
-            Drawn::<T, 2>::new(stream, place, 1.0, seed, f64::NAN)
+        let bias = |which| {
+            let place = case.only(which).place_vectors([vectors, n]);
+            Drawn::<T, 2>::new(stream, place, 1.0, which as u64, f64::NAN)
         };
-        let scale = |shape, seed| {
-            let place = case.place_vectors(shape);
-            Drawn::<f32, 2>::new(stream, place, 1.0, seed, f64::NAN)
+        let scale = |which, shape| {
+            let place = case.only(which).place_vectors(shape);
+            Drawn::<f32, 2>::new(stream, place, 1.0, which as u64, f64::NAN)
         };
-        let draw_c = |poison| {
-            let place = case.place([results, m, n], Rows);
-            Drawn::<D, 3>::new(stream, place, 1.0, 7, poison)
-        };
+        let of_d = [results, m, n];
+        let draw_c = |place, poison| Drawn::<D, 3>::new(stream, place, 1.0, C as u64, poison);
         let saved = [results, m, case.saved_columns()];
         let all_rows = if extra.one_vector { 1 } else { results };
         let offsets = match case.groups {
@@ -120,26 +142,31 @@ impl<T: Number, D: Number> Problem<T, D> {
         };
         Self {
             case,
-            a: matrix([a, m, k], case.a, 1.0, 1),
-            b: weights(2),
-            weights: gated.then(|| weights(3)),
-            down: extra
-                .adapter
-                .map(|low| matrix([b, k, low.rank], low.down, deep(k), 4)),
-            up: extra
-                .adapter
-                .map(|low| matrix([b, low.rank, n], low.up, deep(low.rank), 5)),
-            row_scale: extra.row_scale.then(|| scale([all_rows, m], 6)),
-            column_scale: extra.column_scale.then(|| scale([vectors, n], 8)),
-            c: (extra.c != Addend::None).then(|| draw_c(f64::NAN)),
-            bias: extra.bias.then(|| bias(9)),
-            gate_bias: (gated && extra.gate_bias).then(|| bias(10)),
+            a: matrix(A, [a, m, k], case.a, 1.0, case.shared_a),
+            b: weights(B, B),
+            // lies as b does
+            weights: gated.then(|| weights(GATE, B)),
+            down: extra.adapter.map(|low| {
+                let shape = [b, k, low.rank];
+                matrix(DOWN, shape, low.down, deep(k), case.shared_b)
+            }),
+            up: extra.adapter.map(|low| {
+                let shape = [b, low.rank, n];
+                matrix(UP, shape, low.up, deep(low.rank), case.shared_b)
+            }),
+            row_scale: extra.row_scale.then(|| scale(ROW_SCALE, [all_rows, m])),
+            column_scale: extra
+                .column_scale
+                .then(|| scale(COLUMN_SCALE, [vectors, n])),
+            c: (extra.c != Addend::None).then(|| draw_c(case.only(C).place(of_d, Rows), f64::NAN)),
+            bias: extra.bias.then(|| bias(BIAS)),
+            gate_bias: (gated && extra.gate_bias).then(|| bias(GATE_BIAS)),
             residual: extra
                 .residual
-                .then(|| matrix([results, m, n], Rows, 1.0, 11)),
-            preactivation: backward.then(|| matrix(saved, Rows, 1.0, 12)),
+                .then(|| matrix(RESIDUAL, of_d, Rows, 1.0, false)),
+            preactivation: backward.then(|| matrix(PREACTIVATION, saved, Rows, 1.0, false)),
             saved: (extra.preactivation && !backward).then(|| {
-                let place = case.place(saved, Rows);
+                let place = case.only(PREACTIVATION).place(saved, Rows);
                 Placed::output(stream, place, T::narrow(f64::NAN), T::narrow(GUARD))
             }),
             column_sums: extra.column_sums.then(|| {
@@ -154,9 +181,9 @@ impl<T: Number, D: Number> Problem<T, D> {
                 Placed::input(stream, place, offsets, i32::MAX)
             }),
             d: match extra.c {
-                Addend::InPlace => draw_c(GUARD).placed,
+                Addend::InPlace => draw_c(case.only(RESULT).place(of_d, Rows), GUARD).placed,
                 Addend::None | Addend::Tensor => {
-                    let place = case.place([results, m, case.columns()], Rows);
+                    let place = case.only(RESULT).place([results, m, case.columns()], Rows);
                     Placed::output(stream, place, D::narrow(f64::NAN), D::narrow(GUARD))
                 }
             },
@@ -304,6 +331,13 @@ impl Found {
     }
 }
 
+/// One matrix for the whole batch.
+fn repeated(mut place: Place<3>) -> Place<3> {
+    place.total -= place.shape[0].saturating_sub(1) * place.strides[0];
+    place.strides[0] = 0;
+    place
+}
+
 /// How many matrices there are of the operands and of d, and how many vectors there may be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Batches {
@@ -331,6 +365,18 @@ impl Case {
             b,
             vectors,
             results,
+        }
+    }
+
+    /// The case as one tensor has it: with padding and shift, or without.
+    fn only(self, tensor: u32) -> Self {
+        if self.uneven >> tensor & 1 == 1 {
+            return self;
+        }
+        Self {
+            padding: 0,
+            shift: 0,
+            ..self
         }
     }
 

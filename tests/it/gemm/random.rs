@@ -10,7 +10,7 @@ use super::{
     Rows, check_into,
 };
 
-const PROBLEMS: usize = 320;
+const PROBLEMS: usize = 360;
 
 /// Numbers below a limit, the same ones in every run.
 struct Dice(StdRng);
@@ -63,6 +63,12 @@ impl Dice {
             b,
             padding: self.of(&[0, 0, 1, 4, 8]),
             shift: self.of(&[0, 0, 0, 1, 4, 8]),
+            uneven: if self.one_in(2) {
+                u32::MAX
+            } else {
+                self.0.random()
+            },
+            shared_a: self.one_in(4),
             shared_b: self.one_in(3),
             config: Config {
                 alpha: self.of(&[1.0, 0.75, -2.0]),
@@ -100,7 +106,6 @@ impl Dice {
             }
             1 => {
                 case.batch = 1;
-                case.shared_b = false;
                 case.extra.column_sums = false;
                 case.groups = if self.one_in(2) {
                     Groups::Rows(self.offsets(case.m))
@@ -123,12 +128,16 @@ fn random_problems() {
     let mut dice = Dice(StdRng::seed_from_u64(7));
     for _ in 0..PROBLEMS {
         let case = dice.problem();
-        match dice.below(6) {
+        match dice.below(8) {
             0 | 1 => check_into::<f16, f16>(case),
             2 => check_into::<bf16, bf16>(case),
             3 => check_into::<f16, f32>(case),
             4 => check_into::<bf16, f32>(case),
-            _ => check_into::<bf16, f16>(case),
+            5 => check_into::<bf16, f16>(case),
+            // an adapter is for tensor cores
+            _ if case.extra.adapter.is_some() => check_into::<f16, bf16>(case),
+            6 => check_into::<f32, f32>(case),
+            _ => check_into::<f32, bf16>(case),
         }
     }
 }

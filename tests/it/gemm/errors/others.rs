@@ -30,6 +30,10 @@ fn sums_of_columns() {
     assert_says(sum(x.view(), dense([5]), &mut workspace), &[words]);
     let words = "gemm::column_sums: sums has shape [6] with strides [2]";
     assert_says(sum(x.view(), strided([6], [2]), &mut workspace), &[words]);
+    const MANY: usize = 1 << 40;
+    let repeated = TensorRef::new(memory.as_view(), [MANY, MANY, 6], [0, 0, 1]).unwrap();
+    let words = "gemm::column_sums: x has 1099511627776 matrices of 1099511627776, expected at most 4611686018427387904 rows";
+    assert_says(sum(repeated, dense([6]), &mut workspace), &[words]);
     let columns = TensorRef::new(memory.as_view(), [2, 20, 6], [120, 1, 20]).unwrap();
     let words = "gemm::column_sums: x has shape [2, 20, 6] with strides [120, 1, 20], expected contiguous rows";
     assert_says(sum(columns, dense([6]), &mut workspace), &[words]);

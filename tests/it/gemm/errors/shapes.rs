@@ -1,6 +1,6 @@
 //! Sizes that disagree, or that no kernel counts.
 
-use super::{Grouped, Kind, assert_refused, dense, strided};
+use super::{Call, Grouped, Kind, assert_refused, call, dense, queue, strided};
 
 #[test]
 fn shapes_that_disagree() {
@@ -208,4 +208,42 @@ fn sizes_that_no_kernel_counts() {
             "b has 1073741825, expected at most 1073741824 rows and columns",
         ),
     ]);
+}
+
+/// Strides of 0, and tensors without elements, may have any size: the calls do nothing, or are refused.
+#[test]
+fn sizes_that_no_memory_holds() {
+    let works: [fn(&mut Call); 3] = [
+        |call| {
+            call.a = strided([1 << 40, 1 << 30, 4], [0, 0, 1]);
+            call.b = strided([1 << 40, 4, 0], [0, 0, 1]);
+            call.d = strided([1 << 40, 1 << 30, 0], [0, 0, 1]);
+        },
+        |call| {
+            call.a = strided([1 << 40, 1 << 30, 4], [0, 0, 1]);
+            call.b = strided([1 << 40, 4, 0], [0, 0, 1]);
+            call.d = strided([1 << 40, 1 << 30, 0], [0, 0, 1]);
+            call.config.splits = Some(60_000);
+        },
+        |call| {
+            call.a = strided([usize::MAX, 0, 4], [0, 0, 1]);
+            call.b = strided([usize::MAX, 4, 5], [0, 0, 1]);
+            call.d = strided([usize::MAX, 0, 5], [0, 0, 1]);
+            call.column_sums = Some(dense([5]));
+        },
+    ];
+    for change in works {
+        let mut changed = call();
+        change(&mut changed);
+        queue(changed).unwrap();
+    }
+    assert_refused(&[(
+        |call| {
+            call.kind = Kind::Gate;
+            call.a = dense([1, 3, 4]);
+            call.b = strided([1, 4, usize::MAX], [0, 1, 0]);
+            call.weights = call.b;
+        },
+        "b has 18446744073709551615, expected at most 1073741824 rows and columns",
+    )]);
 }

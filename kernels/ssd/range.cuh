@@ -1,0 +1,50 @@
+// Powers of two that keep the operands of f16 products in range.
+//
+// The state and the products of B and C are sums in f32 that may well exceed 65504, although what
+// comes of them does not. Such operands are divided by a power of two, and the product is multiplied
+// by it: exact, and 1 in most places. bf16 has the range of f32 and needs none of this.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda_fp16.h>
+
+#include "common/warp.cuh"
+
+namespace seqmix::ssd {
+
+// Whether operands may exceed what Element can hold.
+template <typename Element>
+constexpr bool kNarrow = std::is_same_v<Element, __half>;
+
+// Operands stay below this: half of the largest f16, which rounding may not reach either.
+constexpr float kLargestOperand = 32768.f;
+
+// 1, or what numbers up to `bound` must be divided by to stay below kLargestOperand.
+__device__ __forceinline__ float excess(float bound) {
+    const uint32_t power = __float_as_uint(bound) & 0x7f800000;  // the next power of two below
+    return bound >= kLargestOperand ? __uint_as_float(power - (14 << 23)) : 1.f;
+}
+
+// A power of two above x and at most 2 x, but one that has an inverse.
+__device__ __forceinline__ float power_above(float x) {
+    const uint32_t power = __float_as_uint(x) & 0x7f800000;
+    return __uint_as_float(min(power, 252u << 23) + (1 << 23));
+}
+
+// 1 / power, of a power of two.
+__device__ __forceinline__ float inverse(float power) {
+    return __uint_as_float((254 << 23) - __float_as_uint(power));
+}
+
+// The largest of all lanes' numbers, none of which is negative.
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
+    }
+    return x;
+}
+
+}  // namespace seqmix::ssd

@@ -1,0 +1,61 @@
+// How the warps of a block share slices of channels.
+#pragma once
+
+#include "common/warp.cuh"
+#include "ssd/place.cuh"
+#include "ssd/state.cuh"
+
+namespace seqmix::ssd {
+
+template <typename State>
+struct Slices {
+    static constexpr int kWarps = 4;
+    static constexpr int kThreads = 32 * kWarps;
+    static constexpr int kWarpChannels = State::kChannels;
+    static constexpr int kWarpsOfSlice = kSlice / kWarpChannels;
+    static constexpr int kCount = kWarps / kWarpsOfSlice;
+    static_assert(kWarps % kWarpsOfSlice == 0, "slices are whole");
+
+    // The slice of this warp among the block's, and the warp's first channel in it.
+    __device__ __forceinline__ static int of_warp() { return warp_of_block() / kWarpsOfSlice; }
+    __device__ __forceinline__ static int warp_channel() {
+        return warp_of_block() % kWarpsOfSlice * kWarpChannels;
+    }
+
+    // Slice `index` of the block.
+    __device__ __forceinline__ static Slice slice(const Layer& layer, int index) {
+        return slice_of_block(layer, kCount, index);
+    }
+
+    // The channels of this warp: none or fewer than kWarpChannels where a head ends.
+    __device__ __forceinline__ static Slice channels_of_warp(const Layer& layer) {
+        Slice slice = slice_of_block(layer, kCount, of_warp());
+        slice.channel += warp_channel();
+        slice.channels = min(max(slice.channels - warp_channel(), 0), kWarpChannels);
+        return slice;
+    }
+
+    // dt of the chunk that begins `step` steps into the place, for the warp that will scan it.
+    template <typename Element>
+    __device__ __forceinline__ static StepInputs inputs(const Layer& layer, const Place& place,
+                                                        int step) {
+        const int warp = warp_of_block();
+        if (warp >= kCount) {
+            return {};
+        }
+        return load_steps<Element>(layer, slice(layer, warp), place.start + step,
+                                   place.steps - step);
+    }
+
+    // Fills `steps` of each slice from the inputs, of which `rows` are steps; one warp a slice.
+    template <typename Element>
+    __device__ __forceinline__ static void scan(Steps (&steps)[kCount], const Layer& layer,
+                                                const StepInputs& inputs, int rows) {
+        const int warp = warp_of_block();
+        if (warp < kCount) {
+            scan_steps<kNarrow<Element>>(steps[warp], layer, slice(layer, warp), inputs, rows);
+        }
+    }
+};
+
+}  // namespace seqmix::ssd

@@ -1,0 +1,182 @@
+// The state of a warp's channels: in f32, in registers from the first step of a segment to the last.
+//
+// warp    owns 16 * Tiles neighbouring channels of a slice, each with all its states
+// lane    holds two neighbouring states of two channels of each 16x8 part (common/mma.cuh)
+//
+// A 16x8 part of sums, packed in pairs, is an operand B of a product over states, two of them an
+// operand A: no state passes through shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "common/mma.cuh"
+#include "common/numeric.cuh"
+#include "ssd/place.cuh"
+#include "ssd/range.cuh"
+#include "ssd/steps.cuh"
+
+namespace seqmix::ssd {
+
+template <typename Element, int Size, int Tiles>
+struct State {
+    static constexpr int kChannels = 16 * Tiles;
+    static constexpr int kParts = Size / 8;
+    static_assert(kSlice % kChannels == 0, "a warp's channels belong to one slice");
+
+    float values[Tiles][kParts][4];
+
+    // The first channel of this lane in the warp's, and its first state.
+    __device__ __forceinline__ static int lane_channel() { return lane_of_warp() / 4; }
+    __device__ __forceinline__ static int lane_state() { return 2 * (lane_of_warp() % 4); }
+
+    // Calls with(tile, part, half, offset) for each pair of states that exists: `channels` of the
+    // warp's and `dstate` of all. `offset` is that of the pair from the warp's first channel.
+    template <typename With>
+    __device__ __forceinline__ static void for_each_pair(int channels, int dstate,
+                                                         int64_t channel_stride, const With& with) {
+        const int rows = channels - lane_channel();
+        const int64_t offset = lane_channel() * channel_stride + lane_state();
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = 16 * tile + 8 * half;
+#pragma unroll
+                for (int part = 0; part < kParts; ++part) {
+                    if (row < rows && 8 * part < dstate) {  // dstate is a multiple of 8
+                        with(tile, part, half, offset + row * channel_stride + 8 * part);
+                    }
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    values[tile][part][i] = 0.f;
+                }
+            }
+        }
+    }
+
+    // Reads what exists; the rest stays as it is.
+    __device__ __forceinline__ void load(const float* from, int channels, int dstate,
+                                         int64_t channel_stride) {
+        for_each_pair(channels, dstate, channel_stride,
+                      [&](int tile, int part, int half, int64_t offset) {
+                          const float2 pair = *reinterpret_cast<const float2*>(from + offset);
+                          values[tile][part][2 * half] = pair.x;
+                          values[tile][part][2 * half + 1] = pair.y;
+                      });
+    }
+
+    __device__ __forceinline__ void store(float* to, int channels, int dstate,
+                                          int64_t channel_stride) const {
+        for_each_pair(channels, dstate, channel_stride,
+                      [&](int tile, int part, int half, int64_t offset) {
+                          *reinterpret_cast<float2*>(to + offset) =
+                              make_float2(values[tile][part][2 * half],
+                                          values[tile][part][2 * half + 1]);
+                      });
+    }
+
+    __device__ __forceinline__ void multiply_by(float factor) {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    values[tile][part][i] *= factor;
+                }
+            }
+        }
+    }
+
+    // Makes the state an operand: divides it by the power of two that is returned.
+    __device__ __forceinline__ float fit() {
+        if constexpr (!kNarrow<Element>) {
+            return 1.f;
+        }
+        float largest = 0.f;
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    largest = fmaxf(largest, fabsf(values[tile][part][i]));
+                }
+            }
+        }
+        const float unit = excess(warp_max(largest));
+        if (unit != 1.f) {  // the same for the whole warp
+            multiply_by(inverse(unit));
+        }
+        return unit;
+    }
+
+    // The states 16 * step and following of the eight channels `column`, as an operand B whose rows
+    // are states.
+    __device__ __forceinline__ void operand(uint32_t (&b)[2], int step, int column) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float* pair = &values[column / 2][2 * step + i][column % 2 * 2];
+            b[i] = pack<Element>(pair[0], pair[1]);
+        }
+    }
+
+    // To the end of a chunk: state = decay state + sum over steps of weight x b^T. `x` holds the
+    // slice's channels, of which the warp's begin at `channel`, and `b` the group's coefficients, both
+    // a row a step.
+    template <typename ChannelTile, typename CoefficientTile>
+    __device__ __forceinline__ void advance(const ChannelTile& x, int channel,
+                                            const CoefficientTile& b, const float* weights,
+                                            float decay) {
+        multiply_by(decay);
+        const auto x_operand = operand_by_columns(x, 0, channel);
+        const auto b_operand = operand_by_rows(b, 0);
+#pragma unroll 1
+        for (int step = 0; step < kChunk / 16; ++step) {
+            uint32_t a[Tiles][4];
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+                load_matrices_transposed(a[tile], x_operand.address(16 * step, tile));
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float2 weight = *reinterpret_cast<const float2*>(
+                    weights + 16 * step + 8 * half + lane_state());
+#pragma unroll
+                for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+                        float low;
+                        float high;
+                        unpack<Element>(low, high, a[tile][i]);
+                        a[tile][i] = pack<Element>(low * weight.x, high * weight.y);
+                    }
+                }
+            }
+#pragma unroll
+            for (int pair = 0; pair < kParts / 2; ++pair) {
+                uint32_t coefficients[4];
+                load_matrices_transposed(coefficients, b_operand.address(16 * step, pair));
+#pragma unroll
+                for (int tile = 0; tile < Tiles; ++tile) {
+                    multiply<Element>(values[tile][2 * pair], a[tile], coefficients[0],
+                                      coefficients[1]);
+                    multiply<Element>(values[tile][2 * pair + 1], a[tile], coefficients[2],
+                                      coefficients[3]);
+                }
+            }
+        }
+    }
+};
+
+}  // namespace seqmix::ssd
