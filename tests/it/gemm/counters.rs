@@ -120,7 +120,7 @@ fn every_kernel_uses_shared_and_global_memory_well() {
 }
 
 fn products(launched: &mut BTreeSet<String>) {
-    let (m, n, k) = (128, 512, 192);
+    let (m, n, k) = (128, 256, 192);
     let work = Work {
         // a and b; c and residual
         inputs: half(m * k + k * n + 2 * m * n),
