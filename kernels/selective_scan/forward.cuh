@@ -32,10 +32,6 @@ struct Forward {
     static constexpr int kGroup = 4;  // steps whose sums over lanes are taken together
 
     using Share = selective_scan::Share<Number, Lanes, Numbers>;
-    // How many blocks of the smaller kernels run side by side: the registers of a thread allow it.
-    static constexpr int kBlocks =
-        kThreads > 256 || Share::kOwnFloats > 8 ? 1 : Share::kOwnFloats > 4 ? 2 : 3;
-
     using Tile = ElementTile<Channels, RowBytes, kThreads>;
     using Chunk = typename Tile::Chunk;
     using Bc = Coefficients<Number, Share::kStates, Channels, RowBytes, kThreads, Of>;

@@ -416,6 +416,8 @@ pub struct Forward {
     pub channels: usize,
     /// Bytes of a channel's row of `u` in a tile.
     pub row_bytes: usize,
+    /// Blocks that run side by side on a multiprocessor, see [`Entry::blocks`].
+    pub blocks: u32,
     /// Which B and C.
     pub source: Source,
 }
@@ -426,6 +428,7 @@ const fn forward(
     lanes: usize,
     channels: usize,
     row_bytes: usize,
+    blocks: u32,
     source: Source,
 ) -> Forward {
     Forward {
@@ -434,6 +437,7 @@ const fn forward(
         lanes,
         channels,
         row_bytes,
+        blocks,
         source,
     }
 }
@@ -449,17 +453,17 @@ use Source::{Any, Variable};
 /// bytes of each channel, two sectors, as long as its B and C leave room for several blocks side by side.
 #[rustfmt::skip]
 pub const FORWARD: &[Forward] = &[
-    //      numbers states lanes channels row  B and C
-    forward(Real,      4,  4, 64, 64, Variable),
-    forward(Real,     16,  4, 64, 64, Variable), // 76 registers: three blocks side by side
-    forward(Real,     32,  8, 32, 64, Variable),
-    forward(Real,     64,  8, 64, 32, Variable), // 16 floats a lane would take twice the registers
-    forward(Real,    128, 16, 32, 32, Variable),
-    forward(Real,    256, 32, 16, 32, Variable),
-    forward(Real,     64,  8, 32, 32, Any),
-    forward(Real,    256, 32, 16, 32, Any),
-    forward(Complex,  64,  8, 32, 32, Any),
-    forward(Complex, 256, 16, 16, 32, Any), // 32 lanes would do more alike, and 512 threads would spill
+    //      numbers states lanes channels row blocks B and C
+    forward(Real,      4,  4, 64, 64, 3, Variable),
+    forward(Real,     16,  4, 64, 64, 3, Variable),
+    forward(Real,     32,  8, 32, 64, 3, Variable),
+    forward(Real,     64,  8, 64, 32, 1, Variable), // 16 floats a lane would take twice the registers
+    forward(Real,    128, 16, 32, 32, 1, Variable),
+    forward(Real,    256, 32, 16, 32, 1, Variable),
+    forward(Real,     64,  8, 32, 32, 2, Any),
+    forward(Real,    256, 32, 16, 32, 1, Any),
+    forward(Complex,  64,  8, 32, 32, 2, Any),
+    forward(Complex, 256, 16, 16, 32, 1, Any), // 32 lanes would do more alike, and 512 threads would spill
 ];
 
 /// Bytes of the floats of a tile of `u` or what is like it, in rows of odd numbers of 16 bytes.
@@ -523,6 +527,7 @@ impl Forward {
             lanes,
             channels,
             row_bytes,
+            blocks,
             source,
         } = *self;
         let own = states / lanes / numbers.floats();
@@ -539,6 +544,7 @@ impl Forward {
             ),
             params: ForwardParams::PARAMS,
             threads: self.threads() as u32,
+            blocks,
             shared_bytes: self.shared_bytes(),
         }
     }
@@ -654,6 +660,7 @@ impl Backward {
             ),
             params: BackwardParams::PARAMS,
             threads: self.threads() as u32,
+            blocks: 1, // a lane keeps all that it holds of a part in registers
             shared_bytes: self.shared_bytes(),
         }
     }
@@ -666,6 +673,7 @@ fn small(name: &str, numbers: Numbers, cpp: &str, params: Params, shared_bytes: 
         instance: format!("seqmix::selective_scan::{cpp}<{}>", numbers.cpp()),
         params,
         threads: SMALL_THREADS as u32,
+        blocks: 1,
         shared_bytes,
     }
 }
