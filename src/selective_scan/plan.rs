@@ -102,7 +102,12 @@ impl Plan {
         let pass = Pass {
             channels: row.channels,
             steps: row.row_bytes / problem.dtype.bytes(),
-            resident: resident(device, row.shared_bytes(), row.threads(), REGISTERS_OF_THREAD),
+            resident: resident(
+                device,
+                row.shared_bytes(),
+                row.threads(),
+                REGISTERS_OF_THREAD,
+            ),
             clocks_of_element: clocks,
             clocks_of_step: CLOCKS_OF_STEP,
         };

@@ -42,8 +42,7 @@ pub(crate) fn device() -> &'static Device {
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
-        let selective_scan =
-            SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
             _first_stream: context.new_stream().unwrap(),

@@ -95,10 +95,7 @@ impl<T: Number> Problem<T> {
     /// The problem of a case, with its seed.
     pub(super) fn new(case: Case, stream: &Arc<CudaStream>) -> Self {
         let Case {
-            batch,
-            dim,
-            seqlen,
-            ..
+            batch, dim, seqlen, ..
         } = case;
         let (floats, all) = (case.floats(), batch * dim * seqlen);
         let numbers = |seed, count| normal::<T>(seed, count, 1.0);
@@ -266,14 +263,22 @@ impl<T: Number> Problem<T> {
     /// Scans and compares.
     pub(super) fn check_forward(&self, op: &SelectiveScan) {
         let name = format!("{:?} {:?}", T::DTYPE, self.case);
-        let found = self.run(op).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let found = self
+            .run(op)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = expected::forward(&self.case, &self.inputs, T::round);
         let row = self.case.seqlen;
         let [out, ungated, last_state] = found;
         judge::<T>(&name, "out", &out, &expected.out, row);
         judge::<T>(&name, "ungated", &ungated, &expected.ungated, row);
         let states = self.case.floats();
-        judge::<f32>(&name, "last_state", &last_state, &expected.last_state, states);
+        judge::<f32>(
+            &name,
+            "last_state",
+            &last_state,
+            &expected.last_state,
+            states,
+        );
     }
 
     /// The states that the forward pass keeps.
@@ -429,7 +434,9 @@ fn judge<T: Number>(case: &str, tensor: &str, found: &[f64], expected: &Pair, ro
         rel_l2,
         row_rel_l2,
     } = bound::<T>(exact, naive, row).unwrap();
-    let largest = exact.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+    let largest = exact
+        .iter()
+        .fold(0.0_f64, |largest, x| largest.max(x.abs()));
     let within = Bound {
         max_abs: max_abs + ARITHMETIC * largest,
         rel_l2: rel_l2.map(|bound| bound + ARITHMETIC),
