@@ -7,7 +7,7 @@ use seqmix::selective_scan::{
     Backward, Coefficient, CoefficientMut, Forward, Gradients, Inputs, SelectiveScan,
     Weight as WeightRef,
 };
-use seqmix::{Float, Result, TensorRef, Workspace};
+use seqmix::{Float, Result, Workspace};
 
 use super::expected::{self, Pair};
 use super::{Case, Lie, Steps, Weight};
@@ -195,12 +195,6 @@ impl<T: Number> Problem<T> {
     }
 
     fn views(&self) -> Inputs<'_, T> {
-        let coefficient = |of: &'_ Coefficients<T>| -> Coefficient<'_, T> {
-            match of {
-                Coefficients::Variable(x) => Coefficient::Variable(x.view()),
-                Coefficients::Constant(x) => Coefficient::Constant(x.view()),
-            }
-        };
         Inputs {
             d: self.d.as_ref().map(Weights::view),
             z: self.z.as_ref().map(Placed::view),
@@ -211,16 +205,9 @@ impl<T: Number> Problem<T> {
                 self.u.view(),
                 self.delta.view(),
                 self.a.view(),
-                self.b_view(),
-                coefficient(&self.c),
+                self.b.view(),
+                self.c.view(),
             )
-        }
-    }
-
-    fn b_view(&self) -> Coefficient<'_, T> {
-        match &self.b {
-            Coefficients::Variable(x) => Coefficient::Variable(x.view()),
-            Coefficients::Constant(x) => Coefficient::Constant(x.view()),
         }
     }
 
@@ -401,6 +388,13 @@ impl<T: Number> Problem<T> {
 }
 
 impl<T: Number> Coefficients<T> {
+    fn view(&self) -> Coefficient<'_, T> {
+        match self {
+            Self::Variable(x) => Coefficient::Variable(x.view()),
+            Self::Constant(x) => Coefficient::Constant(x.view()),
+        }
+    }
+
     fn view_mut(&mut self) -> CoefficientMut<'_, T> {
         match self {
             Self::Variable(x) => CoefficientMut::Variable(x.view_mut()),
