@@ -25,17 +25,18 @@ struct ElementTile {
     // Rows of an odd number of 16 bytes: eight of them begin on different banks.
     static constexpr int kPitch = kMaxSteps + 4;
 
+    static_assert(Channels % 8 == 0, "whole eights of rows");
     static_assert(kChunks <= Threads, "a thread carries one chunk");
     static_assert(Channels % (32 / kChunksOfRow) == 0 || kChunks <= 32,
                   "a warp carries whole chunks of rows");
 
-    // Rows of floats. Every second eight of them lies half of the banks further, so that chunks
-    // along channels have no bank conflicts either.
+    // Rows of floats. Between each eight of them and the next lies up to half of the banks, so that
+    // chunks along channels have no bank conflicts either.
     struct alignas(16) Floats {
-        float at[Channels * kPitch + 16];
+        float at[Channels * kPitch + Channels / 8 * 16];
 
         __device__ __forceinline__ float* row(int channel, int steps) {
-            return at + channel * kPitch + (channel / 8 % 2) * min(steps, 16);
+            return at + channel * kPitch + channel / 8 * min(steps, 16);
         }
     };
 

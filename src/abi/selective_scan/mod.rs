@@ -209,7 +209,7 @@ pub const CHUNK_BYTES: usize = 16;
 
 /// Bytes of the floats of a tile of `u` or what is like it, in rows of odd numbers of 16 bytes.
 const fn element_bytes(channels: usize, row_bytes: usize) -> usize {
-    4 * (channels * (row_bytes / 2 + 4) + 16)
+    4 * (channels * (row_bytes / 2 + 4) + channels / 8 * 16)
 }
 
 /// Bytes of the slots of a tile of `u` or what is like it.
