@@ -163,7 +163,12 @@ impl Problem {
         let check = self.check();
         let stride = |axis| check.stride(name, layout, axis);
         let (along, across) = if self.along_channels { (1, 2) } else { (2, 1) };
-        let chunks = whole_chunks(&[stride(0)?, stride(across)?], self.dtype);
+        // blocks begin at the first channel of a group
+        let first = match self.along_channels && self.groups > 1 {
+            true => (self.dim / self.groups) as i64, // below `MAX_SIZE`
+            false => 0,
+        };
+        let chunks = whole_chunks(&[stride(0)?, stride(across)?, first], self.dtype);
         Ok(Elements {
             at: 0,
             batch_stride: stride(0)?,

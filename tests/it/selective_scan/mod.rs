@@ -2,6 +2,7 @@
 //! tables of cases.
 
 mod backward;
+mod counters;
 mod expected;
 mod forward;
 mod problem;
