@@ -446,8 +446,12 @@ struct Backward {
             float* to = params.of_states + (first + own) * scan.states;
             share.store(to, da, scan.states);
             if constexpr (Of == Source::Any) {
-                share.store(to + rows * scan.states, lane.db, scan.states);
-                share.store(to + 2 * rows * scan.states, lane.dc, scan.states);
+                if (scan.b.kind == kConstant) {
+                    share.store(to + rows * scan.states, lane.db, scan.states);
+                }
+                if (scan.c.kind == kConstant) {
+                    share.store(to + 2 * rows * scan.states, lane.dc, scan.states);
+                }
             }
             if (place.segment == 0) {
                 share.store(params.dinitial_state, lane.carried[i], place.sequence,
