@@ -22,9 +22,11 @@
 
 #include "common/async_copy.cuh"
 #include "common/warp.cuh"
+#include "selective_scan/block_sums.cuh"
 #include "selective_scan/channels.cuh"
 #include "selective_scan/coefficients.cuh"
 #include "selective_scan/elements.cuh"
+#include "selective_scan/gradients.cuh"
 #include "selective_scan/params.h"
 #include "selective_scan/place.cuh"
 #include "selective_scan/pointwise.cuh"
@@ -36,20 +38,19 @@ template <typename Number, int Lanes, int Numbers, int Own, int Depth, int Chann
           Source Of>
 struct Backward {
     static constexpr int kThreads = Channels / Own * Lanes;
-    static constexpr int kWarps = kThreads / 32;
     static constexpr int kRows = 32 / Lanes;  // channels that lie side by side in a warp
 
     using Share = selective_scan::Share<Number, Lanes, Numbers>;
+    using Part = selective_scan::Part<Number, Lanes, Numbers, Own, Depth, Of>;
+    using Lane = typename Part::Lane;
+    using Sums = BlockSums<Number, Lanes, Numbers, Depth, kThreads>;
     using Tile = ElementTile<Channels, RowBytes, kThreads>;
     using Chunk = typename Tile::Chunk;
     using Bc = Coefficients<Number, Share::kStates, Channels, RowBytes, kThreads, Of>;
 
-    static constexpr int kStates = Share::kStates;
     static constexpr int kPieces = Share::kOwnFloats / 4;
     static constexpr int kParts = Tile::kMaxSteps / Depth;
     static_assert(Share::kPiece == 4, "states are kept 16 bytes at a time");
-    static_assert(Depth == 2 || Depth == 4, "a part is read at once");
-    static_assert(Of == Source::Variable || Own == 1, "registers for constants' sums");
     static_assert(kThreads >= 2 * Channels, "a thread adds the steps of a channel");
 
     struct Smem {
@@ -60,21 +61,12 @@ struct Backward {
         typename Tile::Floats dy;
         typename Bc::Smem bc;
         float4 starts[kParts][Own][kPieces][kThreads];  // states that enter a part
-        float sums[kWarps][Depth][2][kStates];          // of dB and dC over a warp's channels
+        Sums sums;
         typename Tile::Slots raw_delta;
         typename Tile::Slots raw_u;
         typename Tile::Slots raw_dout;
         typename Tile::Slots raw_z;
         ChannelWeights<Channels, kThreads> weights;
-    };
-
-    // What a lane keeps of all tiles.
-    struct Lane {
-        typename Share::Values a[Own];
-        typename Share::Values carried[Own];  // the gradient that enters the next step
-        typename Share::Values da[Own];
-        typename Share::Values db;  // of constant coefficients
-        typename Share::Values dc;
     };
 
     // The channel in the block of this thread's own `i`.
@@ -248,24 +240,35 @@ struct Backward {
             }
             const auto b = Bc::rows(scan.b, Side::B, channel_of(0));
             const auto c = Bc::rows(scan.c, Side::C, channel_of(0));
-            const auto row = [&](const typename Bc::Rows& of, int at) {
-                return of.of_step(smem.bc, at, at >> chunk.element_bits);
+            const auto coefficient = [&](const typename Bc::Rows& of, int at) {
+                return typename Part::Coefficient{
+                    of.of_step(smem.bc, at, at >> chunk.element_bits), of.step_pitch};
             };
             for (int part = 0; part < parts; ++part) {
                 keep(smem, part, state);
                 if (part + 1 < parts) {
-                    advance(smem, chunk, share, lane, state, part * Depth, row(b, part * Depth),
-                            b.step_pitch);
+                    const int at = part * Depth;
+                    typename Part::Rows rows[Own];
+                    rows_of_part(smem, chunk, at, rows);
+                    Part::advance(share, lane, state, rows, coefficient(b, at));
                 }
             }
             for (int part = parts - 1; part >= 0; --part) {
                 const int at = part * Depth;
                 recall(smem, part, state);
-                differentiate(params, smem, chunk, share, lane, state, at, row(b, at),
-                              b.step_pitch, row(c, at), c.step_pitch);
+                typename Part::Rows rows[Own];
+                rows_of_part(smem, chunk, at, rows);
+                const auto keep = [&](int t, const typename Share::Values& db,
+                                      const typename Share::Values& dc) {
+                    if (params.of_steps != nullptr) {
+                        smem.sums.put(share, t, db, dc);
+                    }
+                };
+                Part::differentiate(share, lane, state, rows, coefficient(b, at),
+                                    coefficient(c, at), keep);
                 if (params.of_steps != nullptr) {
                     __syncthreads();  // sums of all warps are there, before they are added
-                    store_sums(params, smem, chunk, place, tile, at);
+                    smem.sums.store(params, place, chunk.steps(), tile, at);
                 }
                 __syncthreads();  // sums, and y, s and r of other warps, have been read or are there
             }
@@ -306,6 +309,18 @@ struct Backward {
         }
     }
 
+    // Where the channels' steps of the part lie that begins at this position.
+    __device__ __forceinline__ static void rows_of_part(Smem& smem, const Chunk& chunk, int at,
+                                                        typename Part::Rows (&rows)[Own]) {
+#pragma unroll
+        for (int i = 0; i < Own; ++i) {
+            const int channel = channel_of(i);
+            rows[i] = {smem.delta.row(channel, chunk.steps()) + at,
+                       smem.x.row(channel, chunk.steps()) + at,
+                       smem.dy.row(channel, chunk.steps()) + at};
+        }
+    }
+
     // Keeps the states that enter a part, in places of this thread's own.
     __device__ __forceinline__ static void keep(Smem& smem, int part,
                                                 const typename Share::Values (&state)[Own]) {
@@ -333,223 +348,6 @@ struct Backward {
                 floats[4 * j + 2] = four.z, floats[4 * j + 3] = four.w;
             }
             to_numbers<Number, Numbers>(state[i], floats);
-        }
-    }
-
-    // The numbers of a part's steps.
-    using Steps = float[Depth];
-
-    __device__ __forceinline__ static void read_steps(Steps& x, const float* row) {
-        if constexpr (Depth == 4) {
-            const float4 four = *reinterpret_cast<const float4*>(row);
-            x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-        } else {
-            const float2 two = *reinterpret_cast<const float2*>(row);
-            x[0] = two.x, x[1] = two.y;
-        }
-    }
-
-    // Takes the steps of a part, from `at` in the tile on.
-    __device__ __forceinline__ static void advance(Smem& smem, const Chunk& chunk,
-                                                   const Share& share, const Lane& lane,
-                                                   typename Share::Values (&state)[Own], int at,
-                                                   const float* b, int b_pitch) {
-        Steps delta[Own];
-        Steps x[Own];
-#pragma unroll
-        for (int i = 0; i < Own; ++i) {
-            read_steps(delta[i], smem.delta.row(channel_of(i), chunk.steps()) + at);
-            read_steps(x[i], smem.x.row(channel_of(i), chunk.steps()) + at);
-        }
-#pragma unroll
-        for (int t = 0; t < Depth; ++t) {
-            typename Share::Values b_now;
-            share.read(b_now, b + t * b_pitch);
-#pragma unroll
-            for (int i = 0; i < Own; ++i) {
-#pragma unroll
-                for (int n = 0; n < Numbers; ++n) {
-                    const Number entering = scaled(b_now[n], x[i][t]);
-                    state[i][n] =
-                        add_product(entering, decay(lane.a[i][n], delta[i][t]), state[i][n]);
-                }
-            }
-        }
-    }
-
-    // The gradients of a part's steps, from the state that enters it.
-    __device__ __forceinline__ static void differentiate(
-        const BackwardParams& params, Smem& smem, const Chunk& chunk, const Share& share,
-        Lane& lane, typename Share::Values (&state)[Own], int at, const float* b, int b_pitch,
-        const float* c, int c_pitch) {
-        Steps delta[Own];
-        Steps x[Own];
-        Steps dy[Own];
-        float* places[Own][3];
-#pragma unroll
-        for (int i = 0; i < Own; ++i) {
-            places[i][0] = smem.delta.row(channel_of(i), chunk.steps()) + at;
-            places[i][1] = smem.x.row(channel_of(i), chunk.steps()) + at;
-            places[i][2] = smem.dy.row(channel_of(i), chunk.steps()) + at;
-            read_steps(delta[i], places[i][0]);
-            read_steps(x[i], places[i][1]);
-            read_steps(dy[i], places[i][2]);
-        }
-        // forward, with all that the way back needs
-        Number decays[Depth][Own][Numbers];
-        Number left[Depth][Own][Numbers];  // w
-        Steps y[Own] = {};
-#pragma unroll
-        for (int t = 0; t < Depth; ++t) {
-            typename Share::Values b_now;
-            typename Share::Values c_now;
-            share.read(b_now, b + t * b_pitch);
-            share.read(c_now, c + t * c_pitch);
-#pragma unroll
-            for (int i = 0; i < Own; ++i) {
-#pragma unroll
-                for (int n = 0; n < Numbers; ++n) {
-                    decays[t][i][n] = decay(lane.a[i][n], delta[i][t]);
-                    left[t][i][n] = product(decays[t][i][n], state[i][n]);
-                    state[i][n] = add_scaled(left[t][i][n], b_now[n], x[i][t]);
-                    y[i][t] = add_inner(y[i][t], c_now[n], state[i][n]);
-                }
-            }
-        }
-        // and back
-        Steps r[Own] = {};
-        Steps s[Own] = {};
-#pragma unroll
-        for (int t = Depth - 1; t >= 0; --t) {
-            typename Share::Values b_now;
-            typename Share::Values c_now;
-            share.read(b_now, b + t * b_pitch);
-            share.read(c_now, c + t * c_pitch);
-            typename Share::Values db = {};
-            typename Share::Values dc = {};
-#pragma unroll
-            for (int i = 0; i < Own; ++i) {
-#pragma unroll
-                for (int n = 0; n < Numbers; ++n) {
-                    const Number g = add_scaled(lane.carried[i][n], c_now[n], dy[i][t]);
-                    const Number w = left[t][i][n];
-                    const Number of_exponent = product(g, conjugate(w));
-                    s[i][t] = add_inner(s[i][t], g, b_now[n]);
-                    r[i][t] = add_inner(r[i][t], of_exponent, lane.a[i][n]);
-                    lane.da[i][n] = add_scaled(lane.da[i][n], of_exponent, delta[i][t]);
-                    db[n] = add_scaled(db[n], g, x[i][t]);
-                    dc[n] = add_scaled(dc[n], add_scaled(w, b_now[n], x[i][t]), dy[i][t]);
-                    lane.carried[i][n] = product(conjugate(decays[t][i][n]), g);
-                }
-            }
-            if constexpr (Of == Source::Any) {
-#pragma unroll
-                for (int n = 0; n < Numbers; ++n) {
-                    lane.db[n] = add_scaled(lane.db[n], db[n], 1.f);
-                    lane.dc[n] = add_scaled(lane.dc[n], dc[n], 1.f);
-                }
-            }
-            if (params.of_steps != nullptr) {
-                sum_channels(smem, share, t, db, dc);
-            }
-        }
-        __syncwarp();  // all lanes of a channel have read its steps, before results take their places
-#pragma unroll
-        for (int i = 0; i < Own; ++i) {
-            put_sum(share, places[i][0], y[i]);
-            put_sum(share, places[i][1], s[i]);
-            put_sum(share, places[i][2], r[i]);
-        }
-    }
-
-    // Writes the sums of the channel's lanes, a step each.
-    __device__ __forceinline__ static void put_sum(const Share& share, float* to, Steps& x) {
-        sum_lanes<Lanes / 2, 1>(x, share.lane);
-        constexpr int kWriters = Lanes / Depth;  // lanes that hold the same sum
-        if (share.part % kWriters == 0) {
-            to[share.part / kWriters] = x[0];
-        }
-    }
-
-    // Adds dB and dC of the channels that lie side by side in the warp, and keeps the sums.
-    __device__ __forceinline__ static void sum_channels(Smem& smem, const Share& share, int t,
-                                                        const typename Share::Values& db,
-                                                        const typename Share::Values& dc) {
-        constexpr int kAll = 2 * Share::kOwnFloats;
-        constexpr int kKept = kAll / kRows;  // of a lane
-        static_assert(kAll % kRows == 0, "each lane keeps a part of the sums");
-        typename Share::Floats of_b;
-        typename Share::Floats of_c;
-        to_floats<Number, Numbers>(of_b, db);
-        to_floats<Number, Numbers>(of_c, dc);
-        float sums[kAll];
-#pragma unroll
-        for (int i = 0; i < Share::kOwnFloats; ++i) {
-            sums[i] = of_b[i];
-            sums[Share::kOwnFloats + i] = of_c[i];
-        }
-        if constexpr (kRows > 1) {
-            sum_lanes<16, Lanes>(sums, share.lane);
-        }
-        const int first = share.lane / Lanes * kKept;
-        constexpr int kWidth = kKept < 4 ? kKept : 4;
-#pragma unroll
-        for (int i = 0; i < kKept; i += kWidth) {
-            const int side = (first + i) / Share::kOwnFloats;
-            float* to = &smem.sums[warp_of_block()][t][side]
-                                  [share.state((first + i) % Share::kOwnFloats)];
-            if constexpr (kWidth == 4) {
-                *reinterpret_cast<float4*>(to) =
-                    make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
-            } else {
-#pragma unroll
-                for (int j = 0; j < kWidth; ++j) {
-                    to[j] = sums[i + j];
-                }
-            }
-        }
-    }
-
-    // Adds dB and dC of a part's steps over the block's warps, and stores them.
-    __device__ __forceinline__ static void store_sums(const BackwardParams& params,
-                                                      const Smem& smem, const Chunk& chunk,
-                                                      const Place& place, int tile, int at) {
-        const Scan& scan = params.scan;
-        const int blocks = static_cast<int>(gridDim.x) / scan.sequences;
-        const int block = static_cast<int>(blockIdx.x) % blocks;
-        const bool vector = scan.states % 4 == 0;
-        for (int i = thread_of_block(); i < Depth * 2 * kStates / 4; i += kThreads) {
-            const int state = 4 * i % kStates;
-            const int side = 4 * i / kStates % 2;
-            const int step_of_part = 4 * i / (2 * kStates);
-            const int position = at + step_of_part;
-            const int step =
-                tile * chunk.steps() + (scan.reverse ? chunk.steps() - 1 - position : position);
-            if (state >= scan.states || !place.holds(step)) {
-                continue;
-            }
-            float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-            for (int warp = 0; warp < kWarps; ++warp) {
-                const float4 x = *reinterpret_cast<const float4*>(
-                    &smem.sums[warp][step_of_part][side][state]);
-                sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
-            }
-            float* to = params.of_steps +
-                        (((int64_t{place.batch} * blocks + block) * scan.seqlen + step) * 2 + side) *
-                            scan.states +
-                        state;
-            if (vector) {
-                *reinterpret_cast<float4*>(to) = sum;
-            } else {
-                const float all[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    if (state + j < scan.states) {
-                        to[j] = all[j];
-                    }
-                }
-            }
         }
     }
 
@@ -648,8 +446,12 @@ struct Backward {
             float* to = params.of_states + (first + own) * scan.states;
             share.store(to, da, scan.states);
             if constexpr (Of == Source::Any) {
-                share.store(to + rows * scan.states, lane.db, scan.states);
-                share.store(to + 2 * rows * scan.states, lane.dc, scan.states);
+                if (scan.b.kind == kConstant) {
+                    share.store(to + rows * scan.states, lane.db, scan.states);
+                }
+                if (scan.c.kind == kConstant) {
+                    share.store(to + 2 * rows * scan.states, lane.dc, scan.states);
+                }
             }
             if (place.segment == 0) {
                 share.store(params.dinitial_state, lane.carried[i], place.sequence,

@@ -108,7 +108,7 @@ struct BackwardParams {
     // both are constant.
     float* of_steps;
     // Sums of a block over its steps: [gradient, sequences, segments, dim, states], where the gradients
-    // are those of A and of constant B and C.
+    // are those of A, and of B and C where these are constant.
     float* of_states;
     float* of_channels;  // The same of D and delta_bias: [gradient, sequences, segments, dim].
     int64_t pass;        // a Pass

@@ -14,7 +14,7 @@ namespace seqmix::selective_scan {
 
 // dB and dC of variable coefficients.
 //
-// grid    x: tiles of 32 steps by 32 states of one of the two; y: groups; z: the batch
+// grid    x: tiles of 32 steps by 32 states of one of the two, of each group of each sequence of the batch
 // thread  adds one state of four steps over the group's blocks, and stores those that lie contiguously
 //         with its neighbours'
 template <typename Number>
@@ -29,10 +29,16 @@ struct StepSums {
 
     __device__ __forceinline__ static void run(const StepSumsParams& params, Smem& smem) {
         const int tiles_of_states = ceil_divide(params.states, kSide);
-        const int tile = static_cast<int>(blockIdx.x);
+        const int tiles_of_steps = ceil_divide(params.seqlen, kSide);
+        int tile = static_cast<int>(blockIdx.x);
         const bool is_c = tile % 2 != 0;
-        const int state = tile / 2 % tiles_of_states * kSide;
-        const int step = tile / 2 / tiles_of_states * kSide;
+        tile /= 2;
+        const int state = tile % tiles_of_states * kSide;
+        tile /= tiles_of_states;
+        const int step = tile % tiles_of_steps * kSide;
+        tile /= tiles_of_steps;
+        const int64_t group = tile % params.groups;
+        const int64_t batch = tile / params.groups;
         const Coefficient& to = is_c ? params.c : params.b;
         if (to.at == nullptr) {
             return;
@@ -48,9 +54,7 @@ struct StepSums {
         };
         const int row = thread_of_block() / kSide;
         const int column = thread_of_block() % kSide;
-        const int64_t blocks = int64_t{params.groups} * params.blocks_of_group;
-        const int64_t first =
-            blockIdx.z * blocks + int64_t{blockIdx.y} * params.blocks_of_group;
+        const int64_t first = (batch * params.groups + group) * params.blocks_of_group;
         for (int i = row; i < kSide; i += kRows) {
             const int t = step + i;
             const int n = state + column;
@@ -69,7 +73,7 @@ struct StepSums {
             const int t = along_steps ? column : i;
             const int n = along_steps ? i : column;
             if (exists(step + t, state + n)) {
-                const int64_t at = blockIdx.z * to.batch_stride + blockIdx.y * to.group_stride +
+                const int64_t at = batch * to.batch_stride + group * to.group_stride +
                                    (state + n) * to.state_stride + (step + t) * to.step_stride;
                 store_element(to.at, at, smem.sums[t][n], params.dtype);
             }

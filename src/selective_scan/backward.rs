@@ -113,9 +113,6 @@ impl SelectiveScan {
         } = self.backward_call(stream, config, &mut tensors)?;
         launch.same_context("the operation", &self.ctx)?;
         let plan = self.plan_gradients(&problem, params.checkpoints != 0)?;
-        if problem.dim == 0 {
-            return launch.check();
-        }
         memory = scratch.take(plan.workspace_bytes())?;
         let segments = match &mut memory {
             Some(memory) => launch.write("workspace", memory, 16)?,
@@ -141,7 +138,7 @@ impl SelectiveScan {
             // bytes as the plan counted.
             unsafe { self.scan(&launch, &problem, states, segments, &mut forward) }?;
         }
-        if problem.sequences > 0 {
+        if !problem.is_empty() {
             // SAFETY: as above; the states are those of the kernel before, or the caller's.
             unsafe { self.differentiate(&launch, &problem, &plan.main, segments, &mut params) }?;
         }
@@ -156,6 +153,9 @@ impl SelectiveScan {
         } else {
             Some(Plan::forward(problem, &self.rows, &self.device)?)
         };
+        // all are counted before one is queued
+        plan::room_for(problem, main.blocks)?;
+        plan::room_for(problem, step_sums_blocks(problem))?;
         let interval = plan::interval(problem, &self.backward_rows)?;
         let variable = problem.scan.b.kind != 2 || problem.scan.c.kind != 2;
         let blocks = blocks_of_group(problem, main.channels) * problem.groups;
@@ -246,16 +246,18 @@ impl SelectiveScan {
             dim: problem.dim as i64,
         };
         let threads = problem.dim * problem.states;
-        // SAFETY: this function's own condition.
-        unsafe {
-            launch.run(
-                &self.channel_sums[complex],
-                [threads.div_ceil(SMALL_THREADS), 5, 1],
-                &sums,
-            )
-        }?;
+        if threads > 0 {
+            // SAFETY: this function's own condition.
+            unsafe {
+                launch.run(
+                    &self.channel_sums[complex],
+                    [threads.div_ceil(SMALL_THREADS), 5, 1],
+                    &sums,
+                )
+            }?;
+        }
         let wanted = outputs.b.at != 0 || outputs.c.at != 0;
-        if !wanted || problem.batch == 0 || problem.seqlen == 0 {
+        if !wanted || step_sums_blocks(problem) == 0 {
             return Ok(());
         }
         let Scan {
@@ -279,13 +281,11 @@ impl SelectiveScan {
             blocks_of_group: blocks_of_group(problem, plan.channels) as i32,
             dtype: params.scan.u.dtype,
         };
-        let side = STEP_SUMS_SIDE;
-        let tiles = 2 * problem.seqlen.div_ceil(side) * problem.states.div_ceil(side);
         // SAFETY: this function's own condition.
         unsafe {
             launch.run(
                 &self.step_sums[complex],
-                [tiles, problem.groups, problem.batch],
+                [step_sums_blocks(problem), 1, 1],
                 &sums,
             )
         }
@@ -385,6 +385,13 @@ impl SelectiveScan {
             outputs,
         })
     }
+}
+
+/// Blocks of the kernel that adds dB and dC up.
+fn step_sums_blocks(problem: &Problem) -> usize {
+    let [steps, states] =
+        [problem.seqlen, problem.states].map(|size| size.div_ceil(STEP_SUMS_SIDE));
+    2 * steps * states * problem.groups * problem.batch
 }
 
 /// A call whose tensors are checked.

@@ -198,6 +198,18 @@ fn refuse(problem: &Problem) -> Error {
     }
 }
 
+/// Refuses more blocks than a grid has room for.
+pub(super) fn room_for(problem: &Problem, blocks: usize) -> Result<()> {
+    if blocks <= i32::MAX as usize {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        op: problem.op,
+        request: format!("{blocks} blocks of one kernel"),
+        available: format!("room for {}", i32::MAX),
+    })
+}
+
 /// Blocks along the channels of all sequences.
 fn blocks(problem: &Problem, channels: usize) -> usize {
     blocks_of_group(problem, channels) * problem.groups * problem.sequences

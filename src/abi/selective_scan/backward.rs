@@ -34,8 +34,8 @@ params! {
         /// Address of `[batch, blocks of channels, seqlen, 2, states]` of f32: each block's sums of dB and
         /// dC; 0 if both are constant.
         pub of_steps: u64,
-        /// Address of `[3, sequences, segments, dim, states]` of f32, of which the second and the third
-        /// part exist in kernels of [`Source::Any`]: sums of dA, dB and dC.
+        /// Address of `[3, sequences, segments, dim, states]` of f32: sums of dA, and of dB and dC where those
+        /// are constant. Without constants there is only the first part.
         pub of_states: u64,
         /// Address of `[2, sequences, segments, dim]` of f32: sums of dD and `ddelta_bias`.
         pub of_channels: u64,
