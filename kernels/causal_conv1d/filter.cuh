@@ -133,42 +133,18 @@ struct ThreadTaps {
         copy(bias, taps.bias + channel);
     }
 
-    // The sum of one step, whose inputs x are in the order of lags.
-    __device__ __forceinline__ void convolve(float (&sum)[Channels],
-                                             const float (&x)[Width][Channels], int width) const {
-#pragma unroll
-        for (int c = 0; c < Channels; ++c) {
-            sum[c] = bias[c];
-        }
+    // The sum of a channel at the step whose input is x[last].
+    template <int Steps>
+    __device__ __forceinline__ float sum(const float (&x)[Steps][Channels], int last, int c,
+                                         int width) const {
+        float sum = bias[c];
 #pragma unroll
         for (int lag = 0; lag < Width; ++lag) {
             if (has(lag, width)) {
-#pragma unroll
-                for (int c = 0; c < Channels; ++c) {
-                    sum[c] += of_lag[lag][c] * x[lag][c];
-                }
+                sum += of_lag[lag][c] * x[last - lag][c];
             }
         }
-    }
-
-    // The sums of neighbouring steps; x[i + Width - 1] is the input of step i.
-    template <int Steps>
-    __device__ __forceinline__ void convolve(float (&sums)[Steps][Channels],
-                                             const float (&x)[Steps + Width - 1][Channels],
-                                             int width) const {
-#pragma unroll
-        for (int i = 0; i < Steps; ++i) {
-#pragma unroll
-            for (int c = 0; c < Channels; ++c) {
-                sums[i][c] = bias[c];
-#pragma unroll
-                for (int lag = 0; lag < Width; ++lag) {
-                    if (has(lag, width)) {
-                        sums[i][c] += of_lag[lag][c] * x[i + Width - 1 - lag][c];
-                    }
-                }
-            }
-        }
+        return sum;
     }
 
     // Whether filters have a tap of this lag: known when compiled for all but the widest.
