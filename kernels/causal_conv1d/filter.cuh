@@ -5,7 +5,7 @@
 
 #include "causal_conv1d/params.h"
 #include "causal_conv1d/tile.cuh"
-#include "common/numeric.cuh"
+#include "common/pointwise.cuh"
 #include "common/warp.cuh"
 
 namespace seqmix::causal_conv1d {
@@ -69,19 +69,6 @@ __device__ __forceinline__ void store_state(const State& state, int width, int s
                                             int channel, int age, Bits<Element> bits) {
     static_cast<Bits<Element>*>(state.at)[state_offset(state, width, sequence, channel, age)] =
         bits;
-}
-
-// 1 / (1 + e^-x)
-__device__ __forceinline__ float sigmoid(float x) {
-    constexpr float kLog2e = 1.4426950408889634f;
-    return reciprocal_approx(1.f + exp2_approx(-kLog2e * x));
-}
-
-__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
-
-__device__ __forceinline__ float silu_derivative(float x) {
-    const float s = sigmoid(x);
-    return s * (1.f + x * (1.f - s));
 }
 
 // The weights of a tile's channels in shared memory, by lag, and their biases; 0 where a filter is
