@@ -7,10 +7,10 @@
 
 #include <cstdint>
 
+#include "common/pointwise.cuh"
 #include "common/warp.cuh"
 #include "selective_scan/chunk.cuh"
 #include "selective_scan/number.cuh"
-#include "selective_scan/pointwise.cuh"
 #include "selective_scan/step_params.h"
 
 namespace seqmix::selective_scan {

@@ -119,7 +119,9 @@ pub const STEP_THREADS: usize = 256;
 /// The kernel.
 pub fn step(numbers: Numbers) -> Entry {
     let shared_bytes = 4 * (2 * MAX_STATES + STEP_THREADS);
-    small("step", numbers, "Step", StepParams::PARAMS, shared_bytes)
+    let entry = small("step", numbers, "Step", StepParams::PARAMS, shared_bytes);
+    // 64 registers: more of the state is under way at a time
+    Entry { blocks: 4, ..entry }
 }
 
 /// Its image.
