@@ -2,7 +2,8 @@
 // work there is.
 //
 // grid    x: tiles of a group's channels, then groups, then rows of the batch
-// lane    owns four floats of a channel's state, or several times four, which neighbouring lanes share
+// thread  prepares and finishes a channel; in between owns four floats of the states of several channels,
+//         whose other floats neighbouring lanes own
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,19 @@ struct Step {
     static constexpr int kPiece = 4;
     static constexpr int kNumbers = kPiece / kFloats<Number>;
     static constexpr int kMaxStates = 256;
+    static constexpr int kAtOnce = 2;  // channels whose states a lane has under way
 
     using Piece = Number[kNumbers];
 
-    // What the convolution gives, of the block's channels and of its group.
     struct Smem {
-        alignas(16) float b[kMaxStates];
-        alignas(16) float c[kMaxStates];
-        float x[kThreads];
+        // what the convolution gives: x of the block's channels, B and C of its group
+        alignas(16) float convolved[kThreads + 2 * kMaxStates];
+        // by channel of the block
+        int64_t state_at[kThreads];
+        int64_t a_at[kThreads];
+        float size[kThreads];   // of the step, times log2(e)
+        float drive[kThreads];  // the size times x
+        float y[kThreads];
     };
 
     // What a block works on.
@@ -36,17 +42,18 @@ struct Step {
         int batch;
         int entry;  // of the states
         int group;
-        int first;     // channel of the group
-        int channels;  // of the group
+        int first;  // channel of the group
+        int own;    // channels
     };
 
     __device__ __forceinline__ static void run(const StepParams& params, Smem& smem) {
         Place place;
         const int block = static_cast<int>(blockIdx.x);
+        const int channels = params.heads_of_group * params.channels;
         place.batch = block / params.group_tiles / params.groups;
         place.group = block / params.group_tiles % params.groups;
-        place.first = block % params.group_tiles * (kThreads >> params.lane_bits);
-        place.channels = params.heads_of_group * params.channels;
+        place.first = block % params.group_tiles * params.tile;
+        place.own = min(params.tile, channels - place.first);
         // an entry that does not exist marks a row of padding
         place.entry = params.entries_of_rows == nullptr ? place.batch
                                                         : params.entries_of_rows[place.batch];
@@ -59,45 +66,65 @@ struct Step {
             __syncthreads();  // x, B and C are there, before other threads read them
         }
 
-        const int lanes = 1 << params.lane_bits;
-        const int own = thread_of_block() >> params.lane_bits;
-        const int part = thread_of_block() & (lanes - 1);
-        const bool exists = place.first + own < place.channels;
+        const int own = thread_of_block();
+        const bool exists = own < place.own;
         const int head = place.group * params.heads_of_group + (place.first + own) / params.channels;
         const int channel = (place.first + own) % params.channels;
-        const auto at = [&](const Heads& tensor, int row, int head_or_group) {
-            return row * tensor.batch_stride + head_or_group * tensor.head_stride +
+        const auto at = [&](const Heads& tensor, int row) {
+            return row * tensor.batch_stride + head * tensor.head_stride +
                    channel * tensor.channel_stride;
         };
         const auto element = [&](const Heads& tensor) {
             const bool there = exists && tensor.at != nullptr;
-            return there ? load_element(tensor.at, at(tensor, place.batch, head), tensor.dtype)
-                         : 0.f;
+            return there ? load_element(tensor.at, at(tensor, place.batch), tensor.dtype) : 0.f;
         };
-        const float biased = element(params.dt) + element(params.dt_bias);
-        float size = params.softplus ? softplus(biased) : biased;
-        // a NaN stays one
-        size = size < params.dt_min ? params.dt_min : size > params.dt_max ? params.dt_max : size;
-        const float u = convolves ? smem.x[own] : element(params.x);
-        const float x = size * u;
-        float y = 0.f;
+        const float u = convolves && exists ? smem.convolved[own] : element(params.x);
+        if (exists) {
+            const float biased = element(params.dt) + element(params.dt_bias);
+            float size = params.softplus ? softplus(biased) : biased;
+            // a NaN stays one
+            size = size < params.dt_min   ? params.dt_min
+                   : size > params.dt_max ? params.dt_max
+                                          : size;
+            smem.size[own] = size * kLog2E;
+            smem.drive[own] = size * u;
+            smem.state_at[own] = at(params.state, place.entry);
+            smem.a_at[own] = at(params.a, 0);
+            smem.y[own] = 0.f;
+        }
+        __syncthreads();  // the channels are prepared, before the lanes that share them read
+        move_states(params, place, smem, convolves);
+        __syncthreads();  // y is there, before the threads of the channels read it
+        if (exists) {
+            float y = fmaf(element(params.skip), u, smem.y[own]);
+            if (params.z.at != nullptr) {
+                y *= silu(element(params.z));
+            }
+            store_element(params.out.at, at(params.out, place.batch), y, params.out.dtype);
+        }
+    }
+
+    // Moves the states of the block's channels on by the step, and adds y up.
+    __device__ __forceinline__ static void move_states(const StepParams& params, const Place& place,
+                                                       Smem& smem, bool convolves) {
+        const int lanes = 1 << params.lane_bits, rows = kThreads >> params.lane_bits;
+        const int part = thread_of_block() & (lanes - 1);
+        const int whole = padded(params.states);
 #pragma unroll 1
-        for (int state = kPiece * part; exists && state < params.states; state += kPiece * lanes) {
-            const int count = params.states - state;
-            const auto load = [&](Piece& numbers, const Heads& tensor, int64_t offset) {
-                float floats[kPiece];
-                load_piece(floats, tensor, offset + state * tensor.state_stride, count);
-                to_numbers<Number, kNumbers>(numbers, floats);
-            };
+        for (int first = 0; first < whole; first += kPiece * lanes) {
+            const int state = first + kPiece * part;
+            const int count = params.states - state;  // of the piece; not above 0: there is none
             const auto load_coefficients = [&](Piece& numbers, const Heads& tensor,
                                                const float* convolved, bool is_c) {
-                float floats[kPiece];
-                if (convolves) {
+                float floats[kPiece] = {};
+                if (count > 0 && convolves) {
                     const float4 four = *reinterpret_cast<const float4*>(convolved + state);
                     floats[0] = four.x, floats[1] = four.y, floats[2] = four.z, floats[3] = four.w;
-                } else {
-                    const int64_t offset = at(tensor, place.batch, place.group);
-                    load_piece(floats, tensor, offset + state * tensor.state_stride, count);
+                } else if (count > 0) {
+                    load_piece(floats, tensor,
+                               place.batch * tensor.batch_stride +
+                                   place.group * tensor.head_stride + state * tensor.state_stride,
+                               count);
                 }
 #pragma unroll
                 for (int i = 0; i < kPiece; ++i) {
@@ -105,64 +132,94 @@ struct Step {
                 }
                 to_numbers<Number, kNumbers>(numbers, floats);
             };
-            const int64_t state_at = at(params.state, place.entry, head);
-            Piece kept, a, b, c;
-            load(kept, params.state, state_at);
-            load(a, params.a, at(params.a, place.batch, head));
-            load_coefficients(b, params.b, smem.b, false);
-            load_coefficients(c, params.c, smem.c, true);
+            Piece b, c;
+            load_coefficients(b, params.b, smem.convolved + params.tile, false);
+            load_coefficients(c, params.c, smem.convolved + params.tile + whole, true);
+#pragma unroll 1
+            for (int row = thread_of_block() >> params.lane_bits; row < params.tile;
+                 row += kAtOnce * rows) {
+                Piece kept[kAtOnce], a[kAtOnce];
 #pragma unroll
-            for (int n = 0; n < kNumbers; ++n) {
-                kept[n] = add_product(scaled(b[n], x), decay(a[n], size * kLog2E), kept[n]);
-                y = add_inner(y, c[n], kept[n]);
+                for (int i = 0; i < kAtOnce; ++i) {
+                    const int own = row + i * rows;
+                    if (own < place.own && count > 0) {
+                        float floats[kPiece];
+                        load_floats(floats, params.state,
+                                    smem.state_at[own] + state * params.state.state_stride, count);
+                        to_numbers<Number, kNumbers>(kept[i], floats);
+                        load_floats(floats, params.a,
+                                    smem.a_at[own] + state * params.a.state_stride, count);
+                        to_numbers<Number, kNumbers>(a[i], floats);
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < kAtOnce; ++i) {
+                    const int own = row + i * rows;
+                    float y = 0.f;
+                    if (own < place.own && count > 0) {
+                        const float size = smem.size[own], drive = smem.drive[own];
+#pragma unroll
+                        for (int n = 0; n < kNumbers; ++n) {
+                            kept[i][n] =
+                                add_product(scaled(b[n], drive), decay(a[i][n], size), kept[i][n]);
+                            y = add_inner(y, c[n], kept[i][n]);
+                        }
+                        float floats[kPiece];
+                        to_floats<Number, kNumbers>(floats, kept[i]);
+                        store_piece(params.state,
+                                    smem.state_at[own] + state * params.state.state_stride, floats,
+                                    count);
+                    }
+                    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+                        y += __shfl_xor_sync(kAllLanes, y, distance);
+                    }
+                    if (own < place.own && part == 0) {
+                        smem.y[own] += y;
+                    }
+                }
             }
-            float floats[kPiece];
-            to_floats<Number, kNumbers>(floats, kept);
-            store_piece(params.state, state_at + state * params.state.state_stride, floats, count);
         }
-        for (int distance = lanes / 2; distance > 0; distance /= 2) {
-            y += __shfl_xor_sync(kAllLanes, y, distance);
-        }
-        if (exists && part == 0) {
-            y = fmaf(element(params.skip), u, y);
-            if (params.z.at != nullptr) {
-                y *= silu(element(params.z));
-            }
-            store_element(params.out.at, at(params.out, place.batch, head), y, params.out.dtype);
-        }
+    }
+
+    // States of whole pieces.
+    __device__ __forceinline__ static int padded(int states) {
+        return (states + kPiece - 1) / kPiece * kPiece;
     }
 
     // Convolves x of the block's channels, and B and C of its group, which the group's first block moves
     // on in their rings.
     __device__ __forceinline__ static void convolve(const StepParams& params, const Place& place,
                                                     Smem& smem) {
-        const int own = min(kThreads >> params.lane_bits, place.channels - place.first);
-        const int whole = (params.states + kPiece - 1) / kPiece * kPiece;
+        const int channels = params.heads_of_group * params.channels;
+        const int whole = padded(params.states);
 #pragma unroll 1
-        for (int i = thread_of_block(); i < own + 2 * whole; i += kThreads) {
-            if (i < own) {
+        for (int i = thread_of_block(); i < params.tile + 2 * whole; i += kThreads) {
+            const Heads* tensor = &params.x;
+            int64_t at = 0;
+            int channel = 0;
+            bool exists = false, owned = true;
+            if (i < params.tile) {
                 const int in_group = place.first + i;
                 const int head =
                     place.group * params.heads_of_group + in_group / params.channels;
-                const int64_t at = place.batch * params.x.batch_stride +
-                                   head * params.x.head_stride +
-                                   in_group % params.channels * params.x.channel_stride;
-                smem.x[i] = convolved(params, place, params.x, at,
-                                      place.group * place.channels + in_group, true);
-                continue;
+                exists = i < place.own;
+                at = head * tensor->head_stride +
+                     in_group % params.channels * tensor->channel_stride;
+                channel = place.group * channels + in_group;
+            } else {
+                const bool is_c = i >= params.tile + whole;
+                const int state = i - params.tile - (is_c ? whole : 0);
+                tensor = is_c ? &params.c : &params.b;
+                exists = state < params.states;
+                owned = place.first == 0;
+                at = place.group * tensor->head_stride + state * tensor->state_stride;
+                channel = params.groups * (channels + (is_c ? params.states : 0)) +
+                          place.group * params.states + state;
             }
-            const bool is_c = i >= own + whole;
-            const int state = is_c ? i - own - whole : i - own;
-            const Heads& tensor = is_c ? params.c : params.b;
-            const int64_t at = place.batch * tensor.batch_stride +
-                               place.group * tensor.head_stride + state * tensor.state_stride;
-            const int before = params.groups * (place.channels + (is_c ? params.states : 0));
-            // those that fill the last piece count as 0
-            (is_c ? smem.c : smem.b)[state] =
-                state < params.states
-                    ? convolved(params, place, tensor, at,
-                                before + place.group * params.states + state, place.first == 0)
-                    : 0.f;
+            at += place.batch * tensor->batch_stride;
+            // what fills the last piece counts as 0
+            smem.convolved[i] =
+                exists ? convolved(params, place, *tensor, at, channel, owned) : 0.f;
         }
     }
 
@@ -207,13 +264,11 @@ struct Step {
     // Four states of a tensor, those from `count` on as 0.
     __device__ __forceinline__ static void load_piece(float (&x)[kPiece], const Heads& tensor,
                                                       int64_t at, int count) {
-        if (tensor.vector && count >= kPiece) {
-            if (tensor.dtype == kF32) {
-                const float4 four = *reinterpret_cast<const float4*>(
-                    static_cast<const float*>(tensor.at) + at);
-                x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-                return;
-            }
+        if (tensor.dtype == kF32) {
+            load_floats(x, tensor, at, count);
+            return;
+        }
+        if (tensor.pieces == kAligned && count >= kPiece) {
             const uint2 four = *reinterpret_cast<const uint2*>(
                 static_cast<const uint16_t*>(tensor.at) + at);
             if (tensor.dtype == kF16) {
@@ -232,11 +287,28 @@ struct Step {
         }
     }
 
+    // Four states of a tensor of f32, those from `count` on as 0 if they are not all the same.
+    __device__ __forceinline__ static void load_floats(float (&x)[kPiece], const Heads& tensor,
+                                                       int64_t at, int count) {
+        const float* from = static_cast<const float*>(tensor.at) + at;
+        if (tensor.pieces == kAligned && count >= kPiece) {
+            const float4 four = *reinterpret_cast<const float4*>(from);
+            x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+        } else if (tensor.pieces == kSame) {
+            x[0] = x[1] = x[2] = x[3] = *from;
+        } else {
+#pragma unroll
+            for (int i = 0; i < kPiece; ++i) {
+                x[i] = i < count ? from[i * tensor.state_stride] : 0.f;
+            }
+        }
+    }
+
     // Writes the first `count` of four states, which are f32.
     __device__ __forceinline__ static void store_piece(const Heads& tensor, int64_t at,
                                                        const float (&x)[kPiece], int count) {
         float* to = static_cast<float*>(tensor.at) + at;
-        if (tensor.vector && count >= kPiece) {
+        if (tensor.pieces == kAligned && count >= kPiece) {
             *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
             return;
         }

@@ -6,6 +6,9 @@
 
 namespace seqmix::selective_scan {
 
+// How four states lie: one by one, aligned as one, or as one number that stands for all states.
+enum PieceKind { kApart = 0, kAligned = 1, kSame = 2 };
+
 // A tensor by row of the batch, head, channel of the head, and state; axes that it lacks have a stride
 // of 0.
 struct Heads {
@@ -14,7 +17,7 @@ struct Heads {
     int64_t head_stride;  // of B and C: from one group to the next
     int64_t channel_stride;
     int64_t state_stride;
-    int vector;  // 1: four states lie aligned as one
+    int pieces;  // a PieceKind
     int dtype;   // an ElementType, as all that is called so
 };
 
@@ -56,6 +59,7 @@ struct StepParams {
     int groups;
     int heads_of_group;
     int channels;     // of a head
+    int tile;         // channels of a block
     int group_tiles;  // blocks of a group
     int states;       // floats of a channel's state
     int lane_bits;    // log2 of the lanes that share a channel

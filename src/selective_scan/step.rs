@@ -25,6 +25,9 @@ const PIECE: usize = 4;
 /// The most lanes that share a channel: a warp.
 const MAX_LANES: usize = 32;
 
+/// Blocks that a multiprocessor has room for.
+const BLOCKS_OF_MULTIPROCESSOR: usize = 4;
+
 /// The largest size of an axis: indices of the kernel.
 const MAX_SIZE: usize = 1 << 30;
 
@@ -43,7 +46,7 @@ impl SelectiveScan {
         config: StepConfig,
         mut tensors: Step<'_, T>,
     ) -> Result<()> {
-        let mut params = describe(config, &tensors)?;
+        let mut params = describe(config, &tensors, self.device.multiprocessors)?;
         let blocks = blocks(&params, tensors.x.shape()[0]);
         let Step {
             state,
@@ -115,7 +118,11 @@ fn blocks(params: &StepParams, batch: usize) -> usize {
 }
 
 /// The parameters of a call, without addresses and as if these were aligned.
-fn describe<T: Float>(config: StepConfig, tensors: &Step<'_, T>) -> Result<StepParams> {
+fn describe<T: Float>(
+    config: StepConfig,
+    tensors: &Step<'_, T>,
+    multiprocessors: usize,
+) -> Result<StepParams> {
     let shape @ [batch, heads, channels] = tensors.x.shape();
     let [_, _, states] = tensors.a.shape();
     CHECK.state_size(config.numbers, states)?;
@@ -163,7 +170,9 @@ fn describe<T: Float>(config: StepConfig, tensors: &Step<'_, T>) -> Result<StepP
     };
     let lane_bits = lane_bits(states);
     let heads_of_group = heads.checked_div(groups).unwrap_or(0);
-    let group_tiles = (heads_of_group * channels).div_ceil(STEP_THREADS >> lane_bits);
+    let group_channels = heads_of_group * channels;
+    let tile = tile(lane_bits, batch * groups, group_channels, multiprocessors);
+    let group_tiles = group_channels.div_ceil(tile);
     let convolution = match &tensors.convolution {
         Some(convolution) => {
             let channels = groups.saturating_mul(2 * states).saturating_add(dim);
@@ -204,6 +213,7 @@ fn describe<T: Float>(config: StepConfig, tensors: &Step<'_, T>) -> Result<StepP
         groups: groups as i32,
         heads_of_group: heads_of_group as i32,
         channels: channels as i32,
+        tile: tile as i32,
         group_tiles: group_tiles as i32,
         states: states as i32,
         lane_bits: lane_bits as i32,
@@ -272,11 +282,30 @@ fn describe_convolution<T: Float>(
     })
 }
 
+/// Channels of a block: as many as its lanes have room for at a time, or several times as many, so that
+/// what is done once for each block, and by one thread for each channel, is a smaller share; but not so many
+/// that multiprocessors are without work.
+fn tile(lane_bits: u32, groups: usize, group_channels: usize, multiprocessors: usize) -> usize {
+    let smallest = STEP_THREADS >> lane_bits;
+    let blocks = |tile: usize| groups.saturating_mul(group_channels.div_ceil(tile));
+    let doubled = std::iter::successors(Some(smallest), |tile| Some(2 * tile));
+    doubled
+        .take_while(|&tile| tile <= STEP_THREADS)
+        .filter(|&tile| blocks(tile) >= BLOCKS_OF_MULTIPROCESSOR * multiprocessors)
+        .last()
+        .unwrap_or(smallest)
+}
+
 /// log2 of the lanes that share a channel: enough for four states each.
 fn lane_bits(states: usize) -> u32 {
     let lanes = states.div_ceil(PIECE).next_power_of_two();
     lanes.min(MAX_LANES).trailing_zeros()
 }
+
+/// How four states lie, as the kernel's `PieceKind`.
+const APART: i32 = 0;
+const ALIGNED: i32 = 1;
+const SAME: i32 = 2;
 
 /// A tensor whose axes are these of batch, head, channel and state.
 fn of_axes<const N: usize>(
@@ -287,20 +316,27 @@ fn of_axes<const N: usize>(
     dtype: Dtype,
 ) -> Result<Heads> {
     CHECK.sizes(name, sizes, layout.shape)?;
+    let mut several_states = false;
     let mut strides = [0; 4];
     for (axis, &of) in axes.iter().enumerate() {
         strides[of] = CHECK.stride(name, &layout, axis)?;
+        several_states |= of == 3 && layout.shape[axis] > 1;
     }
     let [batch_stride, head_stride, channel_stride, state_stride] = strides;
     let whole = [batch_stride, head_stride, channel_stride];
     let whole = whole.iter().all(|stride| stride % PIECE as i64 == 0);
+    let pieces = match state_stride {
+        0 if several_states => SAME,
+        1 if whole => ALIGNED,
+        _ => APART,
+    };
     Ok(Heads {
         at: 0,
         batch_stride,
         head_stride,
         channel_stride,
         state_stride,
-        vector: (whole && state_stride == 1).into(),
+        pieces,
         dtype: number_of(dtype),
     })
 }
@@ -308,9 +344,13 @@ fn of_axes<const N: usize>(
 /// The tensor at this address.
 fn at(tensor: Heads, address: u64, dtype: Dtype) -> Heads {
     let piece = (PIECE * dtype.bytes()) as u64;
+    let pieces = match tensor.pieces {
+        ALIGNED if !address.is_multiple_of(piece) => APART,
+        pieces => pieces,
+    };
     Heads {
         at: address,
-        vector: tensor.vector & i32::from(address.is_multiple_of(piece)),
+        pieces,
         ..tensor
     }
 }

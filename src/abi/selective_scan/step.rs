@@ -17,8 +17,8 @@ params! {
         pub channel_stride: i64,
         /// From one state to the next.
         pub state_stride: i64,
-        /// 1: four states lie aligned as one.
-        pub vector: i32,
+        /// How four states lie: 0 one by one, 1 aligned as one, 2 as one number that stands for all states.
+        pub pieces: i32,
         /// As [`Elements::dtype`](super::Elements::dtype).
         pub dtype: i32,
     }
@@ -95,6 +95,8 @@ params! {
         pub heads_of_group: i32,
         /// Channels of a head.
         pub channels: i32,
+        /// Channels of a block: as many as its warps work on at a time, or several times as many.
+        pub tile: i32,
         /// Blocks of a group.
         pub group_tiles: i32,
         /// Floats of a channel's state.
@@ -118,7 +120,9 @@ pub const STEP_THREADS: usize = 256;
 
 /// The kernel.
 pub fn step(numbers: Numbers) -> Entry {
-    let shared_bytes = 4 * (2 * MAX_STATES + STEP_THREADS);
+    let of_channels = STEP_THREADS * (2 * size_of::<i64>() + 3 * size_of::<f32>());
+    let convolved = (STEP_THREADS + 2 * MAX_STATES) * size_of::<f32>();
+    let shared_bytes = convolved + of_channels;
     let entry = small("step", numbers, "Step", StepParams::PARAMS, shared_bytes);
     // 64 registers: more of the state is under way at a time
     Entry { blocks: 4, ..entry }

@@ -6,6 +6,7 @@ mod counters;
 mod expected;
 mod forward;
 mod problem;
+mod step;
 
 use seqmix::selective_scan::{Config, Direction, Numbers};
 
