@@ -84,6 +84,81 @@ fn ten_runs_give_the_same_bits() {
     }
 }
 
+/// Each gradient alone has the same bits as all together, and the others are not written.
+#[test]
+fn gradients_that_are_not_asked_for() {
+    let op = &device().selective_scan;
+    for case in [
+        Case::of(2, 20, 40, 16).segments(2),
+        Case {
+            b: None,
+            ..Case::of(2, 20, 40, 16)
+        },
+        Case {
+            b: None,
+            c: None,
+            ..Case::of(2, 20, 40, 16).complex()
+        },
+    ] {
+        let stream = device().stream();
+        let problem = Problem::<f16>::new(case, &stream);
+        let all = problem.run_backward(op).unwrap();
+        for (asked, ..) in &all {
+            let some = problem.run_some(op, |name| name == *asked).unwrap();
+            for ((name, _, found), (_, _, expected)) in some.into_iter().zip(&all) {
+                if name == *asked || name == "du" || name == "ddelta" {
+                    assert!(found == *expected, "{case:?}: {asked} alone: {name}");
+                } else {
+                    let unset = found.iter().all(|x| x.is_nan());
+                    assert!(unset, "{case:?}: {asked} alone: {name} is written");
+                }
+            }
+        }
+    }
+}
+
+/// Steps of no sequence keep what they had, and change nothing.
+#[test]
+fn steps_of_no_sequence() {
+    let op = &device().selective_scan;
+    let stream = device().stream();
+    let all = Case {
+        states: false,
+        cu_seqlens: Some(&[0, 3, 20, 33, 40]),
+        ..Case::of(1, 20, 40, 16)
+    };
+    for all in [all, all.across().reversed(), all.segments(3)] {
+        let some = Case {
+            cu_seqlens: Some(&[3, 20, 33]),
+            ..all
+        };
+        let run = |case| {
+            let found = Problem::<f16>::new(case, &stream).run_backward(op);
+            let found = found.unwrap_or_else(|error| panic!("{case:?}: {error}"));
+            found.into_iter().filter(|&(_, of_steps, _)| of_steps)
+        };
+        for ((name, _, found), (_, _, expected)) in run(some).zip(run(all)) {
+            for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+                match (3..33).contains(&(at % 40)) {
+                    true => assert_eq!(*found, expected, "{some:?}: {name}, step {}", at % 40),
+                    false => assert!(found.is_nan(), "{some:?}: {name}, step {}", at % 40),
+                }
+            }
+        }
+    }
+}
+
+/// The device's offsets of sequences are clamped to the steps that there are.
+#[test]
+fn offsets_beyond_the_steps() {
+    let of = |cu_seqlens| Case {
+        cu_seqlens: Some(cu_seqlens),
+        ..Case::of(1, 20, 40, 16)
+    };
+    let far = bits::<f16>(of(&[i32::MIN, 16, i32::MAX]));
+    assert!(far == bits::<f16>(of(&[0, 16, 40])));
+}
+
 /// States that the forward pass kept, and those computed again, are the same.
 #[test]
 fn kept_states_change_no_bit() {

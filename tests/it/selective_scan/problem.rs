@@ -293,6 +293,15 @@ impl<T: Number> Problem<T> {
         &self,
         op: &SelectiveScan,
     ) -> Result<Vec<(&'static str, bool, Vec<f64>)>> {
+        self.run_some(op, |_| true)
+    }
+
+    /// The same with those alone that are asked for; du and ddelta always are.
+    pub(super) fn run_some(
+        &self,
+        op: &SelectiveScan,
+        asked: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, bool, Vec<f64>)>> {
         let Self { case, stream, .. } = self;
         let kept = match case.checkpoints {
             true => Some(self.checkpoints(op)?),
@@ -305,13 +314,13 @@ impl<T: Number> Problem<T> {
         let (mut dd, mut ddelta_bias) = (self.of_f32([case.dim]), self.of_f32([case.dim]));
         let mut dinitial_state = self.of_f32(self.states_shape());
         let gradients = Gradients {
-            da: Some(da.view_mut()),
-            db: Some(db.view_mut()),
-            dc: Some(dc.view_mut()),
-            dd: Some(dd.view_mut()),
-            dz: case.z.then(|| dz.view_mut()),
-            ddelta_bias: Some(ddelta_bias.view_mut()),
-            dinitial_state: Some(dinitial_state.view_mut()),
+            da: asked("dA").then(|| da.view_mut()),
+            db: asked("dB").then(|| db.view_mut()),
+            dc: asked("dC").then(|| dc.view_mut()),
+            dd: asked("dD").then(|| dd.view_mut()),
+            dz: (case.z && asked("dz")).then(|| dz.view_mut()),
+            ddelta_bias: asked("ddelta_bias").then(|| ddelta_bias.view_mut()),
+            dinitial_state: asked("dinitial_state").then(|| dinitial_state.view_mut()),
             ..Gradients::new(du.view_mut(), ddelta.view_mut())
         };
         let mut backward = Backward {
