@@ -363,6 +363,9 @@ impl Check {
             let found = format!("a batch of {batch}");
             return Err(self.shape("u", "a batch of 1, with cu_seqlens", &found));
         }
+        if !contiguous(&cu_seqlens, 0) {
+            return Err(self.layout("cu_seqlens", "a stride of 1", &cu_seqlens));
+        }
         cu_seqlens.shape[0]
             .checked_sub(1)
             .ok_or_else(|| self.shape("cu_seqlens", "at least 1 element", "none"))
