@@ -28,12 +28,6 @@ __device__ __forceinline__ void load_four(float (&x)[4], const float* from) {
     x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
 }
 
-// Writes 16 bytes. A function of its own: where a branch writes the same floats one by one, the
-// compiler joins their stores and splits these.
-__device__ __forceinline__ void store_four(float* to, float a, float b, float c, float d) {
-    *reinterpret_cast<float4*>(to) = make_float4(a, b, c, d);
-}
-
 // Copies `count` elements, none if it is negative, to a slot in shared memory and fills it up with
 // zeros. Done at the next wait for copies of this thread.
 __device__ __forceinline__ void start_chunk(uint4& slot, const void* from, int count,

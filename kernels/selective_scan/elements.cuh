@@ -179,6 +179,20 @@ struct ElementTile {
             return scan.along_channels ? channel + i : channel;
         }
 
+        // Reads each element's number, of one for each channel of the block.
+        __device__ __forceinline__ void numbers_of(float (&x)[kMaxElements],
+                                                   const float* of_channels) const {
+            if (scan.along_channels) {
+                get_chunk(x, of_channels + channel);
+            } else {
+                const float one = of_channels[channel];
+#pragma unroll
+                for (int i = 0; i < kMaxElements; ++i) {
+                    x[i] = one;
+                }
+            }
+        }
+
         // The first element's place in a row, in the order of the scan.
         __device__ __forceinline__ int position() const {
             if (!scan.reverse) {
@@ -189,8 +203,8 @@ struct ElementTile {
 
         // Writes the chunk's floats to the rows of their channels, which are of one eight.
         __device__ __forceinline__ void put(Floats& floats, const float (&x)[kMaxElements]) const {
-            float* to = floats.at + place;
             if (scan.along_channels) {
+                float* to = floats.at + place;
 #pragma unroll
                 for (int i = 0; i < kMaxElements; ++i) {
                     if (i < elements()) {
@@ -198,9 +212,11 @@ struct ElementTile {
                     }
                 }
             } else {
-                store_four(to, x[0], x[1], x[2], x[3]);
+                // counted in fours: the compiler would join x[0] with that above, and split the four
+                auto* to = reinterpret_cast<float4*>(floats.at) + place / 4;
+                to[0] = make_float4(x[0], x[1], x[2], x[3]);
                 if (elements() == kMaxElements) {
-                    store_four(to + 4, x[4], x[5], x[6], x[7]);
+                    to[1] = make_float4(x[4], x[5], x[6], x[7]);
                 }
             }
         }
@@ -214,13 +230,19 @@ struct ElementTile {
                     x[i] = i < elements() ? from[i * kPitch] : 0.f;
                 }
             } else {
-                const float4 low = *reinterpret_cast<const float4*>(from);
-                const float4 high = elements() == kMaxElements
-                                        ? *reinterpret_cast<const float4*>(from + 4)
-                                        : make_float4(0.f, 0.f, 0.f, 0.f);
-                x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-                x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+                get_chunk(x, from);
             }
+        }
+
+        // Reads as many floats as the chunk has elements, in pieces of 16 bytes.
+        __device__ __forceinline__ void get_chunk(float (&x)[kMaxElements],
+                                                  const float* from) const {
+            const float4 low = *reinterpret_cast<const float4*>(from);
+            const float4 high = elements() == kMaxElements
+                                    ? *reinterpret_cast<const float4*>(from + 4)
+                                    : make_float4(0.f, 0.f, 0.f, 0.f);
+            x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+            x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
         }
     };
 };

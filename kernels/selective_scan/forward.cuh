@@ -196,19 +196,27 @@ struct Forward {
         float x[kMaxElements];
         chunk.load(delta, smem.raw_delta);
         chunk.load(x, smem.raw_u[order % 2]);
+        float bias[kMaxElements];
+        chunk.numbers_of(bias, smem.weights.delta_bias);
 #pragma unroll
         for (int i = 0; i < kMaxElements; ++i) {
-            if (i < chunk.elements()) {
-                const float biased = delta[i] + smem.weights.delta_bias[chunk.channel_of(i)];
-                const float size = scan.softplus ? softplus(biased) : biased;
-                // what is not the sequence's may be anything: it must leave the state as it is
-                const bool valid = chunk.within(range, i);
-                delta[i] = valid ? size * kLog2E : 0.f;
-                x[i] = valid ? size * x[i] : 0.f;
+            delta[i] += bias[i];
+        }
+        if (scan.softplus) {
+#pragma unroll
+            for (int i = 0; i < kMaxElements; ++i) {
+                delta[i] = softplus(delta[i]);
             }
         }
-        chunk.put(smem.delta, delta);
+#pragma unroll
+        for (int i = 0; i < kMaxElements; ++i) {
+            // what is not the sequence's may be anything: it must leave the state as it is
+            const bool valid = chunk.within(range, i);
+            x[i] = valid ? delta[i] * x[i] : 0.f;
+            delta[i] = valid ? delta[i] * kLog2E : 0.f;
+        }
         chunk.put(smem.x, x);
+        chunk.put(smem.delta, delta);
     }
 
     // Takes the steps of a tile.
@@ -322,11 +330,11 @@ struct Forward {
         float u[kMaxElements];
         chunk.get(y, smem.x);
         chunk.load(u, smem.raw_u[order % 2]);
+        float skip[kMaxElements];
+        chunk.numbers_of(skip, smem.weights.skip);
 #pragma unroll
         for (int i = 0; i < kMaxElements; ++i) {
-            if (i < chunk.elements()) {
-                y[i] = fmaf(smem.weights.skip[chunk.channel_of(i)], u[i], y[i]);
-            }
+            y[i] = fmaf(skip[i], u[i], y[i]);
         }
         if (params.ungated.at != nullptr) {
             chunk.store(params.ungated, y, range, place, tile);
