@@ -12,7 +12,7 @@ namespace seqmix::selective_scan {
 
 // D and delta_bias of the block's channels, read by its threads after a barrier.
 template <int Channels, int Threads>
-struct ChannelWeights {
+struct alignas(16) ChannelWeights {
     float skip[Channels];
     float delta_bias[Channels];
 

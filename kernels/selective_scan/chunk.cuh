@@ -16,13 +16,24 @@ constexpr int kMaxElements = 8;  // of a chunk
 
 __device__ __forceinline__ int bytes_of(int dtype) { return dtype == kF32 ? 4 : 2; }
 
+// A chunk has 2^this elements.
+__device__ __forceinline__ int element_bits(int dtype) { return dtype == kF32 ? 2 : 3; }
+
+// Elements of a chunk, of so many bytes each.
+__device__ __forceinline__ int elements_of(int bytes) { return bytes == 4 ? 4 : 8; }
+
+// Reads 16 bytes.
+__device__ __forceinline__ void load_four(float (&x)[4], const float* from) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+}
+
 // Copies `count` elements, none if it is negative, to a slot in shared memory and fills it up with
 // zeros. Done at the next wait for copies of this thread.
 __device__ __forceinline__ void start_chunk(uint4& slot, const void* from, int count,
                                             int64_t stride, bool vector, int bytes) {
     if (vector) {
-        const int all = kChunkBytes / bytes;
-        copy16_async(shared_address(&slot), from, min(max(count, 0), all) * bytes);
+        copy16_async(shared_address(&slot), from, min(max(count, 0), elements_of(bytes)) * bytes);
         return;
     }
     uint32_t words[4] = {};
@@ -91,7 +102,7 @@ __device__ __forceinline__ uint4 narrow(const float (&x)[kMaxElements], int dtyp
 // Writes the elements `first` to `end` of a chunk, whose element 0 belongs at `to`.
 __device__ __forceinline__ void store_chunk(void* to, uint4 chunk, int first, int end,
                                             int64_t stride, bool vector, int bytes) {
-    if (vector && first == 0 && end == kChunkBytes / bytes) {
+    if (vector && first == 0 && end == elements_of(bytes)) {
         *static_cast<uint4*>(to) = chunk;
         return;
     }

@@ -107,17 +107,17 @@ struct Coefficients {
         bool exists;
     };
 
-    __device__ __forceinline__ static Piece piece(const Scan& scan, int index, int bytes) {
-        const int elements = kChunkBytes / bytes;
+    __device__ __forceinline__ static Piece piece(const Scan& scan, int index) {
+        const int bits = element_bits(scan.u.dtype);
         const int number = index * Threads + thread_of_block();
         const int chunk = number % kChunks;
         Piece piece;
         piece.side = number < kChunks ? Side::B : Side::C;
         const Coefficient& coefficient = piece.side == Side::B ? scan.b : scan.c;
         if (coefficient.kind == kAlongStates) {
-            const int of_row = max(Floats / elements, 1);
-            piece.step = chunk / of_row;
-            piece.state = chunk % of_row * elements;
+            const int of_row = max(Floats >> bits, 1) - 1;  // a power of two less 1
+            piece.step = chunk >> __popc(of_row);
+            piece.state = (chunk & of_row) << bits;
         } else {
             // neighbouring states, and of those two neighbouring chunks: whole sectors
             constexpr int kStates = kChunksOfRow == 1 ? 32 : 16;
@@ -125,9 +125,9 @@ struct Coefficients {
             constexpr int kGroups = Floats / kLanes;
             const int group = chunk / 32;
             piece.state = group % kGroups * kLanes + chunk % kLanes;
-            piece.step = elements * (group / kGroups * (32 / kLanes) + chunk % 32 / kLanes);
+            piece.step = (group / kGroups * (32 / kLanes) + chunk % 32 / kLanes) << bits;
         }
-        piece.exists = number < 2 * kChunks && piece.step < RowBytes / bytes &&
+        piece.exists = number < 2 * kChunks && piece.step < kChunksOfRow << bits &&
                        coefficient.kind != kConstant;
         return piece;
     }
@@ -136,18 +136,20 @@ struct Coefficients {
     __device__ __forceinline__ static void start(Smem& smem, const Scan& scan, const Place& place,
                                                  int tile) {
         const int bytes = bytes_of(scan.u.dtype);
+        const int steps = kChunksOfRow << element_bits(scan.u.dtype);
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
-            const Piece piece = Coefficients::piece(scan, i, bytes);
+            const Piece piece = Coefficients::piece(scan, i);
             if (!piece.exists) {
                 continue;
             }
             const Coefficient& from = piece.side == Side::B ? scan.b : scan.c;
-            const int step = tile * (RowBytes / bytes) + piece.step;
+            const int step = tile * steps + piece.step;
             const bool along_states = from.kind == kAlongStates;
-            const int states = scan.states - piece.state;
-            const int steps = scan.seqlen - step;
-            const int count = along_states ? (steps > 0 ? states : 0) : (states > 0 ? steps : 0);
+            const int states_left = scan.states - piece.state;
+            const int steps_left = scan.seqlen - step;
+            const int count = along_states ? (steps_left > 0 ? states_left : 0)
+                                           : (states_left > 0 ? steps_left : 0);
             const int64_t offset = place.batch * from.batch_stride +
                                    place.group * from.group_stride +
                                    piece.state * from.state_stride + step * from.step_stride;
@@ -160,12 +162,12 @@ struct Coefficients {
     // Writes the floats of what this thread copied: zeros for steps that are not the sequence's.
     __device__ __forceinline__ static void finish(Smem& smem, const Scan& scan, const Place& place,
                                                   int tile) {
-        const int bytes = bytes_of(scan.u.dtype);
-        const int elements = kChunkBytes / bytes;
-        const int steps = RowBytes / bytes;
+        const int bits = element_bits(scan.u.dtype);
+        const int elements = 1 << bits;
+        const int steps = kChunksOfRow << bits;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
-            const Piece piece = Coefficients::piece(scan, i, bytes);
+            const Piece piece = Coefficients::piece(scan, i);
             if (!piece.exists) {
                 continue;
             }
@@ -175,7 +177,7 @@ struct Coefficients {
             widen(x, smem.slots[i][thread_of_block()], scan.u.dtype);
             const auto row = [&](int step) {
                 const int position = scan.reverse ? steps - 1 - step : step;
-                return smem.at[is_c] + position * Floats + position / elements * kShift;
+                return smem.at[is_c] + position * Floats + (position >> bits) * kShift;
             };
 #pragma unroll
             for (int j = 0; j < kMaxElements; ++j) {

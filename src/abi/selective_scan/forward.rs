@@ -40,6 +40,8 @@ pub struct Forward {
     pub states: usize,
     /// Lanes that share a channel.
     pub lanes: usize,
+    /// Channels that the lanes share: what a lane reads of B and C serves all of them.
+    pub own: usize,
     /// Channels of a block.
     pub channels: usize,
     /// Bytes of a channel's row of `u` in a tile.
@@ -53,7 +55,7 @@ pub struct Forward {
 const fn forward(
     numbers: Numbers,
     states: usize,
-    lanes: usize,
+    (lanes, own): (usize, usize),
     channels: usize,
     row_bytes: usize,
     blocks: u32,
@@ -63,6 +65,7 @@ const fn forward(
         numbers,
         states,
         lanes,
+        own,
         channels,
         row_bytes,
         blocks,
@@ -78,23 +81,23 @@ const fn forward(
 /// bytes of each channel, two sectors, as long as its B and C leave room for several blocks side by side.
 #[rustfmt::skip]
 pub const FORWARD: &[Forward] = &[
-    //      numbers states lanes channels row blocks B and C
-    forward(Real,      4,  4, 64, 64, 3, Variable),
-    forward(Real,     16,  4, 64, 64, 3, Variable),
-    forward(Real,     32,  8, 32, 64, 3, Variable),
-    forward(Real,     64,  8, 64, 32, 1, Variable), // 16 floats a lane would take twice the registers
-    forward(Real,    128, 16, 32, 32, 1, Variable),
-    forward(Real,    256, 32, 16, 32, 1, Variable),
-    forward(Real,     64,  8, 32, 32, 2, Any),
-    forward(Real,    256, 32, 16, 32, 1, Any),
-    forward(Complex,  64,  8, 32, 32, 2, Any),
-    forward(Complex, 256, 16, 16, 32, 1, Any), // 32 lanes would do more alike, and 512 threads would spill
+    //       numbers states (lanes, own) channels row blocks B and C
+    forward(Real,      4, ( 4, 1), 64, 64, 3, Variable),
+    forward(Real,     16, ( 4, 2), 64, 32, 4, Variable),
+    forward(Real,     32, ( 8, 2), 64, 32, 2, Variable),
+    forward(Real,     64, (16, 2), 64, 32, 1, Variable), // 16 floats a lane would take twice the registers
+    forward(Real,    128, (32, 2), 32, 32, 1, Variable),
+    forward(Real,    256, (32, 1), 16, 32, 1, Variable),
+    forward(Real,     64, ( 8, 1), 32, 32, 2, Any),
+    forward(Real,    256, (32, 1), 16, 32, 1, Any),
+    forward(Complex,  64, ( 8, 1), 32, 32, 2, Any),
+    forward(Complex, 256, (16, 1), 16, 32, 1, Any), // 32 lanes would do more alike, and 512 threads would spill
 ];
 
 impl Forward {
     /// Threads of a block.
     pub const fn threads(&self) -> usize {
-        self.channels * self.lanes
+        self.channels / self.own * self.lanes
     }
 
     /// Shared memory of a block: floats of step sizes and inputs, B and C, slots of copies, D and bias.
@@ -118,12 +121,13 @@ impl Forward {
             numbers,
             states,
             lanes,
+            own,
             channels,
             row_bytes,
             blocks,
             source,
         } = *self;
-        let own = states / lanes / numbers.floats();
+        let of_lane = states / lanes / numbers.floats();
         Entry {
             name: format!(
                 "selective_scan_forward_{}_{states}{}",
@@ -131,7 +135,7 @@ impl Forward {
                 source.name()
             ),
             instance: format!(
-                "seqmix::selective_scan::Forward<{}, {lanes}, {own}, {channels}, {row_bytes}, {}>",
+                "seqmix::selective_scan::Forward<{}, {lanes}, {of_lane}, {own}, {channels}, {row_bytes}, {}>",
                 numbers.cpp(),
                 source.cpp()
             ),

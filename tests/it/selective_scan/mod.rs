@@ -2,9 +2,11 @@
 //! tables of cases.
 
 mod backward;
+mod backward_errors;
 mod counters;
 mod expected;
 mod forward;
+mod gradients;
 mod problem;
 mod step;
 
@@ -38,7 +40,28 @@ struct Case {
     cu_seqlens: Option<&'static [i32]>,
     /// Whether the forward pass keeps states for the backward pass.
     checkpoints: bool,
+    values: Values,
 }
+
+/// How large the inputs are, as multiples of normal numbers.
+#[derive(Clone, Copy, Debug)]
+struct Values {
+    u: f64,
+    z: f64,
+    /// B and C.
+    coefficients: f64,
+    dout: f64,
+    /// Step sizes up to 100, and A from -1e-4 to -1e4.
+    stiff: bool,
+}
+
+const USUAL: Values = Values {
+    u: 1.0,
+    z: 1.0,
+    coefficients: 1.0,
+    dout: 1.0,
+    stiff: false,
+};
 
 /// Which axis lies contiguously.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,6 +109,7 @@ impl Case {
             states: true,
             cu_seqlens: None,
             checkpoints: false,
+            values: USUAL,
         }
     }
 

@@ -10,7 +10,7 @@ use seqmix::selective_scan::{
 use seqmix::{Float, Result, Workspace};
 
 use super::expected::{self, Pair};
-use super::{Case, Lie, Steps, Weight};
+use super::{Case, Lie, Steps, Values, Weight};
 use crate::measure::Bound;
 use crate::naive::{Number, bound, normal};
 use crate::support::{Place, Placed, assert_close};
@@ -98,13 +98,16 @@ impl<T: Number> Problem<T> {
             batch, dim, seqlen, ..
         } = case;
         let (floats, all) = (case.floats(), batch * dim * seqlen);
-        let numbers = |seed, count| normal::<T>(seed, count, 1.0);
+        let scaled = |seed, count, scale| normal::<T>(seed, count, scale);
+        let numbers = |seed, count| scaled(seed, count, 1.0);
         let singles = |seed, count| normal::<f32>(seed, count, 1.0);
         let map = |x: Vec<T>, f: fn(f64) -> f64| -> Vec<T> {
             x.into_iter().map(|x| T::narrow(f(x.into()))).collect()
         };
         // without softplus, step sizes are positive as they come
-        let delta = if case.config.delta_softplus {
+        let delta = if case.values.stiff {
+            map(numbers(2, all), |x| (50.0 * x.abs()).min(100.0))
+        } else if case.config.delta_softplus {
             map(numbers(2, all), |x| x - 1.0)
         } else {
             map(numbers(2, all), |x| 0.2 * x.abs())
@@ -115,10 +118,14 @@ impl<T: Number> Problem<T> {
             .enumerate()
             .map(|(at, x)| match case.is_complex() && at % 2 == 1 {
                 true => 4.0 * x,
+                false if case.values.stiff => -10_f32.powf((2.0 * x).clamp(-4.0, 4.0)),
                 false => -x.exp(),
             })
             .collect();
-        let (u, z, dout) = (numbers(1, all), numbers(4, all), numbers(5, all));
+        let Values {
+            u, z, dout, ..
+        } = case.values;
+        let (u, z, dout) = (scaled(1, all, u), scaled(4, all, z), scaled(5, all, dout));
         let place = elements(&case);
         let nan = T::narrow(f64::NAN);
         let like_u = |x: &[T]| Placed::input(stream, place, x, nan);
@@ -130,7 +137,8 @@ impl<T: Number> Problem<T> {
         let state = |seed| singles(seed, states.iter().product());
         let coefficient = |seed, lie: Option<Lie>| match lie {
             Some(lie) => {
-                let x = numbers(seed, batch * case.groups * floats * seqlen);
+                let count = batch * case.groups * floats * seqlen;
+                let x = scaled(seed, count, case.values.coefficients);
                 let placed = Placed::input(stream, variable(&case, lie), &x, nan);
                 (widen(&x), Coefficients::Variable(placed))
             }
@@ -290,6 +298,15 @@ impl<T: Number> Problem<T> {
         &self,
         op: &SelectiveScan,
     ) -> Result<Vec<(&'static str, bool, Vec<f64>)>> {
+        self.run_some(op, |_| true)
+    }
+
+    /// The same with those alone that are asked for; du and ddelta always are.
+    pub(super) fn run_some(
+        &self,
+        op: &SelectiveScan,
+        asked: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, bool, Vec<f64>)>> {
         let Self { case, stream, .. } = self;
         let kept = match case.checkpoints {
             true => Some(self.checkpoints(op)?),
@@ -302,13 +319,13 @@ impl<T: Number> Problem<T> {
         let (mut dd, mut ddelta_bias) = (self.of_f32([case.dim]), self.of_f32([case.dim]));
         let mut dinitial_state = self.of_f32(self.states_shape());
         let gradients = Gradients {
-            da: Some(da.view_mut()),
-            db: Some(db.view_mut()),
-            dc: Some(dc.view_mut()),
-            dd: Some(dd.view_mut()),
-            dz: case.z.then(|| dz.view_mut()),
-            ddelta_bias: Some(ddelta_bias.view_mut()),
-            dinitial_state: Some(dinitial_state.view_mut()),
+            da: asked("dA").then(|| da.view_mut()),
+            db: asked("dB").then(|| db.view_mut()),
+            dc: asked("dC").then(|| dc.view_mut()),
+            dd: asked("dD").then(|| dd.view_mut()),
+            dz: (case.z && asked("dz")).then(|| dz.view_mut()),
+            ddelta_bias: asked("ddelta_bias").then(|| ddelta_bias.view_mut()),
+            dinitial_state: asked("dinitial_state").then(|| dinitial_state.view_mut()),
             ..Gradients::new(du.view_mut(), ddelta.view_mut())
         };
         let mut backward = Backward {
