@@ -68,7 +68,7 @@ fn memory_binds_a_large_batch() {
         let states = (4 * case.batch * case.dim() * case.floats()) as u64;
         for report in take_thread_reports() {
             let kilobytes = 2 * states / 1024;
-            assert!(report.total() <= 200 * kilobytes, "{report}");
+            assert!(report.total() <= 300 * kilobytes, "{report}");
         }
     }
 }
