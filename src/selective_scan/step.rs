@@ -25,8 +25,8 @@ const PIECE: usize = 4;
 /// The most lanes that share a channel: a warp.
 const MAX_LANES: usize = 32;
 
-/// Blocks that a multiprocessor has room for.
-const BLOCKS_OF_MULTIPROCESSOR: usize = 4;
+/// Blocks that give a multiprocessor enough to do while others wait for memory.
+const BLOCKS_OF_MULTIPROCESSOR: usize = 2;
 
 /// The largest size of an axis: indices of the kernel.
 const MAX_SIZE: usize = 1 << 30;
