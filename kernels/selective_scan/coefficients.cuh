@@ -32,8 +32,11 @@ struct Coefficients {
     static_assert(kChunks % 32 == 0, "a warp copies B or C");
 
     // Steps of neighbouring chunks lie this much further in shared memory, so that chunks along steps
-    // have no bank conflicts.
+    // have no bank conflicts. Those along states have none if all lies side by side.
     static constexpr int kShift = Floats < 16 ? Floats : 16;
+    __device__ __forceinline__ static int shift(int kind) {
+        return kind == kAlongStates ? 0 : kShift;
+    }
     // Rows of constants: those of neighbouring channels begin on different halves of the banks.
     static constexpr int kConstantPitch = Floats + 16;
 
@@ -67,7 +70,7 @@ struct Coefficients {
         if (Of == Source::Any && coefficient.kind == kConstant) {
             return {first + channel * kConstantPitch, 0, 0};
         }
-        return {first, Floats, kShift};
+        return {first, Floats, shift(coefficient.kind)};
     }
 
     // Fills the rows of what is constant; the block's threads read them after a barrier.
@@ -175,9 +178,10 @@ struct Coefficients {
             const bool along_states = (is_c ? scan.c : scan.b).kind == kAlongStates;
             float x[kMaxElements];
             widen(x, smem.slots[i][thread_of_block()], scan.u.dtype);
+            const int shift_of_chunk = along_states ? 0 : kShift;
             const auto row = [&](int step) {
                 const int position = scan.reverse ? steps - 1 - step : step;
-                return smem.at[is_c] + position * Floats + (position >> bits) * kShift;
+                return smem.at[is_c] + position * Floats + (position >> bits) * shift_of_chunk;
             };
 #pragma unroll
             for (int j = 0; j < kMaxElements; ++j) {

@@ -79,7 +79,10 @@ fn ten_runs_give_the_same_bits() {
     ] {
         let first = bits::<bf16>(case);
         for repeat in 1..10 {
-            assert!(bits::<bf16>(case) == first, "{case:?}: run {repeat} differs");
+            assert!(
+                bits::<bf16>(case) == first,
+                "{case:?}: run {repeat} differs"
+            );
         }
     }
 }

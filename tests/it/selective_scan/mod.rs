@@ -3,10 +3,13 @@
 
 mod backward;
 mod counters;
+mod errors;
 mod expected;
 mod forward;
 mod gradients;
 mod problem;
+mod queue;
+mod scans;
 
 use seqmix::selective_scan::{Config, Direction, Numbers};
 
@@ -167,6 +170,10 @@ impl Case {
 
     fn is_complex(&self) -> bool {
         self.config.numbers == Numbers::Complex
+    }
+
+    fn is_reversed(&self) -> bool {
+        self.config.direction == Direction::Reverse
     }
 
     fn sequences(&self) -> usize {
