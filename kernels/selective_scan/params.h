@@ -105,7 +105,7 @@ struct BackwardParams {
     Segments segments;
     const float* checkpoints;  // as in ForwardParams
     // Sums of a block over its channels: [batch, blocks of channels, seqlen, B and C, states]; null if
-    // both are constant.
+    // neither is wanted, or both are constant.
     float* of_steps;
     // Sums of a block over its steps: [gradient, sequences, segments, dim, states], where the gradients
     // are those of A, and of B and C where these are constant.

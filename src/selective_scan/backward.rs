@@ -84,7 +84,7 @@ impl SelectiveScan {
         tensors: &mut Backward<'_, T>,
     ) -> Result<BackwardPlan> {
         let call = self.backward_call(stream, config, tensors)?;
-        self.plan_gradients(&call.problem, call.params.checkpoints != 0)
+        self.plan_gradients(&call)
     }
 
     /// Queues the gradients of a scan on `stream`.
@@ -105,14 +105,15 @@ impl SelectiveScan {
     ) -> Result<()> {
         let mut scratch = workspace.scratch();
         let mut memory;
+        let call = self.backward_call(stream, config, &mut tensors)?;
+        let plan = self.plan_gradients(&call)?;
         let Call {
             problem,
             mut launch,
             mut params,
             outputs,
-        } = self.backward_call(stream, config, &mut tensors)?;
+        } = call;
         launch.same_context("the operation", &self.ctx)?;
-        let plan = self.plan_gradients(&problem, params.checkpoints != 0)?;
         memory = scratch.take(plan.workspace_bytes())?;
         let segments = match &mut memory {
             Some(memory) => launch.write("workspace", memory, 16)?,
@@ -146,7 +147,8 @@ impl SelectiveScan {
         unsafe { self.add_sums(&launch, &problem, &plan.main, &params, &outputs) }
     }
 
-    fn plan_gradients(&self, problem: &Problem, with_states: bool) -> Result<BackwardPlan> {
+    fn plan_gradients(&self, call: &Call<'_>) -> Result<BackwardPlan> {
+        let (problem, with_states) = (&call.problem, call.params.checkpoints != 0);
         let main = Plan::backward(problem, &self.backward_rows, &self.device)?;
         let states = if with_states || problem.is_empty() || problem.seqlen == 0 {
             None
@@ -157,7 +159,6 @@ impl SelectiveScan {
         plan::room_for(problem, main.blocks)?;
         plan::room_for(problem, step_sums_blocks(problem))?;
         let interval = plan::interval(problem, &self.backward_rows)?;
-        let variable = problem.scan.b.kind != 2 || problem.scan.c.kind != 2;
         let blocks = blocks_of_group(problem, main.channels) * problem.groups;
         let rows = problem.sequences * main.segments * problem.dim;
         let gradients = match problem.source {
@@ -171,10 +172,9 @@ impl SelectiveScan {
                 Some(_) => aligned_bytes(problem.checkpoint_shape(interval).iter().product()),
                 None => 0,
             },
-            of_steps: if variable {
-                aligned_bytes(problem.batch * blocks * problem.seqlen * 2 * problem.states)
-            } else {
-                0
+            of_steps: match call.outputs.of_steps() {
+                true => aligned_bytes(problem.batch * blocks * problem.seqlen * 2 * problem.states),
+                false => 0,
             },
             of_states: aligned_bytes(gradients * rows * problem.states),
             of_channels: aligned_bytes(2 * rows),
@@ -256,8 +256,7 @@ impl SelectiveScan {
                 )
             }?;
         }
-        let wanted = outputs.b.at != 0 || outputs.c.at != 0;
-        if !wanted || step_sums_blocks(problem) == 0 {
+        if !outputs.of_steps() || step_sums_blocks(problem) == 0 {
             return Ok(());
         }
         let Scan {
@@ -412,6 +411,13 @@ struct Outputs {
     constant_c: ChannelSum,
     skip: ChannelSum,
     delta_bias: ChannelSum,
+}
+
+impl Outputs {
+    /// Whether gradients are wanted that differ from step to step and are sums over channels.
+    fn of_steps(&self) -> bool {
+        self.b.at != 0 || self.c.at != 0
+    }
 }
 
 /// A gradient of numbers for each channel.

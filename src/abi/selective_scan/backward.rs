@@ -32,7 +32,7 @@ params! {
         /// As [`ForwardParams::checkpoints`].
         pub checkpoints: u64,
         /// Address of `[batch, blocks of channels, seqlen, 2, states]` of f32: each block's sums of dB and
-        /// dC; 0 if both are constant.
+        /// dC; 0 if neither is wanted, or both are constant.
         pub of_steps: u64,
         /// Address of `[3, sequences, segments, dim, states]` of f32: sums of dA, and of dB and dC where those
         /// are constant. Without constants there is only the first part.

@@ -2,6 +2,7 @@
 //! tables of cases.
 
 mod backward;
+mod backward_errors;
 mod counters;
 mod errors;
 mod expected;
