@@ -178,20 +178,11 @@ struct Coefficients {
             const bool along_states = (is_c ? scan.c : scan.b).kind == kAlongStates;
             float x[kMaxElements];
             widen(x, smem.slots[i][thread_of_block()], scan.u.dtype);
-            const int shift_of_chunk = along_states ? 0 : kShift;
-            const auto row = [&](int step) {
-                const int position = scan.reverse ? steps - 1 - step : step;
-                return smem.at[is_c] + position * Floats + (position >> bits) * shift_of_chunk;
-            };
-#pragma unroll
-            for (int j = 0; j < kMaxElements; ++j) {
-                const int step = tile * steps + piece.step + (along_states ? 0 : j);
-                const float factor = is_c ? readout<Number>(along_states ? j : piece.state) : 1.f;
-                x[j] = place.holds(step) ? x[j] * factor : 0.f;
-            }
+            const auto position = [&](int step) { return scan.reverse ? steps - 1 - step : step; };
             if (along_states) {
                 // of 16 bytes at a time, half of the lanes write the second ones first: each bank once
-                auto* to = reinterpret_cast<float4*>(row(piece.step) + piece.state);
+                const int first = position(piece.step) * Floats + piece.state;
+                auto* to = reinterpret_cast<float4*>(smem.at[is_c]) + first / 4;
                 const bool two = elements == kMaxElements && Floats >= kMaxElements;
                 const bool second = two && lane_of_warp() / 4 % 2 != 0;
                 const float4 low = make_float4(x[0], x[1], x[2], x[3]);
@@ -204,7 +195,8 @@ struct Coefficients {
 #pragma unroll
                 for (int j = 0; j < kMaxElements; ++j) {
                     if (j < elements) {
-                        row(piece.step + j)[piece.state] = x[j];
+                        const int at = position(piece.step + j);
+                        smem.at[is_c][at * Floats + (at >> bits) * kShift + piece.state] = x[j];
                     }
                 }
             }
