@@ -1,5 +1,6 @@
 //! What the tests of every op need: the device, and tensors that notice what they should not.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use cuda_emulator::Driver;
@@ -121,6 +122,13 @@ impl<const N: usize> Place<N> {
         Self { shape, ..place }
     }
 
+    /// Where a range of an axis begins, and its shape.
+    fn part(&self, axis: usize, range: Range<usize>) -> (usize, [usize; N]) {
+        let mut shape = self.shape;
+        shape[axis] = range.len();
+        (self.offset + range.start * self.strides[axis], shape)
+    }
+
     /// Where the elements lie in the buffer, in row-major order.
     fn elements(&self) -> Vec<usize> {
         let mut at = vec![self.offset];
@@ -180,6 +188,17 @@ impl<T: Element, const N: usize> Placed<T, N> {
             ..
         } = self.place;
         TensorMut::new(self.buffer.slice_mut(offset..), shape, strides).unwrap()
+    }
+
+    /// The indices of this range of an axis.
+    pub(crate) fn part(&self, axis: usize, range: Range<usize>) -> TensorRef<'_, T, N> {
+        let (offset, shape) = self.place.part(axis, range);
+        TensorRef::new(self.buffer.slice(offset..), shape, self.place.strides).unwrap()
+    }
+
+    pub(crate) fn part_mut(&mut self, axis: usize, range: Range<usize>) -> TensorMut<'_, T, N> {
+        let (offset, shape) = self.place.part(axis, range);
+        TensorMut::new(self.buffer.slice_mut(offset..), shape, self.place.strides).unwrap()
     }
 
     /// The elements in row-major order, after a check that nothing beside them was written.

@@ -4,10 +4,13 @@
 mod backward;
 mod backward_errors;
 mod counters;
+mod errors;
 mod expected;
 mod forward;
 mod gradients;
 mod problem;
+mod queue;
+mod scans;
 mod step;
 
 use seqmix::selective_scan::{Config, Direction, Numbers};
@@ -169,6 +172,10 @@ impl Case {
 
     fn is_complex(&self) -> bool {
         self.config.numbers == Numbers::Complex
+    }
+
+    fn is_reversed(&self) -> bool {
+        self.config.direction == Direction::Reverse
     }
 
     fn sequences(&self) -> usize {
