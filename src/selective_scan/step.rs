@@ -147,8 +147,7 @@ fn describe<T: Float>(
         return Err(CHECK.shape("B", &expected, &format!("{groups} groups")));
     }
     let (dt_min, dt_max) = config.dt_limit;
-    // also false for a NaN
-    if !(dt_min <= dt_max) {
+    if dt_min.is_nan() || dt_max.is_nan() || dt_min > dt_max {
         return Err(Error::Argument {
             op: CHECK.op,
             argument: "dt_limit",
