@@ -90,13 +90,14 @@ pub(crate) struct Ops {
 }
 
 /// The ops that have kernels.
-const OPS: [&str; 7] = [
+const OPS: [&str; 8] = [
     "attention_forward",
     "causal_conv1d_forward",
     "causal_conv1d_backward",
     "gemm",
     "selective_scan_forward",
     "selective_scan_backward",
+    "selective_scan_step",
     "ssd_forward",
 ];
 
@@ -244,6 +245,9 @@ impl Case {
             ("selective_scan_backward", Some(Dtype::F32)) => {
                 self.selective_scan_backward::<f32>(ops)
             }
+            ("selective_scan_step", Some(Dtype::F16)) => self.selective_scan_step::<f16>(ops),
+            ("selective_scan_step", Some(Dtype::BF16)) => self.selective_scan_step::<bf16>(ops),
+            ("selective_scan_step", Some(Dtype::F32)) => self.selective_scan_step::<f32>(ops),
             ("ssd_forward", Some(Dtype::F16)) => self.ssd_forward::<f16>(ops),
             ("ssd_forward", Some(Dtype::BF16)) => self.ssd_forward::<bf16>(ops),
             (op, dtype) if !OPS.contains(&op) => unsupported(format!(

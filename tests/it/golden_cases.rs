@@ -125,7 +125,9 @@ fn selective_scan_keeps_every_bound() {
     let forward = cases("selective_scan_forward", 4).into_iter();
     let all = forward.map(|case| (case, 2));
     let backward = cases("selective_scan_backward", 2).into_iter();
-    for ((name, case), tensors) in all.chain(backward.map(|case| (case, 8))) {
+    let all = all.chain(backward.map(|case| (case, 8)));
+    let step = cases("selective_scan_step", 2).into_iter();
+    for ((name, case), tensors) in all.chain(step.map(|case| (case, 2))) {
         let outputs = case.run(&ops);
         let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
         let verdicts = case.judge(&outputs, false).unwrap();
