@@ -3,11 +3,13 @@
 
 mod backward;
 mod backward_errors;
+mod bare;
 mod counters;
 mod errors;
 mod expected;
 mod forward;
 mod gradients;
+mod mutants;
 mod problem;
 mod queue;
 mod scans;
