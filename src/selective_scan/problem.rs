@@ -345,7 +345,7 @@ impl Check {
 
     pub(super) fn state_size(&self, numbers: Numbers, states: usize) -> Result<()> {
         let floats = numbers.floats();
-        if states == 0 || states > MAX_STATES || states % floats != 0 {
+        if states == 0 || states > MAX_STATES || !states.is_multiple_of(floats) {
             let expected = match floats {
                 1 => format!("1 to {MAX_STATES} states"),
                 _ => format!("2 floats for each of 1 to {} states", MAX_STATES / floats),
