@@ -2,11 +2,9 @@
 //! tables of cases.
 
 mod backward;
-mod backward_errors;
 mod counters;
 mod expected;
 mod forward;
-mod gradients;
 mod problem;
 
 use seqmix::selective_scan::{Config, Direction, Numbers};
