@@ -32,8 +32,11 @@ struct Coefficients {
     static_assert(kChunks % 32 == 0, "a warp copies B or C");
 
     // Steps of neighbouring chunks lie this much further in shared memory, so that chunks along steps
-    // have no bank conflicts.
+    // have no bank conflicts. Those along states have none if all lies side by side.
     static constexpr int kShift = Floats < 16 ? Floats : 16;
+    __device__ __forceinline__ static int shift(int kind) {
+        return kind == kAlongStates ? 0 : kShift;
+    }
     // Rows of constants: those of neighbouring channels begin on different halves of the banks.
     static constexpr int kConstantPitch = Floats + 16;
 
@@ -67,7 +70,7 @@ struct Coefficients {
         if (Of == Source::Any && coefficient.kind == kConstant) {
             return {first + channel * kConstantPitch, 0, 0};
         }
-        return {first, Floats, kShift};
+        return {first, Floats, shift(coefficient.kind)};
     }
 
     // Fills the rows of what is constant; the block's threads read them after a barrier.
@@ -175,19 +178,11 @@ struct Coefficients {
             const bool along_states = (is_c ? scan.c : scan.b).kind == kAlongStates;
             float x[kMaxElements];
             widen(x, smem.slots[i][thread_of_block()], scan.u.dtype);
-            const auto row = [&](int step) {
-                const int position = scan.reverse ? steps - 1 - step : step;
-                return smem.at[is_c] + position * Floats + (position >> bits) * kShift;
-            };
-#pragma unroll
-            for (int j = 0; j < kMaxElements; ++j) {
-                const int step = tile * steps + piece.step + (along_states ? 0 : j);
-                const float factor = is_c ? readout<Number>(along_states ? j : piece.state) : 1.f;
-                x[j] = place.holds(step) ? x[j] * factor : 0.f;
-            }
+            const auto position = [&](int step) { return scan.reverse ? steps - 1 - step : step; };
             if (along_states) {
                 // of 16 bytes at a time, half of the lanes write the second ones first: each bank once
-                auto* to = reinterpret_cast<float4*>(row(piece.step) + piece.state);
+                const int first = position(piece.step) * Floats + piece.state;
+                auto* to = reinterpret_cast<float4*>(smem.at[is_c]) + first / 4;
                 const bool two = elements == kMaxElements && Floats >= kMaxElements;
                 const bool second = two && lane_of_warp() / 4 % 2 != 0;
                 const float4 low = make_float4(x[0], x[1], x[2], x[3]);
@@ -200,7 +195,8 @@ struct Coefficients {
 #pragma unroll
                 for (int j = 0; j < kMaxElements; ++j) {
                     if (j < elements) {
-                        row(piece.step + j)[piece.state] = x[j];
+                        const int at = position(piece.step + j);
+                        smem.at[is_c][at * Floats + (at >> bits) * kShift + piece.state] = x[j];
                     }
                 }
             }

@@ -13,12 +13,14 @@ const MAX_SEGMENTS: usize = 65_535;
 /// Parts of a workspace begin at multiples of so many bytes.
 const ALIGNMENT: usize = 256;
 
-/// Instructions of one kind that a multiprocessor's lanes do in a clock: those of the special function
-/// unit, and additions and multiplications (64 before compute capability 8.6).
+/// Instructions that a multiprocessor's lanes do in a clock: those of the special function unit, and all.
 const SPECIAL_LANES: f64 = 16.0;
-const FLOAT_LANES: f64 = 128.0;
-/// Special functions of an element for softplus and gate.
-const SPECIAL_OF_ELEMENT: f64 = 4.0;
+const LANES: f64 = 128.0;
+/// Special functions of an element for softplus and gate, and instructions for these and for moving it.
+const SPECIAL_OF_ELEMENT: f64 = 3.0;
+const INSTRUCTIONS_OF_ELEMENT: f64 = 120.0;
+/// Instructions for each special function of a state, itself among them.
+const INSTRUCTIONS_OF_SPECIAL: f64 = 6.5;
 /// Instructions of an element's gradients for each number of its state, most of them additions and
 /// multiplications.
 const GRADIENT_INSTRUCTIONS: f64 = 28.0;
@@ -32,8 +34,7 @@ const CLOCKS_OF_TILE: f64 = 1200.0;
 const LAUNCH_CLOCKS: f64 = 2500.0;
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65_536;
-/// About what a thread takes of them.
-const REGISTERS_OF_THREAD: usize = 80;
+/// About what a thread of the gradients takes of them.
 const REGISTERS_OF_GRADIENT_THREAD: usize = 200;
 /// Shared memory that the driver keeps of each block.
 const RESERVED_BYTES: usize = 1024;
@@ -93,17 +94,16 @@ impl Plan {
     /// Plans `problem` with the first of `rows` that can run it.
     pub(super) fn forward(problem: &Problem, rows: &[Forward], device: &Device) -> Result<Self> {
         let fits = |row: &Forward| runs(problem, row.numbers, row.states, row.source);
-        let index = rows.iter().position(fits);
-        let (index, row) = index
-            .and_then(|index| Some((index, rows.get(index)?)))
-            .ok_or_else(|| refuse(problem))?;
-        let specials = (row.states / row.numbers.floats() * row.numbers.exponentials()) as f64;
-        let clocks = (specials + SPECIAL_OF_ELEMENT) / SPECIAL_LANES;
+        let mut indexed = rows.iter().enumerate();
+        let row = indexed.find(|(_, row)| fits(row));
+        let (index, row) = row.ok_or_else(|| refuse(problem))?;
+        let numbers = row.states / row.numbers.floats();
+        let room = room_of(device, row.shared_bytes());
         let pass = Pass {
             channels: row.channels,
             steps: row.row_bytes / problem.dtype.bytes(),
-            resident: resident(device, row.shared_bytes(), row.threads(), REGISTERS_OF_THREAD),
-            clocks_of_element: clocks,
+            resident: room.min(row.blocks as usize),
+            clocks_of_element: clocks_of_element(numbers * row.numbers.exponentials()),
             clocks_of_step: CLOCKS_OF_STEP,
         };
         let blocks = blocks(problem, row.channels);
@@ -116,7 +116,7 @@ impl Plan {
             channels: row.channels,
             blocks,
             segments,
-            workspace: segment_bytes(problem, segments).iter().sum(),
+            workspace: total(segment_bytes(problem, segments)),
         })
     }
 
@@ -124,8 +124,8 @@ impl Plan {
     /// of the segments.
     pub(super) fn backward(problem: &Problem, rows: &[Backward], device: &Device) -> Result<Self> {
         let (index, row) = backward_row(problem, rows)?;
-        let numbers = (row.states / row.numbers.floats()) as f64;
-        let specials = numbers * row.numbers.exponentials() as f64;
+        let numbers = row.states / row.numbers.floats();
+        let specials = numbers * row.numbers.exponentials();
         let main = Pass {
             channels: row.channels,
             steps: row.row_bytes / problem.dtype.bytes(),
@@ -135,11 +135,11 @@ impl Plan {
                 row.threads(),
                 REGISTERS_OF_GRADIENT_THREAD,
             ),
-            clocks_of_element: numbers * GRADIENT_INSTRUCTIONS / FLOAT_LANES,
+            clocks_of_element: numbers as f64 * GRADIENT_INSTRUCTIONS / LANES,
             clocks_of_step: CLOCKS_OF_GRADIENT_STEP,
         };
         let ends = Pass {
-            clocks_of_element: (specials + SPECIAL_OF_ELEMENT) / SPECIAL_LANES,
+            clocks_of_element: clocks_of_element(specials),
             clocks_of_step: CLOCKS_OF_STEP,
             ..main
         };
@@ -153,7 +153,7 @@ impl Plan {
             channels: row.channels,
             blocks,
             segments,
-            workspace: segment_bytes(problem, segments).iter().sum(),
+            workspace: total(segment_bytes(problem, segments)),
         })
     }
 }
@@ -215,18 +215,26 @@ pub(super) fn blocks_of_group(problem: &Problem, channels: usize) -> usize {
     (problem.dim / problem.groups).div_ceil(channels)
 }
 
-/// Bytes of the states and of the sums of step sizes of segments.
+/// Bytes of the states and of the sums of step sizes of segments; the most there can be if they are more.
 pub(super) fn segment_bytes(problem: &Problem, segments: usize) -> [usize; 2] {
     if segments == 1 {
         return [0, 0];
     }
-    let rows = problem.sequences * segments * problem.dim;
-    [rows * problem.states, rows].map(aligned_bytes)
+    let rows = (problem.sequences * problem.dim).saturating_mul(segments);
+    [rows.saturating_mul(problem.states), rows].map(aligned_bytes)
 }
 
 /// Bytes of so many floats, up to where the next part of a workspace may begin.
 pub(super) fn aligned_bytes(floats: usize) -> usize {
-    (floats * size_of::<f32>()).next_multiple_of(ALIGNMENT)
+    let bytes = floats.saturating_mul(size_of::<f32>());
+    bytes
+        .checked_next_multiple_of(ALIGNMENT)
+        .unwrap_or(usize::MAX)
+}
+
+/// Bytes of all parts.
+pub(super) fn total(parts: impl IntoIterator<Item = usize>) -> usize {
+    parts.into_iter().fold(0, usize::saturating_add)
 }
 
 /// The number of segments that was asked for, or the best one.
@@ -263,9 +271,20 @@ struct Pass {
     clocks_of_step: f64,
 }
 
+/// Blocks that shared memory has room for on a multiprocessor.
+fn room_of(device: &Device, shared: usize) -> usize {
+    (device.shared_bytes_of_all / (shared + RESERVED_BYTES)).max(1)
+}
+
 fn resident(device: &Device, shared: usize, threads: usize, registers: usize) -> usize {
-    let room = device.shared_bytes_of_all / (shared + RESERVED_BYTES);
-    room.min(REGISTERS / (registers * threads)).max(1)
+    room_of(device, shared).min((REGISTERS / (registers * threads)).max(1))
+}
+
+/// Clocks of an element whose states take so many special functions.
+fn clocks_of_element(specials: usize) -> f64 {
+    let specials = specials as f64;
+    let instructions = specials * INSTRUCTIONS_OF_SPECIAL + INSTRUCTIONS_OF_ELEMENT;
+    ((specials + SPECIAL_OF_ELEMENT) / SPECIAL_LANES).max(instructions / LANES)
 }
 
 /// Clocks of the busiest multiprocessor: of the pass that computes what segments leave behind, if there are
@@ -280,7 +299,8 @@ fn cost(
     // those of `cu_seqlens` are not known here: as if they were equally long
     let steps = (problem.batch * problem.seqlen).div_ceil(problem.sequences.max(1));
     let of_pass = |pass: Pass, segments_of_pass: usize| {
-        let blocks = (blocks * segments_of_pass).div_ceil(device.multiprocessors.max(1));
+        let blocks = blocks.saturating_mul(segments_of_pass);
+        let blocks = blocks.div_ceil(device.multiprocessors.max(1));
         let tiles = steps.div_ceil(pass.steps).div_ceil(segments) as f64;
         let elements = (pass.channels * pass.steps) as f64;
         let busy = blocks as f64 * elements * pass.clocks_of_element;

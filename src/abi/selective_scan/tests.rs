@@ -19,7 +19,10 @@ fn rows_fit_every_gpu_since_ampere() {
             row.states,
             "{name}: lanes share the states"
         );
-        assert!(of_lane == 1 || of_lane % 4 == 0, "{name}: whole pieces of 16 bytes");
+        assert!(
+            of_lane == 1 || of_lane % 4 == 0,
+            "{name}: whole pieces of 16 bytes"
+        );
     }
     for row in BACKWARD {
         let Entry { name, threads, .. } = row.entry();

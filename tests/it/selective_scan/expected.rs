@@ -139,10 +139,7 @@ pub(super) fn forward(case: &Case, inputs: &Inputs, round: fn(f64) -> f64) -> Ou
 
 fn forward_of<S: Packed>(case: &Case, inputs: &Inputs, round: fn(f64) -> f64) -> Output {
     with::<S, _>(case, inputs, |forward, _| {
-        let (exact, naive) = (
-            forward.run().unwrap(),
-            forward.run_rounded(round).unwrap(),
-        );
+        let (exact, naive) = (forward.run().unwrap(), forward.run_rounded(round).unwrap());
         let ungated = reference::Forward { z: None, ..forward };
         let pair = |exact, naive| Pair { exact, naive };
         Output {
@@ -189,7 +186,10 @@ fn backward_of<S: Packed>(case: &Case, inputs: &Inputs, round: fn(f64) -> f64) -
             du: pair(exact.du, naive.du),
             ddelta: pair(exact.ddelta, naive.ddelta),
             dd: pair(exact.dd, naive.dd),
-            dz: exact.dz.zip(naive.dz).map(|(exact, naive)| pair(exact, naive)),
+            dz: exact
+                .dz
+                .zip(naive.dz)
+                .map(|(exact, naive)| pair(exact, naive)),
             ddelta_bias: pair(exact.ddelta_bias, naive.ddelta_bias),
         }
     })

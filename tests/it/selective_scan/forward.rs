@@ -29,7 +29,9 @@ fn a_mamba_layer() {
 /// Around the tiles of 16 and 32 steps.
 #[test]
 fn every_length() {
-    for seqlen in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129] {
+    for seqlen in [
+        1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129,
+    ] {
         check::<f16>(Case::of(2, 12, seqlen, 16));
         check::<bf16>(Case::of(1, 12, seqlen, 16).across().reversed());
         check::<f32>(Case::of(1, 5, seqlen, 16).reversed());
@@ -47,7 +49,9 @@ fn every_number_of_channels() {
 
 #[test]
 fn every_state_size() {
-    for dstate in [1, 2, 3, 4, 5, 8, 12, 16, 17, 24, 32, 40, 64, 65, 100, 128, 200, 256] {
+    for dstate in [
+        1, 2, 3, 4, 5, 8, 12, 16, 17, 24, 32, 40, 64, 65, 100, 128, 200, 256,
+    ] {
         let case = Case::of(1, 20, 40, dstate);
         check::<bf16>(case);
         check::<f16>(case.across());

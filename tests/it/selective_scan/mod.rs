@@ -3,9 +3,12 @@
 
 mod backward;
 mod counters;
+mod errors;
 mod expected;
 mod forward;
 mod problem;
+mod queue;
+mod scans;
 
 use seqmix::selective_scan::{Config, Direction, Numbers};
 
@@ -166,6 +169,10 @@ impl Case {
 
     fn is_complex(&self) -> bool {
         self.config.numbers == Numbers::Complex
+    }
+
+    fn is_reversed(&self) -> bool {
+        self.config.direction == Direction::Reverse
     }
 
     fn sequences(&self) -> usize {

@@ -1,5 +1,6 @@
 //! One problem on the device: seeded inputs surrounded by NaN, outputs surrounded by a number that must stay.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use seqmix::cudarc::driver::CudaStream;
@@ -38,6 +39,13 @@ pub(super) struct Problem<T> {
     dout: Placed<T, 3>,
     dlast_state: Option<Placed<f32, 3>>,
     stream: Arc<CudaStream>,
+}
+
+/// What a scan writes.
+pub(super) struct Outputs<T> {
+    out: Placed<T, 3>,
+    ungated: Placed<T, 3>,
+    last_state: Placed<f32, 3>,
 }
 
 /// B, C or their gradients.
@@ -95,10 +103,7 @@ impl<T: Number> Problem<T> {
     /// The problem of a case, with its seed.
     pub(super) fn new(case: Case, stream: &Arc<CudaStream>) -> Self {
         let Case {
-            batch,
-            dim,
-            seqlen,
-            ..
+            batch, dim, seqlen, ..
         } = case;
         let (floats, all) = (case.floats(), batch * dim * seqlen);
         let scaled = |seed, count, scale| normal::<T>(seed, count, scale);
@@ -125,9 +130,7 @@ impl<T: Number> Problem<T> {
                 false => -x.exp(),
             })
             .collect();
-        let Values {
-            u, z, dout, ..
-        } = case.values;
+        let Values { u, z, dout, .. } = case.values;
         let (u, z, dout) = (scaled(1, all, u), scaled(4, all, z), scaled(5, all, dout));
         let place = elements(&case);
         let nan = T::narrow(f64::NAN);
@@ -237,38 +240,135 @@ impl<T: Number> Problem<T> {
         [self.case.sequences(), self.case.dim, self.case.floats()]
     }
 
-    /// Scans: all that a scan writes, in this order: out, ungated, last state.
-    pub(super) fn run(&self, op: &SelectiveScan) -> Result<[Vec<f64>; 3]> {
-        let (mut out, mut ungated) = (self.like_u(), self.like_u());
-        let mut last_state = self.of_f32(self.states_shape());
-        let tensors = || self.views();
+    /// Unset outputs.
+    pub(super) fn outputs(&self) -> Outputs<T> {
+        Outputs {
+            out: self.like_u(),
+            ungated: self.like_u(),
+            last_state: self.of_f32(self.states_shape()),
+        }
+    }
+
+    /// The tensors of a scan that writes all these outputs.
+    fn forward<'a>(&'a self, outputs: &'a mut Outputs<T>) -> Forward<'a, T> {
+        Forward {
+            ungated: Some(outputs.ungated.view_mut()),
+            last_state: Some(outputs.last_state.view_mut()),
+            ..Forward::new(self.views(), outputs.out.view_mut())
+        }
+    }
+
+    /// As much memory as a scan needs.
+    pub(super) fn workspace(&self, op: &SelectiveScan) -> Result<Workspace> {
         let mut workspace = Workspace::new(&self.stream);
-        let mut forward = Forward {
-            ungated: Some(ungated.view_mut()),
-            last_state: Some(last_state.view_mut()),
-            ..Forward::new(tensors(), out.view_mut())
-        };
+        let mut outputs = self.outputs();
+        let mut forward = self.forward(&mut outputs);
         let plan = op.plan(&self.stream, self.case.config, &mut forward)?;
         workspace.reserve(plan.workspace_bytes())?;
-        op.forward(&self.stream, self.case.config, forward, &mut workspace)?;
+        Ok(workspace)
+    }
+
+    /// Queues a scan.
+    pub(super) fn queue(
+        &self,
+        op: &SelectiveScan,
+        outputs: &mut Outputs<T>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let forward = self.forward(outputs);
+        op.forward(&self.stream, self.case.config, forward, workspace)
+    }
+
+    /// Scans: all that a scan writes, in this order: out, ungated, last state.
+    pub(super) fn run(&self, op: &SelectiveScan) -> Result<[Vec<f64>; 3]> {
+        let mut outputs = self.outputs();
+        let mut workspace = self.workspace(op)?;
+        self.queue(op, &mut outputs, &mut workspace)?;
+        Ok(self.fetch(&outputs))
+    }
+
+    pub(super) fn fetch(&self, outputs: &Outputs<T>) -> [Vec<f64>; 3] {
+        [
+            widen(&outputs.out.fetch(&self.stream, "out")),
+            widen(&outputs.ungated.fetch(&self.stream, "ungated")),
+            widen(&outputs.last_state.fetch(&self.stream, "last_state")),
+        ]
+    }
+
+    /// The same in a call for each of these ranges of steps, in the order of the scan: each begins with the state that
+    /// the one before left.
+    pub(super) fn run_in_parts(
+        &self,
+        op: &SelectiveScan,
+        parts: &[Range<usize>],
+    ) -> Result<[Vec<f64>; 3]> {
+        let Self { case, stream, .. } = self;
+        let (mut out, mut ungated) = (self.like_u(), self.like_u());
+        let mut state: Option<Placed<f32, 3>> = None;
+        for part in parts {
+            let mut last_state = self.of_f32(self.states_shape());
+            let inputs = Inputs {
+                z: self.z.as_ref().map(|z| z.part(2, part.clone())),
+                initial_state: match &state {
+                    Some(state) => Some(state.view()),
+                    None => self.initial_state.as_ref().map(Placed::view),
+                },
+                d: self.d.as_ref().map(Weights::view),
+                delta_bias: self.delta_bias.as_ref().map(Weights::view),
+                ..Inputs::new(
+                    self.u.part(2, part.clone()),
+                    self.delta.part(2, part.clone()),
+                    self.a.view(),
+                    self.b.part(part.clone()),
+                    self.c.part(part.clone()),
+                )
+            };
+            let mut forward = Forward {
+                ungated: Some(ungated.part_mut(2, part.clone())),
+                last_state: Some(last_state.view_mut()),
+                ..Forward::new(inputs, out.part_mut(2, part.clone()))
+            };
+            let mut workspace = Workspace::new(stream);
+            let plan = op.plan(stream, case.config, &mut forward)?;
+            workspace.reserve(plan.workspace_bytes())?;
+            op.forward(stream, case.config, forward, &mut workspace)?;
+            state = Some(last_state);
+        }
+        let last_state = state.map(|state| widen(&state.fetch(stream, "last_state")));
         Ok([
-            widen(&out.fetch(&self.stream, "out")),
-            widen(&ungated.fetch(&self.stream, "ungated")),
-            widen(&last_state.fetch(&self.stream, "last_state")),
+            widen(&out.fetch(stream, "out")),
+            widen(&ungated.fetch(stream, "ungated")),
+            last_state.unwrap_or_default(),
         ])
     }
 
     /// Scans and compares.
     pub(super) fn check_forward(&self, op: &SelectiveScan) {
-        let name = format!("{:?} {:?}", T::DTYPE, self.case);
-        let found = self.run(op).unwrap_or_else(|error| panic!("{name}: {error}"));
+        self.judge("", self.run(op));
+    }
+
+    /// Scans in parts and compares.
+    pub(super) fn check_in_parts(&self, op: &SelectiveScan, parts: &[Range<usize>]) {
+        self.judge(&format!("{parts:?} "), self.run_in_parts(op, parts));
+    }
+
+    /// Compares what a scan wrote, or fails with its error.
+    pub(super) fn judge(&self, how: &str, found: Result<[Vec<f64>; 3]>) {
+        let name = format!("{how}{:?} {:?}", T::DTYPE, self.case);
+        let found = found.unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = expected::forward(&self.case, &self.inputs, T::round);
         let row = self.case.seqlen;
         let [out, ungated, last_state] = found;
         judge::<T>(&name, "out", &out, &expected.out, row);
         judge::<T>(&name, "ungated", &ungated, &expected.ungated, row);
         let states = self.case.floats();
-        judge::<f32>(&name, "last_state", &last_state, &expected.last_state, states);
+        judge::<f32>(
+            &name,
+            "last_state",
+            &last_state,
+            &expected.last_state,
+            states,
+        );
     }
 
     /// The states that the forward pass keeps.
@@ -407,6 +507,14 @@ impl<T: Number> Coefficients<T> {
         }
     }
 
+    /// The numbers of these steps.
+    fn part(&self, steps: Range<usize>) -> Coefficient<'_, T> {
+        match self {
+            Self::Variable(x) => Coefficient::Variable(x.part(3, steps)),
+            Self::Constant(x) => Coefficient::Constant(x.view()),
+        }
+    }
+
     fn view_mut(&mut self) -> CoefficientMut<'_, T> {
         match self {
             Self::Variable(x) => CoefficientMut::Variable(x.view_mut()),
@@ -440,7 +548,9 @@ fn judge<T: Number>(case: &str, tensor: &str, found: &[f64], expected: &Pair, ro
         rel_l2,
         row_rel_l2,
     } = bound::<T>(exact, naive, row).unwrap();
-    let largest = exact.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+    let largest = exact
+        .iter()
+        .fold(0.0_f64, |largest, x| largest.max(x.abs()));
     let within = Bound {
         max_abs: max_abs + ARITHMETIC * largest,
         rel_l2: rel_l2.map(|bound| bound + ARITHMETIC),
