@@ -2,13 +2,11 @@
 //! tables of cases.
 
 mod backward;
-mod backward_errors;
 mod bare;
 mod counters;
 mod errors;
 mod expected;
 mod forward;
-mod gradients;
 mod mutants;
 mod problem;
 mod queue;
