@@ -79,6 +79,9 @@ struct Backward {
         const Chunk chunk(scan);
         const Share share;
         const Place place = place_of_block<Channels>(scan, chunk.steps());
+        if (params.pass == kEnds && place.segment == 0) {
+            return;  // it has none before it
+        }
         if (place.first < place.last) {
             Bc::start(smem.bc, scan, place, place.tile(place.last - 1));
             fetch(params, smem, chunk, place, place.last - 1);
@@ -171,7 +174,7 @@ struct Backward {
                                                  const Chunk& chunk, const Share& share,
                                                  const Place& place, Lane& lane) {
         const Scan& scan = params.scan;
-        CompensatedSum step_sizes[Own];  // of this lane's part of the steps
+        CompensatedSum step_sizes[Own];
         for (int order = place.last - 1; order >= place.first; --order) {
             wait_copies<0>();
             stage(scan, smem, chunk, place, place.tile(order));
@@ -181,6 +184,7 @@ struct Backward {
                 fetch(params, smem, chunk, place, order - 1);
             }
             const auto c = Bc::rows(scan.c, Side::C, channel_of(0));
+            float of_tile[Own] = {};  // step sizes
             for (int at = chunk.steps() - 1; at >= 0; --at) {
                 typename Share::Values c_now;
                 share.read(c_now, c.of_step(smem.bc, at, at >> chunk.element_bits));
@@ -188,6 +192,7 @@ struct Backward {
                 for (int i = 0; i < Own; ++i) {
                     const float delta = smem.delta.row(channel_of(i), chunk.steps())[at];
                     const float dy = smem.dy.row(channel_of(i), chunk.steps())[at];
+                    of_tile[i] += delta;
 #pragma unroll
                     for (int n = 0; n < Numbers; ++n) {
                         const Number g = add_scaled(lane.carried[i][n], c_now[n], dy);
@@ -197,25 +202,19 @@ struct Backward {
             }
 #pragma unroll
             for (int i = 0; i < Own; ++i) {
-                float sum = 0.f;
-                for (int at = share.part; at < chunk.steps(); at += Lanes) {
-                    sum += smem.delta.row(channel_of(i), chunk.steps())[at];
-                }
-                step_sizes[i].add(sum);
+                step_sizes[i].add(of_tile[i]);
             }
             __syncthreads();  // they have been read, before the next tile's take their places
         }
 #pragma unroll
         for (int i = 0; i < Own; ++i) {
-            float sum[1] = {step_sizes[i].sum};
-            sum_lanes<Lanes / 2, 1>(sum, share.lane);
             if (channel_of(i) < place.channels) {
                 const int64_t row = place.row_of_segment(place.segment) + place.channel +
                                     channel_of(i);
                 share.store(params.segments.states + row * scan.states, lane.carried[i],
                             scan.states);
                 if (share.part == 0) {
-                    params.segments.deltas[row] = sum[0];
+                    params.segments.deltas[row] = step_sizes[i].sum;
                 }
             }
         }

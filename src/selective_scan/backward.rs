@@ -1,10 +1,11 @@
-//! The gradients of a scan.
+//! The call that computes gradients.
 
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::plan::{self, Plan, aligned_bytes, blocks_of_group};
+use super::backward_plan::{BackwardPlan, Given, step_sums_blocks};
+use super::plan::{self, Plan, blocks_of_group};
 use super::problem::{CoefficientLayout, Problem};
 use super::tensors::{Backward, CoefficientMut, Config, Gradients, Numbers};
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::abi::selective_scan::{
     BackwardParams, CarryParams, ChannelSum, ChannelSumsParams, Coefficient, Elements,
-    ForwardParams, SMALL_THREADS, STEP_SUMS_SIDE, Scan, Source, States, StepSumsParams,
+    ForwardParams, SMALL_THREADS, Scan, States, StepSumsParams,
 };
 use crate::error::{Error, Result};
 use crate::launch::Launch;
@@ -20,55 +21,6 @@ use crate::tensor::{Float, TensorMut};
 use crate::workspace::Workspace;
 
 const OP: &str = "selective_scan::backward";
-
-/// How the gradients of a scan run, and the workspace that they need.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BackwardPlan {
-    /// The kernel of the gradients.
-    pub(super) main: Plan,
-    /// The scan that computes the states again.
-    pub(super) states: Option<Plan>,
-    pub(super) parts: Parts,
-}
-
-/// Bytes of the parts of a workspace, in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Parts {
-    pub(super) segments: usize,
-    pub(super) checkpoints: usize,
-    pub(super) of_steps: usize,
-    pub(super) of_states: usize,
-    pub(super) of_channels: usize,
-}
-
-impl BackwardPlan {
-    /// Bytes that the call needs of its [`Workspace`].
-    pub fn workspace_bytes(&self) -> usize {
-        let Parts {
-            segments,
-            checkpoints,
-            of_steps,
-            of_states,
-            of_channels,
-        } = self.parts;
-        segments + checkpoints + of_steps + of_states + of_channels
-    }
-
-    /// Parts of each sequence whose gradients are computed side by side.
-    pub fn segments(&self) -> usize {
-        self.main.segments
-    }
-}
-
-impl std::fmt::Display for BackwardPlan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(states) = &self.states {
-            write!(f, "{states}; ")?;
-        }
-        let bytes = self.workspace_bytes();
-        write!(f, "{}; {bytes} bytes in all", self.main)
-    }
-}
 
 impl SelectiveScan {
     /// How [`SelectiveScan::backward`] would run, and how many bytes of workspace it needs.
@@ -148,42 +100,12 @@ impl SelectiveScan {
     }
 
     fn plan_gradients(&self, call: &Call<'_>) -> Result<BackwardPlan> {
-        let (problem, with_states) = (&call.problem, call.params.checkpoints != 0);
-        let main = Plan::backward(problem, &self.backward_rows, &self.device)?;
-        let states = if with_states || problem.is_empty() || problem.seqlen == 0 {
-            None
-        } else {
-            Some(Plan::forward(problem, &self.rows, &self.device)?)
+        let given = Given {
+            states: call.params.checkpoints != 0,
+            of_steps: call.outputs.of_steps(),
         };
-        // all are counted before one is queued
-        plan::room_for(problem, main.blocks)?;
-        plan::room_for(problem, step_sums_blocks(problem))?;
-        let interval = plan::interval(problem, &self.backward_rows)?;
-        let blocks = blocks_of_group(problem, main.channels) * problem.groups;
-        let rows = problem.sequences * main.segments * problem.dim;
-        let gradients = match problem.source {
-            Source::Variable => 1,
-            Source::Any => 3,
-        };
-        let bytes_of_states = states.as_ref().map_or(0, |plan| plan.workspace);
-        let parts = Parts {
-            segments: bytes_of_states.max(main.workspace),
-            checkpoints: match &states {
-                Some(_) => aligned_bytes(problem.checkpoint_shape(interval).iter().product()),
-                None => 0,
-            },
-            of_steps: match call.outputs.of_steps() {
-                true => aligned_bytes(problem.batch * blocks * problem.seqlen * 2 * problem.states),
-                false => 0,
-            },
-            of_states: aligned_bytes(gradients * rows * problem.states),
-            of_channels: aligned_bytes(2 * rows),
-        };
-        Ok(BackwardPlan {
-            main,
-            states,
-            parts,
-        })
+        let rows = (&self.rows[..], &self.backward_rows[..]);
+        BackwardPlan::new(&call.problem, rows, &self.device, given)
     }
 
     /// Queues the kernels of the gradients, up to sums.
@@ -384,13 +306,6 @@ impl SelectiveScan {
             outputs,
         })
     }
-}
-
-/// Blocks of the kernel that adds dB and dC up.
-fn step_sums_blocks(problem: &Problem) -> usize {
-    let [steps, states] =
-        [problem.seqlen, problem.states].map(|size| size.div_ceil(STEP_SUMS_SIDE));
-    2 * steps * states * problem.groups * problem.batch
 }
 
 /// A call whose tensors are checked.

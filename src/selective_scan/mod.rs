@@ -6,6 +6,7 @@
 //! ```
 
 mod backward;
+mod backward_plan;
 mod plan;
 mod problem;
 mod step;
@@ -32,7 +33,7 @@ use crate::tensor::{Float, TensorMut, TensorRef};
 use crate::workspace::Workspace;
 use problem::{CoefficientLayout, Layouts, Problem};
 
-pub use backward::BackwardPlan;
+pub use backward_plan::BackwardPlan;
 pub use plan::Plan;
 pub use tensors::{
     Backward, Coefficient, CoefficientMut, Config, Direction, Forward, Gradients, Inputs, Numbers,

@@ -1,5 +1,6 @@
 //! Tests of the pure steps: tensors' layouts to [`Problem`], and [`Problem`] to [`Plan`].
 
+use super::backward_plan::{BackwardPlan, Given, Parts};
 use super::plan::{Plan, interval};
 use super::problem::{CoefficientLayout, Layouts, Problem};
 use super::{Config, Direction, Numbers};
@@ -340,5 +341,121 @@ fn kept_states_lie_an_interval_apart() {
                 ..
             })
         ));
+    }
+}
+
+fn plan_backward(problem: &Problem, device: &Device, given: Given) -> BackwardPlan {
+    BackwardPlan::new(problem, (FORWARD, BACKWARD), device, given).unwrap()
+}
+
+const NOTHING_KEPT: Given = Given {
+    states: false,
+    of_steps: true,
+};
+
+#[test]
+fn a_workspace_of_gradients_holds_states_and_sums() {
+    let layouts = layer([2, 128, 4096, 16], 1);
+    let config = Config {
+        segments: Some(3),
+        ..Config::default()
+    };
+    let problem = with(&layouts, config).unwrap();
+    let plan = plan_backward(&problem, &HOPPER, NOTHING_KEPT);
+    let rows = 2 * 3 * 128;
+    let parts = Parts {
+        segments: 4 * rows * 16 + 4 * rows,
+        checkpoints: 4 * 2 * (4096 / 16) * 128 * 16,
+        of_steps: 4 * 2 * 2 * 4096 * 2 * 16, // two blocks of channels
+        of_states: 4 * rows * 16,
+        of_channels: 4 * 2 * rows,
+    };
+    assert_eq!(plan.parts, parts);
+    let bytes = 52_224 + 4_194_304 + 2_097_152 + 49_152 + 6_144;
+    assert_eq!(plan.workspace_bytes(), bytes);
+    assert_eq!(
+        plan.to_string(),
+        "selective_scan_forward_real_16, 4 blocks of 64 channels x 3 segments, \
+         52224 bytes of workspace; selective_scan_backward_real_16, 4 blocks of 64 channels x 3 \
+         segments, 52224 bytes of workspace; 6398976 bytes in all"
+    );
+    // what the forward pass kept and what is not wanted needs no room
+    let given = Given {
+        states: true,
+        of_steps: false,
+    };
+    let plan = plan_backward(&problem, &HOPPER, given);
+    assert!(plan.states.is_none());
+    let less = Parts {
+        checkpoints: 0,
+        of_steps: 0,
+        ..parts
+    };
+    assert_eq!(plan.parts, less);
+}
+
+#[test]
+fn constants_have_sums_of_their_own() {
+    let variable = layer([2, 128, 64, 16], 1);
+    let constant = Layouts {
+        b: CoefficientLayout::Constant(contiguous([128, 16])),
+        ..variable
+    };
+    let bytes = |layouts: &Layouts| {
+        let config = Config {
+            segments: Some(1),
+            ..Config::default()
+        };
+        let problem = with(layouts, config).unwrap();
+        plan_backward(&problem, &HOPPER, NOTHING_KEPT)
+            .parts
+            .of_states
+    };
+    assert_eq!(bytes(&constant), 3 * bytes(&variable));
+}
+
+#[test]
+fn gradients_without_steps_scan_nothing_again() {
+    for shape in [[2, 128, 0, 16], [0, 128, 64, 16], [2, 0, 64, 16]] {
+        let plan = plan_backward(&problem(&layer(shape, 1)), &HOPPER, NOTHING_KEPT);
+        assert!(plan.states.is_none(), "{shape:?}");
+        assert_eq!(plan.parts.of_steps, 0, "{shape:?}");
+    }
+}
+
+#[test]
+fn absurd_gradients_are_refused_or_planned_without_overflow() {
+    const MOST: usize = 1 << 30;
+    let repeated = |shape: [usize; 3]| Layout {
+        shape,
+        strides: [0; 3],
+    };
+    for [batch, dim, seqlen] in [[MOST, MOST, MOST], [1, MOST, MOST], [MOST, 1, 1]] {
+        let u = repeated([batch, dim, seqlen]);
+        let b = CoefficientLayout::Variable(Layout {
+            shape: [batch, 1, 256, seqlen],
+            strides: [0; 4],
+        });
+        let layouts = Layouts {
+            u,
+            delta: u,
+            a: Layout {
+                shape: [dim, 256],
+                strides: [0; 2],
+            },
+            b,
+            c: b,
+            d: None,
+            z: None,
+            delta_bias: None,
+            initial_state: None,
+            ..layer([1, 1, 1, 256], 1)
+        };
+        let problem = problem(&layouts);
+        let plan = BackwardPlan::new(&problem, (FORWARD, BACKWARD), &AMPERE, NOTHING_KEPT);
+        match plan {
+            Ok(plan) => assert!(plan.workspace_bytes() > MOST, "{plan}"),
+            Err(error) => assert!(error.to_string().contains("blocks"), "{error}"),
+        }
     }
 }

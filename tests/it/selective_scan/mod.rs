@@ -2,12 +2,12 @@
 //! tables of cases.
 
 mod backward;
-mod backward_errors;
+mod bare;
 mod counters;
 mod errors;
 mod expected;
 mod forward;
-mod gradients;
+mod mutants;
 mod problem;
 mod queue;
 mod scans;

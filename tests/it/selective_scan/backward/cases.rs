@@ -2,15 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::problem::Problem;
-use super::{Across, Case, Steps, Weight};
-use crate::naive::Number;
-use crate::support::device;
-
-fn check<T: Number>(case: Case) {
-    let stream = device().stream();
-    Problem::<T>::new(case, &stream).check_backward(&device().selective_scan);
-}
+use super::{Across, Case, Steps, Weight, check};
 
 /// In every type.
 fn check_all(case: Case) {

@@ -5,15 +5,9 @@ use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::problem::Problem;
-use super::{Across, Case, Steps, USUAL, Values, Weight};
+use super::{Across, Case, Problem, Steps, USUAL, Values, Weight, check};
 use crate::naive::Number;
 use crate::support::device;
-
-fn check<T: Number>(case: Case) {
-    let stream = device().stream();
-    Problem::<T>::new(case, &stream).check_backward(&device().selective_scan);
-}
 
 fn bits<T: Number>(case: Case) -> Vec<u64> {
     let stream = device().stream();
