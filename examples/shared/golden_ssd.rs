@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use seqmix::cudarc::driver::CudaStream;
-use seqmix::ssd::{Config, Forward, Skip};
-use seqmix::{Half, Tensor, TensorRef, Workspace};
+use seqmix::ssd::{Config, Forward, Layer, Skip};
+use seqmix::{Half, Tensor, Workspace};
 
 use super::{Case, Failure, Ops, Output};
 
@@ -75,16 +75,13 @@ impl Case {
         let mut out = Tensor::<T, 4>::zeros(stream, x.shape())?;
         let mut final_states = Tensor::<f32, 4>::zeros(stream, [batch, heads, headdim, dstate])?;
         let tensors = Forward {
-            x: x.view(),
-            dt: dt.view(),
-            a: a.view(),
-            b: b.view(),
-            c: c.view(),
-            d: d.as_ref().map(Stored::view),
-            z: z.as_ref().map(Tensor::view),
-            dt_bias: dt_bias.as_ref().map(Tensor::view),
-            initial_states: initial_states.as_ref().map(Tensor::view),
-            cu_seqlens: None::<TensorRef<'_, i32, 1>>,
+            layer: Layer {
+                d: d.as_ref().map(Stored::view),
+                z: z.as_ref().map(Tensor::view),
+                dt_bias: dt_bias.as_ref().map(Tensor::view),
+                initial_states: initial_states.as_ref().map(Tensor::view),
+                ..Layer::new(x.view(), dt.view(), a.view(), b.view(), c.view())
+            },
             out: out.view_mut(),
             final_states: Some(final_states.view_mut()),
         };

@@ -18,6 +18,7 @@
 #include "common/numeric.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
+#include "ssd/gate.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/range.cuh"
@@ -172,21 +173,6 @@ struct Forward {
         commit_copies();
     }
 
-    // Calls with(row, chunk) for the chunks of 16 bytes of the warp's channels in half a chunk of
-    // steps, each in one lane. The rows that eight neighbouring lanes take differ in their swizzles
-    // as much as in their columns, so that their accesses have no bank conflicts.
-    template <typename With>
-    __device__ __forceinline__ static void for_each_chunk(const With& with) {
-        constexpr int kOwn = kWarpChannels / 8;  // chunks of a row: eight lanes take 8 / kOwn rows
-#pragma unroll
-        for (int pass = 0; pass < kHalf * kOwn / 32; ++pass) {
-            const int eight = 4 * pass + lane_of_warp() / 8;
-            const int lane = lane_of_warp() % 8;
-            const int row = eight / kOwn * 8 + eight % kOwn + lane / kOwn * kOwn;
-            with(row, Slices::warp_channel() / 8 + lane % kOwn);
-        }
-    }
-
     // Starts the copy of the warp's channels of z, of the half chunk that begins `step` steps into
     // the segment.
     __device__ __forceinline__ static void fetch_gate(const Layer& layer, const Place& place,
@@ -197,7 +183,7 @@ struct Forward {
         const Slice slice = Slices::slice(layer, Slices::of_warp());
         const Element* from =
             row_of<const Element>(layer.z, place.start + step, slice.head) + slice.channel;
-        for_each_chunk([&](int row, int chunk) {
+        Slices::template for_each_chunk<kHalf>([&](int row, int chunk) {
             const bool valid = step + row < place.steps && 8 * chunk < slice.channels;
             copy16_async(smem.gate[Slices::of_warp()].address(row, chunk),
                          from + row * layer.z.step_stride + 8 * chunk, valid);
@@ -260,7 +246,7 @@ struct Forward {
                 const float low = steps.low[row];
                 float factor = 1.f;
                 if constexpr (kNarrow<Element>) {
-                    const float unit = excess(largest[half] * steps.reach);
+                    const float unit = excess(largest[half] * steps.largest * steps.growth);
                     factor = inverse(unit);
                     if (lane_column() == 0) {
                         smem.score_units[slice][row] = unit;
@@ -403,17 +389,12 @@ struct Forward {
         const auto* bytes =
             reinterpret_cast<const unsigned char*>(smem.gate[Slices::of_warp()].elements);
         Element* to = row_of<Element>(params.out, place.start + step, slice.head) + slice.channel;
-        for_each_chunk([&](int row, int chunk) {
+        Slices::template for_each_chunk<kHalf>([&](int row, int chunk) {
             if (step + row < place.steps && 8 * chunk < slice.channels) {
                 *reinterpret_cast<uint4*>(to + row * params.out.step_stride + 8 * chunk) =
                     *reinterpret_cast<const uint4*>(bytes + GateTile::offset(row, chunk));
             }
         });
-    }
-
-    __device__ __forceinline__ static float silu(float x) {
-        constexpr float kLog2e = 1.44269504088896f;
-        return x * reciprocal_approx(1.f + exp2_approx(-kLog2e * x));
     }
 };
 

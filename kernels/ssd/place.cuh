@@ -88,6 +88,14 @@ __device__ __forceinline__ Place place_of_block(const Layer& layer) {
             index < all.segments};
 }
 
+// Where the chunk that begins `step` steps into the place lies in a workspace that has a slot for
+// each chunk, counted as those of segments are.
+__device__ __forceinline__ int64_t chunk_slot(const Layer& layer, const Place& place, int step) {
+    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, kChunk,
+                                     static_cast<int>(blockIdx.z));
+    return all.slot + (place.start - all.start + step) / kChunk;
+}
+
 // The address of a step's first element of a head or group.
 template <typename Element>
 __device__ __forceinline__ Element* row_of(const Rows& rows, int step, int head) {

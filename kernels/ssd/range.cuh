@@ -38,6 +38,15 @@ __device__ __forceinline__ float inverse(float power) {
     return __uint_as_float((254 << 23) - __float_as_uint(power));
 }
 
+// The sum of all lanes' numbers, in an order that does not depend on them.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x += __shfl_xor_sync(kAllLanes, x, distance);
+    }
+    return x;
+}
+
 // The largest of all lanes' numbers, none of which is negative.
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll

@@ -35,6 +35,21 @@ struct Slices {
         return slice;
     }
 
+    // Calls with(row, chunk) for the chunks of 16 bytes of the warp's channels in `Rows` rows of a
+    // tile, each in one lane. The rows that eight neighbouring lanes take differ in their swizzles as
+    // much as in their columns, so that their accesses have no bank conflicts.
+    template <int Rows, typename With>
+    __device__ __forceinline__ static void for_each_chunk(const With& with) {
+        constexpr int kOwn = kWarpChannels / 8;  // chunks of a row: eight lanes take 8 / kOwn rows
+#pragma unroll
+        for (int pass = 0; pass < Rows * kOwn / 32; ++pass) {
+            const int eight = 4 * pass + lane_of_warp() / 8;
+            const int lane = lane_of_warp() % 8;
+            const int row = eight / kOwn * 8 + eight % kOwn + lane / kOwn * kOwn;
+            with(row, warp_channel() / 8 + lane % kOwn);
+        }
+    }
+
     // dt of the chunk that begins `step` steps into the place, for the warp that will scan it.
     template <typename Element>
     __device__ __forceinline__ static StepInputs inputs(const Layer& layer, const Place& place,

@@ -12,6 +12,7 @@
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
 #include "ssd/place.cuh"
+#include "ssd/products.cuh"
 #include "ssd/range.cuh"
 #include "ssd/steps.cuh"
 
@@ -98,27 +99,56 @@ struct State {
         }
     }
 
-    // Makes the state an operand: divides it by the power of two that is returned.
-    __device__ __forceinline__ float fit() {
-        if constexpr (!kNarrow<Element>) {
-            return 1.f;
-        }
-        float largest = 0.f;
+    // The largest magnitude in the warp's states.
+    __device__ __forceinline__ float largest() const {
+        float x = 0.f;
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll
             for (int part = 0; part < kParts; ++part) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    largest = fmaxf(largest, fabsf(values[tile][part][i]));
+                    x = fmaxf(x, fabsf(values[tile][part][i]));
                 }
             }
         }
-        const float unit = excess(warp_max(largest));
+        return warp_max(x);
+    }
+
+    // Makes the state an operand: divides it by the power of two that is returned.
+    __device__ __forceinline__ float fit() {
+        if constexpr (!kNarrow<Element>) {
+            return 1.f;
+        }
+        const float unit = excess(largest());
         if (unit != 1.f) {  // the same for the whole warp
             multiply_by(inverse(unit));
         }
         return unit;
+    }
+
+    // Stores the states divided by `unit`, rounded to operands of a product.
+    __device__ __forceinline__ void store_operands(Element* to, int channels, int dstate,
+                                                   float unit) const {
+        const float factor = inverse(unit);
+        for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
+            const float* pair = &values[tile][part][2 * half];
+            *reinterpret_cast<uint32_t*>(to + offset) =
+                pack<Element>(pair[0] * factor, pair[1] * factor);
+        });
+    }
+
+    // This lane's part of the sum of products with what store_operands wrote.
+    __device__ __forceinline__ float dot(const Element* from, int channels, int dstate) const {
+        float sum = 0.f;
+        for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
+            float low;
+            float high;
+            unpack<Element>(low, high, *reinterpret_cast<const uint32_t*>(from + offset));
+            const float* pair = &values[tile][part][2 * half];
+            sum += pair[0] * low + pair[1] * high;
+        });
+        return sum;
     }
 
     // The states 16 * step and following of the eight channels `column`, as an operand B whose rows
@@ -147,21 +177,7 @@ struct State {
 #pragma unroll
             for (int tile = 0; tile < Tiles; ++tile) {
                 load_matrices_transposed(a[tile], x_operand.address(16 * step, tile));
-            }
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float2 weight = *reinterpret_cast<const float2*>(
-                    weights + 16 * step + 8 * half + lane_state());
-#pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                        float low;
-                        float high;
-                        unpack<Element>(low, high, a[tile][i]);
-                        a[tile][i] = pack<Element>(low * weight.x, high * weight.y);
-                    }
-                }
+                weigh_columns<Element>(a[tile], weights + 16 * step);
             }
 #pragma unroll
             for (int pair = 0; pair < kParts / 2; ++pair) {

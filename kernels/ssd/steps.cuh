@@ -28,7 +28,14 @@ struct alignas(16) Steps {
     // For all of the chunk:
     float decay;           // of the state; with kNarrow divided by `unit`
     float unit;            // what products with weights are to be multiplied by, see range.cuh
-    float reach;           // no less than any size times decay
+    // With kNarrow, for bounds:
+    float largest;         // size
+    float growth;          // no less than any decay between two steps
+
+    // The decay from after step `row` to the chunk's end.
+    __device__ __forceinline__ float outflow(int row) const {
+        return between(high[kChunk - 1], low[kChunk - 1], high[row], low[row]);
+    }
 
     // The decay from after step j to after step i; meaningless for j > i.
     __device__ __forceinline__ static float between(float high_i, float low_i, float high_j,
@@ -72,6 +79,14 @@ __device__ __forceinline__ float softplus(float x) {
 __device__ __forceinline__ float step_size(const Layer& layer, float dt, float bias) {
     const float biased = dt + bias;
     return limit(layer.softplus != 0 ? softplus(biased) : biased, layer.dt_min, layer.dt_max);
+}
+
+// The derivative of dt' with respect to dt: 0 where a limit holds.
+__device__ __forceinline__ float step_size_slope(const Layer& layer, float dt, float bias) {
+    const float biased = dt + bias;
+    const float size = layer.softplus != 0 ? softplus(biased) : biased;
+    const float slope = layer.softplus != 0 ? 1.f / (1.f + expf(-biased)) : 1.f;
+    return size < layer.dt_min || size > layer.dt_max ? 0.f : slope;
 }
 
 // The sum of this lane's number and those of all lanes before it, in an order that depends on the
@@ -130,10 +145,10 @@ __device__ __forceinline__ void scan_steps(Steps& steps, const Layer& layer, con
         weight[0] *= inverse(unit);
         weight[1] *= inverse(unit);
         const float largest_size = warp_max(fmaxf(size[0], size[1]));
-        // sizes are not negative, so that all exponents have the sign of A
-        const float growth = exp2_approx(fmaxf(total_high + total_low, 0.f));
         if (lane_of_warp() == 0) {
-            steps.reach = largest_size * growth;
+            steps.largest = largest_size;
+            // sizes are not negative, so that all exponents have the sign of A
+            steps.growth = exp2_approx(fmaxf(total_high + total_low, 0.f));
         }
     }
     const auto store = [&](float* to, const float (&pair)[2]) {

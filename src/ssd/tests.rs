@@ -38,8 +38,6 @@ fn layer(batch: usize, steps: usize, heads: usize, groups: usize) -> Layouts {
         dt_bias: Some(contiguous([heads])),
         initial_states: Some(states),
         cu_seqlens: None,
-        out: x,
-        final_states: Some(states),
     }
 }
 
@@ -53,7 +51,7 @@ fn plan(layouts: &Layouts, segment: Option<usize>) -> Plan {
         ..Config::default()
     };
     let problem = Problem::new(OP, F16, config, layouts).unwrap();
-    Plan::new(OP, &problem, WALK, &DEVICE).unwrap()
+    Plan::new(&problem, WALK, &DEVICE).unwrap()
 }
 
 #[test]
@@ -67,7 +65,7 @@ fn a_problem_holds_sizes_and_strides() {
     };
     let layer = problem.layer;
     assert_eq!(layer.x, rows(5 * 6 * 72, 6 * 72, 72));
-    assert_eq!((layer.z, problem.out), (layer.x, layer.x));
+    assert_eq!(layer.z, layer.x);
     assert_eq!(layer.dt, rows(5 * 6, 6, 1));
     assert_eq!(layer.b, rows(5 * 3 * 128, 3 * 128, 128));
     assert_eq!(layer.c, layer.b);
@@ -81,7 +79,7 @@ fn a_problem_holds_sizes_and_strides() {
         head_stride: 72 * 128,
         channel_stride: 128,
     };
-    assert_eq!((problem.initial, problem.last), (states, states));
+    assert_eq!(problem.initial, states);
     assert!(!problem.is_empty());
 }
 
@@ -91,7 +89,6 @@ fn packed_sequences_have_no_batch_strides() {
     let layouts = Layouts {
         cu_seqlens: Some(contiguous([4])),
         initial_states: Some(states),
-        final_states: None,
         ..layer(1, 50, 6, 1)
     };
     let problem = problem(&layouts).unwrap();
@@ -123,7 +120,6 @@ fn tensors_beyond_the_kernels_integers_are_refused() {
     let layouts = Layouts {
         x: huge([1, steps, 6, 72]),
         z: None,
-        out: huge([1, steps, 6, 72]),
         dt: Layout {
             shape: [1, steps, 6],
             strides: [0, 0, 1],
@@ -144,11 +140,10 @@ fn the_first_row_that_fits_runs_a_problem() {
             b,
             c: b,
             initial_states: None,
-            final_states: None,
             ..layer(1, 5, 6, 1)
         };
         let problem = Problem::new(OP, dtype, Config::default(), &layouts).unwrap();
-        Plan::new(OP, &problem, WALK, &DEVICE).unwrap().kernel
+        Plan::new(&problem, WALK, &DEVICE).unwrap().kernel
     };
     for (dstate, size) in [
         (8, 64),
@@ -169,9 +164,7 @@ fn the_first_row_that_fits_runs_a_problem() {
         ),
         (&WALK[3..], "no kernel of this type that fits this GPU"),
     ] {
-        let text = Plan::new(OP, &problem, rows, &DEVICE)
-            .unwrap_err()
-            .to_string();
+        let text = Plan::new(&problem, rows, &DEVICE).unwrap_err().to_string();
         assert!(text.contains(words), "{text}");
     }
 }

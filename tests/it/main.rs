@@ -14,7 +14,7 @@ mod abi;
 mod attention;
 mod bare;
 mod errors;
-mod gemm;
+// mod gemm;
 mod golden_cases;
 mod golden_references;
 mod planted;

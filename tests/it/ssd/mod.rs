@@ -1,5 +1,6 @@
 //! State space duality: one layer, from seeded inputs to a verdict. The other files here are tables of layers.
 
+mod backward;
 mod counters;
 mod errors;
 mod forward;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::reference::ssd as reference;
-use seqmix::ssd::{Config, Forward, Skip, Ssd};
+use seqmix::ssd::{Config, Forward, Layer, Skip, Ssd};
 use seqmix::{Result, Workspace};
 
 use crate::naive::{Narrow, bound, normal};
@@ -262,9 +263,8 @@ impl Case {
     }
 }
 
-/// A layer on the device: inputs are surrounded by NaN; outputs are NaN, surrounded by a number that must stay.
-struct Problem<T> {
-    case: Case,
+/// The inputs of a layer on the device, surrounded by NaN.
+struct Placement<T> {
     x: Placed<T, 4>,
     dt: Placed<T, 3>,
     a: Placed<f32, 1>,
@@ -276,14 +276,11 @@ struct Problem<T> {
     dt_bias: Placed<f32, 1>,
     initial_states: Placed<f32, 4>,
     cu_seqlens: Option<Placed<i32, 1>>,
-    out: Placed<T, 4>,
-    final_states: Placed<f32, 4>,
-    workspace: Workspace,
 }
 
-impl<T: Narrow> Problem<T> {
+impl<T: Narrow> Placement<T> {
     fn new(case: Case, inputs: &Inputs<T>, stream: &Arc<CudaStream>) -> Self {
-        let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
+        let nan = T::narrow(f64::NAN);
         let (x, b) = (case.x_shape(), case.b_shape());
         let rows =
             |shape, part, data: &[T]| Placed::input(stream, case.place(shape, part), data, nan);
@@ -294,11 +291,8 @@ impl<T: Narrow> Problem<T> {
             let place = Place::contiguous([starts.len()]);
             Placed::input(stream, place, &starts, i32::MAX)
         });
-        let states =
-            |data: &[f32], poison| Placed::input(stream, case.states_place(), data, poison);
-        let unset = vec![f32::NAN; inputs.initial_states.len()];
+        let states = &inputs.initial_states;
         Self {
-            case,
             x: rows(x, 1, &inputs.x),
             dt: Placed::input(stream, case.dt_place(), &inputs.dt, nan),
             a: heads(&inputs.a),
@@ -308,10 +302,49 @@ impl<T: Narrow> Problem<T> {
             d_per_channel: Placed::input(stream, case.d_place(), &inputs.d, f32::NAN),
             z: rows(x, 2, &inputs.z),
             dt_bias: heads(&inputs.dt_bias),
-            initial_states: states(&inputs.initial_states, f32::NAN),
+            initial_states: Placed::input(stream, case.states_place(), states, f32::NAN),
             cu_seqlens: offsets,
-            out: Placed::output(stream, case.place(x, 0), nan, guard),
-            final_states: states(&unset, -123.0),
+        }
+    }
+
+    fn view(&self, case: Case) -> Layer<'_, T> {
+        Layer {
+            x: self.x.view(),
+            dt: self.dt.view(),
+            a: self.a.view(),
+            b: self.b.view(),
+            c: self.c.view(),
+            d: match case.skip {
+                SkipKind::None => None,
+                SkipKind::PerHead => Some(Skip::PerHead(self.d_per_head.view())),
+                SkipKind::PerChannel => Some(Skip::PerChannel(self.d_per_channel.view())),
+            },
+            z: case.z.then(|| self.z.view()),
+            dt_bias: case.dt_bias.then(|| self.dt_bias.view()),
+            initial_states: case.initial_states.then(|| self.initial_states.view()),
+            cu_seqlens: self.cu_seqlens.as_ref().map(Placed::view),
+        }
+    }
+}
+
+/// A layer on the device; outputs are NaN, surrounded by a number that must stay.
+struct Problem<T> {
+    case: Case,
+    layer: Placement<T>,
+    out: Placed<T, 4>,
+    final_states: Placed<f32, 4>,
+    workspace: Workspace,
+}
+
+impl<T: Narrow> Problem<T> {
+    fn new(case: Case, inputs: &Inputs<T>, stream: &Arc<CudaStream>) -> Self {
+        let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
+        let out = case.place(case.x_shape(), 0);
+        Self {
+            case,
+            layer: Placement::new(case, inputs, stream),
+            out: Placed::output(stream, out, nan, guard),
+            final_states: Placed::output(stream, case.states_place(), f32::NAN, -123.0),
             workspace: Workspace::new(stream),
         }
     }
@@ -331,24 +364,10 @@ impl<T: Narrow> Problem<T> {
     }
 
     fn tensors(&mut self) -> (Forward<'_, T>, &mut Workspace) {
-        let case = self.case;
         let tensors = Forward {
-            x: self.x.view(),
-            dt: self.dt.view(),
-            a: self.a.view(),
-            b: self.b.view(),
-            c: self.c.view(),
-            d: match case.skip {
-                SkipKind::None => None,
-                SkipKind::PerHead => Some(Skip::PerHead(self.d_per_head.view())),
-                SkipKind::PerChannel => Some(Skip::PerChannel(self.d_per_channel.view())),
-            },
-            z: case.z.then(|| self.z.view()),
-            dt_bias: case.dt_bias.then(|| self.dt_bias.view()),
-            initial_states: case.initial_states.then(|| self.initial_states.view()),
-            cu_seqlens: self.cu_seqlens.as_ref().map(Placed::view),
+            layer: self.layer.view(self.case),
             out: self.out.view_mut(),
-            final_states: case.final_states.then(|| self.final_states.view_mut()),
+            final_states: self.case.final_states.then(|| self.final_states.view_mut()),
         };
         (tensors, &mut self.workspace)
     }
