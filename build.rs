@@ -291,6 +291,7 @@ fn stub(unit: &Unit) -> String {
             instance,
             params,
             threads,
+            blocks,
             shared_bytes,
         } = entry;
         for structure in params.parts.iter().chain([params]) {
@@ -314,7 +315,7 @@ fn stub(unit: &Unit) -> String {
         );
         kernels.push_str(&format!(
             "\n\
-             extern \"C\" __global__ void __launch_bounds__({threads})\n\
+             extern \"C\" __global__ void __launch_bounds__({threads}, {blocks})\n\
              {name}(const __grid_constant__ {} params) {{\n    \
                  using Kernel = {instance};\n    \
                  extern __shared__ __align__(128) unsigned char smem[];\n    \
@@ -376,9 +377,10 @@ fn ptxas_reports(log: &str, unit: &Unit) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Writes the Rust constants that src/images.rs includes.
+/// Writes the Rust statics that src/images.rs includes: of a constant, each part of a program that reads it would hold
+/// a copy of all images.
 fn write_images(out: &Path, targets: &str, units: &[Unit], reports: &[Report]) -> Result<()> {
-    let mut rust = String::from("const IMAGES: &[Image] = &[\n");
+    let mut rust = String::from("static IMAGES: &[Image] = &[\n");
     for unit in units {
         let fatbin = out.join(format!("{}.fatbin", unit.name));
         rust.push_str(&format!(
@@ -386,7 +388,7 @@ fn write_images(out: &Path, targets: &str, units: &[Unit], reports: &[Report]) -
             unit.name
         ));
     }
-    rust.push_str("];\n\nconst KERNELS: &[KernelInfo] = &[\n");
+    rust.push_str("];\n\nstatic KERNELS: &[KernelInfo] = &[\n");
     for entry in units.iter().flat_map(|unit| &unit.entries) {
         for report in reports.iter().filter(|report| report.name == entry.name) {
             let shared_bytes = report.shared_bytes as usize + entry.shared_bytes;

@@ -18,10 +18,8 @@ const SINES: [(f64, f64); 3] = [(1.0, 0.8), (0.5, 2.0), (0.25, 3.5)];
 const SAMPLES: usize = 1000;
 
 fn signal(t: f64) -> f64 {
-    let sines = SINES.iter();
-    sines
-        .map(|(amplitude, periods)| amplitude * (TAU * periods * t).sin())
-        .sum()
+    let sines = SINES.map(|(amplitude, periods)| amplitude * (TAU * periods * t).sin());
+    sines.iter().sum()
 }
 
 /// The most that `states` coefficients may lose of the signal, as a root mean square over the time until `now`.

@@ -36,7 +36,7 @@ pub struct KernelInfo {
     pub threads: u32,
 }
 
-// build.rs writes the constants IMAGES and KERNELS.
+// build.rs writes IMAGES and KERNELS.
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The images in this build; none if it was built without nvcc.

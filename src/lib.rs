@@ -1,8 +1,9 @@
 //! Hand-written CUDA kernels for sequence models, called from safe Rust.
 //!
-//! What exists so far is the forward pass of softmax attention ([`attention`]) and matrix
-//! multiplication with fused epilogues ([`gemm`]), for every NVIDIA GPU since Ampere. Each operation
-//! has a plain `f64` version in [`mod@reference`] to compare with. [`state_space`] is the theory that layers like
+//! What exists so far is the forward pass of softmax attention ([`attention`]), matrix multiplication
+//! with fused epilogues ([`gemm`]), and of state space models the causal convolution
+//! ([`causal_conv1d`]) and the forward pass of Mamba-2's layer ([`ssd`]), for every NVIDIA GPU since
+//! Ampere. Each operation has a plain `f64` version in [`mod@reference`] to compare with. [`state_space`] is the theory that layers like
 //! Mamba's begin with, on the CPU.
 //!
 //! ```no_run
@@ -70,6 +71,7 @@
 
 pub mod abi;
 pub mod attention;
+pub mod causal_conv1d;
 mod driver;
 mod error;
 pub mod gemm;

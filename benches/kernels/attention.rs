@@ -3,15 +3,19 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use seqmix::Tensor;
+use half::{bf16, f16};
 use seqmix::attention::{Attention, Bias, Config, Forward, Mask};
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::reference::attention as reference;
+use seqmix::{Dtype, Tensor};
 
 use crate::bench::{self, Work};
 use crate::measure::Verdict;
 use crate::naive::{Narrow, bound, lse_bound};
 use crate::support::numbers;
+
+/// What kernels exist for.
+const DTYPES: [Dtype; 2] = [Dtype::F16, Dtype::BF16];
 
 /// A problem with as many keys as queries.
 #[derive(Clone, Copy)]
@@ -22,11 +26,11 @@ pub(crate) struct Shape {
     heads_kv: usize,
     head_dim: usize,
     mask: Mask,
+    dtype: Dtype,
 }
 
 impl bench::Shape for Shape {
     type Op = Attention;
-    type Problem<T: Narrow> = Problem<T>;
     const CALL: &'static str = "attention/forward";
 
     /// 16 thousand positions of width 2048, and fewer heads of keys than of queries as models have them.
@@ -38,40 +42,49 @@ impl bench::Shape for Shape {
         {
             for seq in [1024, 4096, 16384] {
                 let heads = 2048 / head_dim;
-                shapes.push(Self {
+                shapes.extend(DTYPES.map(|dtype| Self {
                     batch: 16384 / seq,
                     seq,
                     heads,
                     heads_kv: heads,
                     head_dim,
                     mask,
-                });
+                    dtype,
+                }));
             }
         }
-        shapes.push(Self {
+        shapes.extend(DTYPES.map(|dtype| Self {
             batch: 2,
             seq: 4096,
             heads: 32,
             heads_kv: 8,
             head_dim: 128,
             mask: Mask::Causal,
-        });
+            dtype,
+        }));
         shapes
     }
 
     fn counted() -> Vec<Self> {
-        let dims = [32, 64, 96, 128, 160, 192, 256].into_iter();
-        dims.flat_map(|head_dim| {
-            [Mask::Full, Mask::Causal].map(|mask| Self {
-                batch: 1,
-                seq: 256,
-                heads: 2,
-                heads_kv: 1,
-                head_dim,
-                mask,
-            })
-        })
-        .collect()
+        let mut shapes = Vec::new();
+        for head_dim in [32, 64, 96, 128, 160, 192, 256] {
+            for mask in [Mask::Full, Mask::Causal] {
+                shapes.extend(DTYPES.map(|dtype| Self {
+                    batch: 1,
+                    seq: 256,
+                    heads: 2,
+                    heads_kv: 1,
+                    head_dim,
+                    mask,
+                    dtype,
+                }));
+            }
+        }
+        shapes
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     fn name(&self) -> String {
@@ -82,6 +95,7 @@ impl bench::Shape for Shape {
             heads_kv,
             head_dim,
             mask,
+            ..
         } = self;
         let mask = format!("{mask:?}").to_lowercase();
         format!("b{batch}_s{seq}_h{heads}_kv{heads_kv}_d{head_dim}_{mask}")
@@ -95,6 +109,7 @@ impl bench::Shape for Shape {
             heads_kv,
             head_dim,
             mask,
+            ..
         } = *self;
         let scores = (batch * heads * seq * seq) as u64;
         let seen = if mask == Mask::Causal {
@@ -111,15 +126,38 @@ impl bench::Shape for Shape {
         }
     }
 
-    fn problem<T: Narrow>(self, stream: &Arc<CudaStream>) -> Result<Problem<T>, Box<dyn Error>> {
-        let Self {
+    fn problem(
+        self,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Box<dyn bench::Problem<Op = Attention>>, Box<dyn Error>> {
+        Ok(match self.dtype {
+            Dtype::F16 => Box::new(Problem::<f16>::new(self, stream)?),
+            _ => Box::new(Problem::<bf16>::new(self, stream)?),
+        })
+    }
+}
+
+/// A problem on the device.
+struct Problem<T> {
+    shape: Shape,
+    q: Tensor<T, 4>,
+    k: Tensor<T, 4>,
+    v: Tensor<T, 4>,
+    out: Tensor<T, 4>,
+    lse: Tensor<f32, 3>,
+    host: [Vec<T>; 3],
+}
+
+impl<T: Narrow> Problem<T> {
+    fn new(shape: Shape, stream: &Arc<CudaStream>) -> seqmix::Result<Self> {
+        let Shape {
             batch,
             seq,
             heads,
             heads_kv,
             head_dim,
             ..
-        } = self;
+        } = shape;
         let (shape_q, shape_k) = (
             [batch, seq, heads, head_dim],
             [batch, seq, heads_kv, head_dim],
@@ -129,8 +167,8 @@ impl bench::Shape for Shape {
             numbers(2, shape_k.iter().product()),
             numbers(3, shape_k.iter().product()),
         ];
-        Ok(Problem {
-            shape: self,
+        Ok(Self {
+            shape,
             q: Tensor::from_host(stream, &host[0], shape_q)?,
             k: Tensor::from_host(stream, &host[1], shape_k)?,
             v: Tensor::from_host(stream, &host[2], shape_k)?,
@@ -139,17 +177,6 @@ impl bench::Shape for Shape {
             host,
         })
     }
-}
-
-/// A problem on the device.
-pub(crate) struct Problem<T> {
-    shape: Shape,
-    q: Tensor<T, 4>,
-    k: Tensor<T, 4>,
-    v: Tensor<T, 4>,
-    out: Tensor<T, 4>,
-    lse: Tensor<f32, 3>,
-    host: [Vec<T>; 3],
 }
 
 impl<T: Narrow> bench::Problem for Problem<T> {
@@ -180,6 +207,7 @@ impl<T: Narrow> bench::Problem for Problem<T> {
             heads_kv,
             head_dim,
             mask,
+            ..
         } = self.shape;
         let (out, lse) = (self.out.to_host(stream)?, self.lse.to_host(stream)?);
         for (b, h) in [(0, 0), (batch - 1, heads - 1)] {

@@ -5,18 +5,15 @@ use std::error::Error;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use half::{bf16, f16};
+use seqmix::Dtype;
 use seqmix::cudarc::driver::CudaStream;
 
-use crate::naive::Narrow;
 use crate::support::{CudaTime, Gpu};
 
-/// Sizes and options of one call, for operands of any dtype.
+/// Sizes and options of one call.
 pub(crate) trait Shape: Copy {
     /// The op on the device.
     type Op;
-    /// The call with its tensors.
-    type Problem<T: Narrow>: Problem<Op = Self::Op>;
     /// The op and the call, as ids begin: `attention/forward`.
     const CALL: &'static str;
 
@@ -26,15 +23,19 @@ pub(crate) trait Shape: Copy {
     /// What is counted on the emulator: small, and of every kernel.
     fn counted() -> Vec<Self>;
 
+    /// Of the operands.
+    fn dtype(&self) -> Dtype;
+
     /// How ids end.
     fn name(&self) -> String;
 
     fn work(&self) -> Work;
 
-    fn problem<T: Narrow>(
+    /// The call with its tensors.
+    fn problem(
         self,
         stream: &Arc<CudaStream>,
-    ) -> Result<Self::Problem<T>, Box<dyn Error>>;
+    ) -> Result<Box<dyn Problem<Op = Self::Op>>, Box<dyn Error>>;
 }
 
 /// A call with tensors on the device.
@@ -46,19 +47,31 @@ pub(crate) trait Problem {
     /// Compares what the call wrote with the reference.
     fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>>;
 
-    /// Queues the same to another library, which writes elsewhere, and names it; `None` if there is none.
+    /// How the call runs, once it was queued; `None` if there is only one way.
+    fn plan(&self) -> Option<&str> {
+        None
+    }
+
+    /// Queues the same to another library, which writes elsewhere; `None` if there is none.
     fn queue_rival(
         &mut self,
         _op: &Self::Op,
         _stream: &Arc<CudaStream>,
-    ) -> Result<Option<&'static str>, Box<dyn Error>> {
+    ) -> Result<Option<Rival>, Box<dyn Error>> {
         Ok(None)
     }
 
-    /// Compares what the two wrote.
+    /// Checks what the other library wrote.
     fn verify_rival(&self, _stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
         Ok(())
     }
+}
+
+/// Another library, and what it does for a problem.
+#[derive(Clone, Copy)]
+pub(crate) struct Rival {
+    pub(crate) name: &'static str,
+    pub(crate) work: Work,
 }
 
 /// What one call has to do at least.
@@ -73,27 +86,21 @@ pub(crate) struct Work {
 /// Times the calls of an op that criterion was asked for.
 pub(crate) fn time<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op) {
     for shape in S::timed() {
-        time_one::<S, f16>(criterion, gpu, op, shape);
-        time_one::<S, bf16>(criterion, gpu, op, shape);
+        time_one(criterion, gpu, op, shape);
     }
 }
 
-fn time_one<S: Shape, T: Narrow>(
-    criterion: &mut Criterion<CudaTime>,
-    gpu: &Gpu,
-    op: &S::Op,
-    shape: S,
-) {
-    let (id, work) = (id::<S, T>(shape), shape.work());
+fn time_one<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op, shape: S) {
+    let (id, work) = (id(shape), shape.work());
     let mut ready = None;
     let (mut seconds, mut seconds_rival) = (Vec::new(), Vec::new());
-    let mut group = criterion.benchmark_group(format!("{}/{}", S::CALL, T::DTYPE.name()));
+    let mut group = criterion.benchmark_group(format!("{}/{}", S::CALL, shape.dtype().name()));
     group.throughput(Throughput::Elements(work.operations));
     group.bench_function(BenchmarkId::from_parameter(shape.name()), |bencher| {
         // Criterion alone knows whether this one was asked for: until then it costs nothing.
         let Ready { problem, rival } = ready.get_or_insert_with(|| {
             shape
-                .problem::<T>(&gpu.stream)
+                .problem(&gpu.stream)
                 .and_then(|problem| Ready::new(problem, op, &gpu.stream))
                 .unwrap_or_else(|why| panic!("{id}: {why}"))
         });
@@ -115,12 +122,15 @@ fn time_one<S: Shape, T: Narrow>(
     group.finish();
     let pairs = seconds_rival.iter().zip(&seconds);
     let ratios = pairs.map(|(theirs, ours)| theirs / ours).collect();
-    if let Some(spread) = Spread::of(seconds) {
-        println!("{id}: {}", gpu.rates(work, &spread));
+    let (Some(ready), Some(spread)) = (ready, Spread::of(seconds)) else {
+        return;
+    };
+    println!("{id}: {}", gpu.rates(work, &spread));
+    if let Some(plan) = ready.problem.plan() {
+        println!("{id}: {plan}");
     }
-    let rival = ready.and_then(|ready| ready.rival);
-    if let (Some(name), Some(spread), Some(ratio)) =
-        (rival, Spread::of(seconds_rival), Spread::of(ratios))
+    if let (Some(Rival { name, work }), Some(spread), Some(ratio)) =
+        (ready.rival, Spread::of(seconds_rival), Spread::of(ratios))
     {
         println!("{id}: {name}: {}", gpu.rates(work, &spread));
         println!("{id}: {:.3} times the speed of {name}", ratio.median);
@@ -134,22 +144,15 @@ pub(crate) fn count<S: Shape>(
     op: &S::Op,
 ) -> Result<(), Box<dyn Error>> {
     for shape in S::counted() {
-        count_one::<S, f16>(stream, filter, op, shape)?;
-        count_one::<S, bf16>(stream, filter, op, shape)?;
-    }
-    Ok(())
-}
-
-fn count_one<S: Shape, T: Narrow>(
-    stream: &Arc<CudaStream>,
-    filter: &str,
-    op: &S::Op,
-    shape: S,
-) -> Result<(), Box<dyn Error>> {
-    let id = id::<S, T>(shape);
-    if id.contains(filter) {
-        let problem = shape.problem::<T>(stream)?;
-        Ready::new(problem, op, stream).map_err(|why| format!("{id}: {why}"))?;
+        let id = id(shape);
+        if !id.contains(filter) {
+            continue;
+        }
+        let ready = Ready::new(shape.problem(stream)?, op, stream);
+        let ready = ready.map_err(|why| format!("{id}: {why}"))?;
+        if let Some(plan) = ready.problem.plan() {
+            println!("\n{id}: {plan}");
+        }
         for report in cuda_emulator::take_thread_reports() {
             println!("\n{id}: emulator counters\n{report}");
         }
@@ -158,23 +161,27 @@ fn count_one<S: Shape, T: Narrow>(
 }
 
 /// As criterion joins group and parameter.
-fn id<S: Shape, T: Narrow>(shape: S) -> String {
-    format!("{}/{}/{}", S::CALL, T::DTYPE.name(), shape.name())
+fn id<S: Shape>(shape: S) -> String {
+    format!("{}/{}/{}", S::CALL, shape.dtype().name(), shape.name())
 }
 
 /// A problem that ran once and returned the right numbers.
-struct Ready<P> {
-    problem: P,
+struct Ready<Op> {
+    problem: Box<dyn Problem<Op = Op>>,
     /// Who else did.
-    rival: Option<&'static str>,
+    rival: Option<Rival>,
 }
 
-impl<P: Problem> Ready<P> {
-    fn new(mut problem: P, op: &P::Op, stream: &Arc<CudaStream>) -> Result<Self, Box<dyn Error>> {
+impl<Op> Ready<Op> {
+    fn new(
+        mut problem: Box<dyn Problem<Op = Op>>,
+        op: &Op,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Self, Box<dyn Error>> {
         problem.queue(op, stream)?;
         problem.verify(stream)?;
         let rival = problem.queue_rival(op, stream)?;
-        if let Some(name) = rival {
+        if let Some(Rival { name, .. }) = rival {
             let verdict = problem.verify_rival(stream);
             verdict.map_err(|why| format!("{name} returned other numbers: {why}"))?;
         }

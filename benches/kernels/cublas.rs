@@ -10,9 +10,9 @@ use std::ptr;
 use std::sync::Arc;
 
 use libloading::Library;
-use seqmix::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use seqmix::cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 use seqmix::cudarc::get_lib_name_candidates;
-use seqmix::{Dtype, Half};
+use seqmix::{Dtype, Float};
 
 /// Names the library, or the folder that it is in.
 const VARIABLE: &str = "SEQMIX_CUBLAS";
@@ -55,6 +55,7 @@ struct Functions {
 // Values of the header's enums.
 const OP_N: c_int = 0;
 const OP_T: c_int = 1;
+const R_32F: c_int = 0;
 const R_16F: c_int = 2;
 const R_16BF: c_int = 14;
 const COMPUTE_32F: c_int = 68;
@@ -131,16 +132,20 @@ impl Cublas {
         Ok(cublas)
     }
 
-    /// Queues `y = x w^T` with sums in `f32`, all row by row: x `[m, k]`, w `[n, k]`, y `[m, n]`.
-    pub(crate) fn linear<T: Half>(
+    /// Queues `y = x w^T` with sums in `f32`, all row by row: x `[m, k]`, w `[n, k]`, y `[m, n]`. Nothing if y has no
+    /// rows.
+    pub(crate) fn linear<T: Float>(
         &self,
         [m, n, k]: [usize; 3],
-        x: &CudaSlice<T>,
-        w: &CudaSlice<T>,
-        y: &mut CudaSlice<T>,
+        x: &CudaView<'_, T>,
+        w: &CudaView<'_, T>,
+        y: &mut CudaViewMut<'_, T>,
     ) -> Result<(), Box<dyn Error>> {
         if [x.len(), w.len(), y.len()] != [m * k, n * k, m * n] {
             return Err(format!("tensors that are not of m {m}, n {n}, k {k}").into());
+        }
+        if m == 0 {
+            return Ok(());
         }
         let [m, n, k] = [
             c_int::try_from(m)?,
@@ -149,7 +154,8 @@ impl Cublas {
         ];
         let dtype = match T::DTYPE {
             Dtype::F16 => R_16F,
-            _ => R_16BF, // a `Half` is one of the two
+            Dtype::BF16 => R_16BF,
+            _ => R_32F, // a `Float` is one of the three
         };
         let (x, _x_used) = x.device_ptr(&self.stream);
         let (w, _w_used) = w.device_ptr(&self.stream);

@@ -12,6 +12,7 @@ mod naive;
 
 mod attention;
 mod bench;
+mod causal_conv1d;
 mod cublas;
 mod gemm;
 mod support;
@@ -21,12 +22,14 @@ use std::time::Duration;
 
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
+use seqmix::causal_conv1d::CausalConv1d;
 
 use cublas::Cublas;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (context, driver) = device::open()?;
     let attention = Attention::new(&context)?;
+    let conv = CausalConv1d::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
     match driver {
         Driver::Cuda => {
@@ -46,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .measurement_time(Duration::from_secs(2))
                 .configure_from_args();
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
+            bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             criterion.final_summary();
         }
@@ -55,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let filter = filter.unwrap_or_default();
             let stream = context.default_stream();
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
+            bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
         }
     }

@@ -10,7 +10,7 @@ use seqmix::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags};
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 
 use crate::bench::{Spread, Work};
-use crate::naive::{Narrow, normal};
+use crate::naive::{Number, normal};
 
 /// The device, and what it measured of itself.
 pub(crate) struct Gpu {
@@ -85,7 +85,7 @@ impl Gpu {
 
 /// `count` random numbers, which repeat after a prime number of them: enough that no two rows are alike, and quickly
 /// drawn. Not zeros, on which a GPU draws less power and runs faster.
-pub(crate) fn numbers<T: Narrow>(seed: u64, count: usize) -> Vec<T> {
+pub(crate) fn numbers<T: Number>(seed: u64, count: usize) -> Vec<T> {
     const PERIOD: usize = 999_983;
     let numbers = normal::<T>(seed, PERIOD.min(count), 1.0).into_iter();
     numbers.cycle().take(count).collect()

@@ -1,7 +1,9 @@
 //! Golden cases: reads one, runs it through the public API and judges what comes back. tests/golden/SCHEMA.md
 //! describes the files, the ops and the rule.
 
-#[path = "golden_ssd.rs"]
+#[path = "golden/causal_conv1d.rs"]
+mod causal_conv1d;
+#[path = "golden/ssd.rs"]
 mod ssd;
 
 use std::collections::HashMap;
@@ -13,6 +15,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use seqmix::attention::{Attention, Bias, Config, Forward, ForwardVarlen, Mask};
+use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
 use seqmix::gemm::{self, Activation, Addend, Epilogue, Gemm, Multiply};
 use seqmix::ssd::Ssd;
@@ -77,9 +80,19 @@ pub(crate) struct Output {
 pub(crate) struct Ops {
     stream: Arc<CudaStream>,
     attention: Attention,
+    causal_conv1d: CausalConv1d,
     gemm: Gemm,
     ssd: Ssd,
 }
+
+/// The ops that have kernels.
+const OPS: [&str; 5] = [
+    "attention_forward",
+    "causal_conv1d_forward",
+    "causal_conv1d_backward",
+    "gemm",
+    "ssd_forward",
+];
 
 /// Where the golden cases are: tests/golden of the working directory, else of a folder above this program, else
 /// of the source tree.
@@ -100,6 +113,7 @@ impl Ops {
         Ok(Self {
             stream: context.default_stream(),
             attention: Attention::new(context)?,
+            causal_conv1d: CausalConv1d::new(context)?,
             gemm: Gemm::new(context)?,
             ssd: Ssd::new(context)?,
         })
@@ -157,6 +171,17 @@ impl Case {
             .ok_or_else(|| Failure::Unreadable(format!("no tensor {name}")))
     }
 
+    /// An optional tensor on the device.
+    fn optional<T: Element + Pod, const N: usize>(
+        &self,
+        name: &str,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Option<Tensor<T, N>>, Failure> {
+        self.get(name)
+            .map(|stored| stored.upload(stream))
+            .transpose()
+    }
+
     /// A number among the params; of a list, the one at `index`.
     pub(crate) fn number(&self, name: &str, index: usize) -> Result<f64, Failure> {
         let value = &self.params[name];
@@ -190,17 +215,24 @@ impl Case {
             ("attention_forward", Some(Dtype::BF16)) => self.attention_forward::<bf16>(ops),
             ("gemm", Some(Dtype::F16)) => self.gemm::<f16>(ops),
             ("gemm", Some(Dtype::BF16)) => self.gemm::<bf16>(ops),
+            ("causal_conv1d_forward", Some(Dtype::F16)) => self.causal_conv1d_forward::<f16>(ops),
+            ("causal_conv1d_forward", Some(Dtype::BF16)) => self.causal_conv1d_forward::<bf16>(ops),
+            ("causal_conv1d_forward", Some(Dtype::F32)) => self.causal_conv1d_forward::<f32>(ops),
+            ("causal_conv1d_backward", Some(Dtype::F16)) => self.causal_conv1d_backward::<f16>(ops),
+            ("causal_conv1d_backward", Some(Dtype::BF16)) => {
+                self.causal_conv1d_backward::<bf16>(ops)
+            }
+            ("causal_conv1d_backward", Some(Dtype::F32)) => self.causal_conv1d_backward::<f32>(ops),
             ("ssd_forward", Some(Dtype::F16)) => self.ssd_forward::<f16>(ops),
             ("ssd_forward", Some(Dtype::BF16)) => self.ssd_forward::<bf16>(ops),
-            (op @ ("attention_forward" | "gemm" | "ssd_forward"), Some(other)) => unsupported(
-                format!("no {op} kernel for {other:?}; there are F16 and BF16"),
-            ),
-            ("attention_forward" | "gemm" | "ssd_forward", None) => {
-                Err(Failure::Unreadable("no tensor q, a or x".into()))
-            }
-            (op, _) => unsupported(format!(
-                "no kernel for the op {op}; there are attention_forward, gemm and ssd_forward"
+            (op, dtype) if !OPS.contains(&op) => unsupported(format!(
+                "no kernel for the op {op}, {dtype:?}; there are {}",
+                OPS.join(", ")
             )),
+            (op, Some(other)) => unsupported(format!(
+                "no {op} kernel for {other:?}; there are F16 and BF16"
+            )),
+            (_, None) => Err(Failure::Unreadable("no tensor q, a or x".into())),
         }
     }
 
@@ -211,7 +243,7 @@ impl Case {
         first.map(|tensor| tensor.dtype)
     }
 
-    /// The activation of a case of gemm, by name.
+    /// The activation of a case, by name.
     pub(crate) fn activation(&self) -> Result<&str, Failure> {
         let name = self.params["activation"].as_str();
         name.ok_or_else(|| Failure::Unreadable("no activation in the params".into()))

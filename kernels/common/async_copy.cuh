@@ -22,6 +22,14 @@ __device__ __forceinline__ void copy16_async(uint32_t to, const void* from, bool
     copy16_async(to, from, valid ? 16 : 0);
 }
 
+// Starts a copy of 4 bytes to shared memory, or where `valid` is false writes zeros.
+// cp.async.ca.shared.global
+__device__ __forceinline__ void copy4_async(uint32_t to, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(valid ? 4 : 0)
+                 : "memory");
+}
+
 // Closes the group of copies that this thread has started since the last commit.
 // cp.async.commit_group
 __device__ __forceinline__ void commit_copies() {

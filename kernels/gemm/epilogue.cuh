@@ -13,6 +13,7 @@
 #include "gemm/activation.cuh"
 #include "gemm/chunk.cuh"
 #include "gemm/params.h"
+#include "gemm/place.cuh"
 
 namespace seqmix::gemm {
 
@@ -184,6 +185,25 @@ __device__ __forceinline__ void count_non_finite(const MultiplyParams& params, i
         const int all = warp_sum(non_finite);
         if (lane_of_warp() == 0 && all > 0) {
             atomicAdd(params.non_finite, all);
+        }
+    }
+}
+
+// Adds what each row of warps has summed of a tile's columns, in order, for column_sums.cuh.
+template <int Threads, int BlockM, int WarpsM, int Columns>
+__device__ __forceinline__ void add_column_sums(const MultiplyParams& params,
+                                                const float (&of_warps)[WarpsM][Columns],
+                                                const Place& place) {
+    __syncthreads();  // every warp's sums, before they are added up
+    const int64_t tiles = (params.m - 1) / BlockM + 1;
+    const int64_t tile = blockIdx.z * tiles + place.row / BlockM;
+    for (int column = thread_of_block(); column < Columns; column += Threads) {
+        float sum = 0.f;
+        for (int warp = 0; warp < WarpsM; ++warp) {
+            sum += of_warps[warp][column];
+        }
+        if (place.column + column < params.n) {
+            params.column_sums[tile * params.n + place.column + column] = sum;
         }
     }
 }

@@ -15,8 +15,9 @@ namespace seqmix::gemm {
 // neighbours each, and read them as whole chunks of one row.
 //
 // Of the chunks, 32 bytes each, number c of row r lies at place c ^ (r % 4) of the row, so that the
-// four rows of a write fall on different banks; the two halves of every other group of four chunks
-// are swapped, so that eight lanes that read the same half of eight chunks do too.
+// four rows of a write fall on different banks; the two halves of the chunks are swapped in two of
+// four groups of four, so that eight lanes that read the same half of eight chunks do too, of one
+// row after the other or, with a gate, of every second chunk.
 template <int Columns>
 struct Exchange {
     static constexpr int kRows = 16;
@@ -28,7 +29,7 @@ struct Exchange {
     // Half `half`, four elements, of a chunk.
     __device__ __forceinline__ float* at(int row, int chunk, int half) {
         const int place = row * kChunks + (chunk ^ (row % 4));
-        return elements + kChunk * place + 4 * (half ^ (place / 4 % 2));
+        return elements + kChunk * place + 4 * (half ^ (place / 4 % 2) ^ (place / 8 % 2));
     }
 
     // Writes a row of results of mma.sync, 16 rows and 8 columns each.
@@ -91,7 +92,9 @@ struct Results {
             __syncwarp();  // the lanes have written, before others read
 #pragma unroll 1
             for (int at = lane; at < 16 * chunks; at += 32) {
-                const int in_part = at / chunks, chunk = at % chunks;
+                // by constants: a division by a number that is not known takes registers
+                const int in_part = two ? at / (kChunks / 2) : at / kChunks;
+                const int chunk = at - in_part * chunks;
                 const int row = first_row + 16 * part + in_part;
                 const int column =
                     place.column + (two ? first_column / 2 : first_column) + kChunk * chunk;
@@ -144,19 +147,7 @@ struct Results {
                 to[i] = sums[i];
             }
         }
-        __syncthreads();  // every warp's sums, before they are added up
-        const int64_t tiles = (params.m - 1) / (WarpsM * WarpM) + 1;
-        const int64_t tile = blockIdx.z * tiles + place.row / (WarpsM * WarpM);
-        for (int column = thread_of_block(); column < WarpsN * WarpN;
-             column += 32 * WarpsM * WarpsN) {
-            float sum = 0.f;
-            for (int warp = 0; warp < WarpsM; ++warp) {
-                sum += smem.column_sums[warp][column];
-            }
-            if (place.column + column < params.n) {
-                params.column_sums[tile * params.n + place.column + column] = sum;
-            }
-        }
+        add_column_sums<32 * WarpsM * WarpsN, WarpsM * WarpM>(params, smem.column_sums, place);
     }
 };
 

@@ -16,7 +16,7 @@ template <int Stages, int Steps, typename Fragments, typename Fetch, typename Lo
 __device__ __forceinline__ void walk(int blocks, const Fetch& fetch, const Load& load,
                                      const Multiply& multiply) {
     static_assert(Steps % 2 == 0, "the buffer of a step is known when compiling");
-    static_assert(Stages >= 3, "a tile is on its way while another is read");
+    static_assert(Stages >= 2, "a tile is on its way while another is read");
     const auto fetch_group = [&](int block, int stage) {
         if (block < blocks) {
             fetch(block, stage);

@@ -130,6 +130,7 @@ impl Forward {
             ),
             params: ForwardParams::PARAMS,
             threads: 32 * warps as u32,
+            blocks: 1,
             shared_bytes: self.shared_bytes(),
         }
     }

@@ -147,6 +147,8 @@ pub enum Family {
     Tensor,
     /// `a b + scale (a down) up` on tensor cores.
     Lora,
+    /// `a b` of f32 by multiply-adds of f32.
+    Simt,
 }
 
 /// The largest rank of an adapter.
@@ -200,6 +202,13 @@ const fn lora(
     }
 }
 
+const fn simt(tile: (usize, usize, usize), warp: (usize, usize), stages: usize) -> Multiply {
+    Multiply {
+        family: Family::Simt,
+        ..tensor(F32, tile, warp, stages, Access::Any)
+    }
+}
+
 /// No kernel exists that is not in a row here, and no row without kernels. The plan's cost model
 /// chooses among the rows that fit a problem; between equals the first.
 ///
@@ -227,7 +236,13 @@ pub const MULTIPLY: &[Multiply] = &[
     lora(F16,    ( 32,  64, 64), (16, 32), 3), // 68 KiB
     lora(BF16,   (128, 128, 32), (64, 32), 4),
     lora(BF16,   ( 32,  64, 64), (16, 32), 3),
+    // A lane of a warp of 64x64 has 128 sums, and for each step along k loads 24 operands by 6 instructions.
+    simt(        (128, 128, 16), (64, 64), 2), // 33 KiB: two blocks run side by side, by their registers too
+    simt(        ( 64,  64, 16), (32, 64), 3), // 26 KiB, more blocks for small problems
 ];
+
+/// Elements that a line of a tile of [`Family::Simt`] is longer than it need be.
+const LINE_PADDING: usize = 4;
 
 impl Multiply {
     /// Threads of a block.
@@ -241,6 +256,7 @@ impl Multiply {
         let elements = match self.family {
             Family::Tensor => self.stages * (m + n) * k,
             Family::Lora => self.stages * (m + n + MAX_RANK) * k + MAX_RANK * n,
+            Family::Simt => self.stages * (m + n + 2 * LINE_PADDING) * k,
         };
         elements * self.dtype.bytes()
     }
@@ -249,7 +265,7 @@ impl Multiply {
     pub fn unit(&self) -> String {
         let (m, n, _) = self.tile;
         let family = match self.family {
-            Family::Tensor => "gemm",
+            Family::Tensor | Family::Simt => "gemm",
             Family::Lora => "gemm_lora",
         };
         format!("{family}_{}_{m}x{n}", self.dtype.name())
@@ -274,9 +290,13 @@ impl Multiply {
                     )
                 }
                 Family::Lora => format!("seqmix::gemm::Lora<{dtype}, {axis_b}, {sizes}>"),
+                Family::Simt => format!(
+                    "seqmix::gemm::Simt<{axis_a}, {axis_b}, {m}, {n}, {k}, {warp_m}, {stages}>"
+                ),
             },
             params: MultiplyParams::PARAMS,
             threads: self.threads() as u32,
+            blocks: 1,
             shared_bytes: self.shared_bytes(),
         }
     }
@@ -291,7 +311,7 @@ impl Multiply {
             (Axis::Outer, Axis::Outer),
         ];
         match self.family {
-            Family::Tensor => &ALL,
+            Family::Tensor | Family::Simt => &ALL,
             Family::Lora => &ALL[..2],
         }
     }
@@ -304,6 +324,7 @@ pub fn sum_splits(dtype: Dtype) -> Entry {
         instance: format!("seqmix::gemm::SumSplits<{}>", dtype.cpp()),
         params: MultiplyParams::PARAMS,
         threads: SUM_SPLITS_THREADS as u32,
+        blocks: 1,
         shared_bytes: 1, // an empty struct of C++
     }
 }
@@ -321,6 +342,7 @@ pub fn column_sums() -> Entry {
         instance: "seqmix::gemm::ColumnSums".into(),
         params: ColumnSumsParams::PARAMS,
         threads: 256,
+        blocks: 1,
         shared_bytes: 4 * 8 * COLUMN_SUMS_COLUMNS,
     }
 }
@@ -341,6 +363,7 @@ pub fn units() -> Vec<Unit> {
         header: match row.family {
             Family::Tensor => "gemm/multiply.cuh",
             Family::Lora => "gemm/lora.cuh",
+            Family::Simt => "gemm/simt.cuh",
         },
         entries: row
             .layouts()
@@ -377,7 +400,8 @@ mod tests {
             assert!(row.threads() <= 1024, "{name}");
             let ((m, n, k), (warp_m, warp_n)) = (row.tile, row.warp);
             assert_eq!((m % warp_m, n % warp_n), (0, 0), "{name}: warps divide it");
-            assert_eq!(k % 32, 0, "{name}: an even number of steps");
+            let step = if row.family == Family::Simt { 1 } else { 16 };
+            assert_eq!(k % (2 * step), 0, "{name}: an even number of steps");
         }
     }
 

@@ -4,6 +4,7 @@
 //! CUDA stubs. It therefore uses nothing but std.
 
 pub mod attention;
+pub mod causal_conv1d;
 pub mod gemm;
 pub mod ssd;
 
@@ -69,6 +70,9 @@ pub struct Entry {
     pub params: Params,
     /// Threads of a block.
     pub threads: u32,
+    /// Blocks that have to fit on a multiprocessor together, at least 1: they limit the registers of a thread. Without
+    /// such a number the compiler may spill registers to fit one block more.
+    pub blocks: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: usize,
 }
@@ -87,6 +91,7 @@ pub struct Unit {
 /// All units of all operations.
 pub fn units() -> Vec<Unit> {
     let mut units = attention::units();
+    units.extend(causal_conv1d::units());
     units.extend(gemm::units());
     units.extend(ssd::units());
     units

@@ -14,6 +14,9 @@ use crate::workspace::Workspace;
 
 const OP: &str = "gemm::column_sums";
 
+/// The most rows: the kernel adds a block's to them in 64 bits.
+const MAX_ROWS: usize = 1 << 62;
+
 /// Rows below which a part is not worth a block.
 const ROWS_OF_PART: usize = 64;
 
@@ -23,7 +26,7 @@ const BLOCKS: usize = 4;
 impl Gemm {
     /// Queues the sums of the columns of `x`, over all rows of all matrices: the gradient of a bias.
     ///
-    /// `x` is `[batch, m, n]`, with contiguous rows; `sums` `[n]`. Sums are `f32`, added in an order
+    /// `x` is `[batch, m, n]`, with contiguous rows; `sums` `[n]`, contiguous. Sums are `f32`, added in an order
     /// that depends on the shape and the device alone. Without rows they are 0.
     ///
     /// # Errors
@@ -46,7 +49,23 @@ impl Gemm {
                 found: format!("shape {:?}", sums.shape()),
             });
         }
-        let parts = self.parts(batch * m, n);
+        if n > 1 && sums.strides() != [1] {
+            return Err(Error::Layout {
+                op: OP,
+                tensor: "sums",
+                expected: "contiguous elements".into(),
+                found: format!("shape {:?} with strides {:?}", [n], sums.strides()),
+            });
+        }
+        // strides of 0 make any number of rows
+        let rows = batch.checked_mul(m).filter(|&rows| rows <= MAX_ROWS);
+        let rows = rows.ok_or_else(|| Error::Shape {
+            op: OP,
+            tensor: "x",
+            expected: format!("at most {MAX_ROWS} rows"),
+            found: format!("{batch} matrices of {m}"),
+        })?;
+        let parts = self.parts(rows, n);
         let mut scratch = workspace.scratch();
         let mut memory = scratch.take(self.column_sums_workspace_bytes(x.shape()))?;
         let mut launch = Launch::new(OP, stream);
@@ -60,7 +79,6 @@ impl Gemm {
         if n == 0 {
             return launch.check();
         }
-        let rows = batch * m;
         let params = ColumnSumsParams {
             x: Matrix {
                 at,
@@ -68,7 +86,7 @@ impl Gemm {
                 ..matrix
             },
             sums: memory,
-            rows: rows as i64,
+            rows: rows as i64, // at most MAX_ROWS
             rows_of_matrix: m.max(1) as i64,
             rows_of_part: rows.div_ceil(parts) as i64,
             columns: columns(OP, n)?,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, CudaViewMut};
 
 use super::{Adapter, Config, Gemm, Multiply};
+use crate::abi::gemm::MAX_RANK;
 use crate::error::{Error, Result};
 use crate::launch::Launch;
 use crate::tensor::{Float, TensorMut, TensorRef};
@@ -45,7 +46,40 @@ impl<T: Float, D> LoraBackward<'_, T, D> {
     /// Bytes of workspace that [`Gemm::lora_backward`] needs: for `a down` and `dd upᵀ`, and to split
     /// sums over many rows.
     pub fn workspace_bytes(&self) -> usize {
-        2 * self.low_bytes() + SPLITS_BYTES
+        let low = self.low_bytes().saturating_mul(2);
+        low.saturating_add(SPLITS_BYTES)
+    }
+
+    /// Checks that the tensors agree, so that a message names the one that does not.
+    fn check(&self) -> Result<()> {
+        let ([batch, m, k], [_, _, n]) = (self.a.shape(), self.b.shape());
+        let [_, _, rank] = self.down.shape();
+        if !(1..=MAX_RANK).contains(&rank) {
+            return Err(Error::Unsupported {
+                op: OP,
+                request: format!("an adapter of rank {rank}"),
+                available: format!("rank 1 to {MAX_RANK}"),
+            });
+        }
+        let da = self.da.as_ref().map(TensorMut::shape);
+        let shapes = [
+            ("b", self.b.shape(), [batch, k, n]),
+            ("down", self.down.shape(), [batch, k, rank]),
+            ("up", self.up.shape(), [batch, rank, n]),
+            ("dd", self.dd.shape(), [batch, m, n]),
+            ("da", da.unwrap_or([batch, m, k]), [batch, m, k]),
+            ("ddown", self.ddown.shape(), [batch, k, rank]),
+            ("dup", self.dup.shape(), [batch, rank, n]),
+        ];
+        match shapes.iter().find(|(_, found, wanted)| found != wanted) {
+            Some((tensor, found, expected)) => Err(Error::Shape {
+                op: OP,
+                tensor,
+                expected: format!("shape {expected:?}"),
+                found: format!("shape {found:?}"),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Bytes of `a down`, up to what the next tensor may begin at.
@@ -80,6 +114,7 @@ impl Gemm {
             max_workspace: SPLITS_BYTES,
             ..Config::default()
         };
+        tensors.check()?;
         let (needed, low_bytes) = (tensors.workspace_bytes(), tensors.low_bytes());
         let LoraBackward {
             a,

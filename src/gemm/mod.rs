@@ -143,7 +143,7 @@ impl Gemm {
     /// Products are summed in `f32`, everything after is computed in `f32`, and the result is rounded
     /// once. The same inputs give the same bits. If `k` is 0, the product is 0. Tensors that are
     /// written share no memory with another. Operands of `f16` and `bf16` are multiplied by tensor
-    /// cores.
+    /// cores, those of `f32` in full precision by ordinary multiply-adds, each sum in the order of `k`.
     ///
     /// # Errors
     /// Shapes, layouts or options that do not fit or do not go together, see [`Error`](crate::Error);
@@ -391,11 +391,10 @@ fn describe<T: Float, D: Float>(
             (Ending::GateBackward, *activation)
         }
     };
-    let length = |tensor: Layout<1>| tensor.shape[0];
     let (grouping, offsets) = match &tensors.groups {
         Groups::None => (Grouping::None, None),
-        Groups::Rows(offsets) => (Grouping::Rows, Some(length(offsets.layout()))),
-        Groups::K(offsets) => (Grouping::K, Some(length(offsets.layout()))),
+        Groups::Rows(offsets) => (Grouping::Rows, Some(offsets.layout())),
+        Groups::K(offsets) => (Grouping::K, Some(offsets.layout())),
     };
     let request = Request {
         dtype: T::DTYPE,
@@ -406,14 +405,8 @@ fn describe<T: Float, D: Float>(
         in_place: matches!(tensors.c, Addend::InPlace),
         grouping,
         offsets,
-        column_sums: tensors
-            .column_sums
-            .as_ref()
-            .map(|sums| length(sums.layout())),
-        non_finite: tensors
-            .non_finite
-            .as_ref()
-            .map(|counter| length(counter.layout())),
+        column_sums: tensors.column_sums.as_ref().map(TensorMut::layout),
+        non_finite: tensors.non_finite.as_ref().map(TensorMut::layout),
         adapter_scale: tensors
             .adapter
             .as_ref()

@@ -128,6 +128,8 @@ const MEMORY_CLOCKS: f64 = 800.0;
 const START_CLOCKS: f64 = 1500.0;
 /// Clocks from the end of one kernel to the start of the next.
 const LAUNCH_CLOCKS: f64 = 2500.0;
+/// Schedulers of a multiprocessor, each with its own warps.
+const SCHEDULERS: f64 = 4.0;
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65_536;
 /// Registers of a lane beside sums and operands.
@@ -181,13 +183,16 @@ impl Plan {
     ) -> Self {
         let (axis_a, axis_b) = problem.axes;
         let tiles = tiles(problem, row);
-        let parts = problem.batch * problem.m;
-        let floats = match splits {
+        // a batch without elements may be of any size
+        let product = |sizes: [usize; 4]| sizes.into_iter().fold(1, usize::saturating_mul);
+        let (batch, m, n) = (problem.batch, problem.m, problem.n);
+        let bytes_of_part = n.next_multiple_of(CHUNK) * size_of::<f32>();
+        let workspace = match splits {
             1 if problem.request.column_sums.is_some() => {
-                problem.batch * problem.m.div_ceil(row.tile.0) * problem.n
+                product([batch, m.div_ceil(row.tile.0), n, size_of::<f32>()])
             }
             1 => 0,
-            _ => splits * parts * problem.n.next_multiple_of(CHUNK),
+            _ => product([splits, batch, m, bytes_of_part]),
         };
         Self {
             row: index,
@@ -196,7 +201,7 @@ impl Plan {
             tile: (row.tile.0, columns(problem, row)),
             splits,
             grid: [tiles, splits, problem.batch],
-            workspace: floats * size_of::<f32>(),
+            workspace,
             cost: cost(problem, row, splits, device),
         }
     }
@@ -222,7 +227,7 @@ fn runs(problem: &Problem, row: &Multiply) -> bool {
     let vector = problem.matrices.a.vector != 0 && problem.matrices.b.vector != 0;
     let family = match row.family {
         Family::Lora => problem.rank > 0,
-        Family::Tensor => problem.rank == 0,
+        Family::Tensor | Family::Simt => problem.rank == 0,
     };
     family && row.dtype == problem.request.dtype && (vector || row.access == Access::Any)
 }
@@ -290,7 +295,7 @@ fn columns(problem: &Problem, row: &Multiply) -> usize {
 /// Tiles of one matrix, or of all groups of rows: each of these may need one more than its rows fill.
 fn tiles(problem: &Problem, row: &Multiply) -> usize {
     let more = match problem.request.grouping {
-        Grouping::Rows => problem.weights - 1,
+        Grouping::Rows => problem.weights.saturating_sub(1),
         Grouping::None | Grouping::K => 0,
     };
     (problem.m.div_ceil(row.tile.0) + more) * problem.n.div_ceil(columns(problem, row))
@@ -307,6 +312,26 @@ fn multiply_adds(capability: u32) -> f64 {
     }
 }
 
+/// Clocks of a scheduler that a warp of [`Family::Simt`] takes for one step along k. On 8.0 a multiply-add
+/// takes two and leaves room for the rest; later ones take an instruction a clock, whichever it is.
+fn clocks_of_step(row: &Multiply, capability: u32) -> f64 {
+    let ((tile_m, tile_n, _), (warp_m, warp_n)) = (row.tile, row.warp);
+    let multiply_adds = (warp_m * warp_n / 32) as f64;
+    let loads = (operands_of_lane(row) / 4) as f64;
+    // five instructions an element: its copy, and what that needs
+    let copies = 5.0 * (tile_m + tile_n) as f64 / row.threads() as f64;
+    match capability {
+        80 => 2.0 * multiply_adds,
+        _ => multiply_adds + loads + copies,
+    }
+}
+
+/// Elements that a lane of [`Family::Simt`] loads for one step along k: of its eighth of the warp's rows and
+/// its quarter of the columns.
+fn operands_of_lane(row: &Multiply) -> usize {
+    row.warp.0 / 8 + row.warp.1 / 4
+}
+
 fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Cost {
     let ((tile_m, tile_n, tile_k), (warp_m, warp_n)) = (row.tile, row.warp);
     // an adapter's `down` is one more operand of each block
@@ -314,8 +339,10 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     let warps = row.threads() / 32;
     let multiprocessors = device.multiprocessors.max(1);
     // blocks that the busiest multiprocessor gets, and how many of them run side by side
-    let blocks =
-        (tiles(problem, row).saturating_mul(problem.batch * splits)).div_ceil(multiprocessors);
+    let blocks = tiles(problem, row)
+        .saturating_mul(problem.batch)
+        .saturating_mul(splits)
+        .div_ceil(multiprocessors);
     let registers = warp_m * warp_n / 32 + (warp_m + warp_n) / 2 + OTHER_REGISTERS;
     let room = device.shared_bytes_of_all / (row.shared_bytes() + RESERVED_BYTES);
     let resident = room.min(REGISTERS / (registers * row.threads())).max(1);
@@ -325,7 +352,7 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     let bytes = row.dtype.bytes() as f64;
     let blocks = blocks as f64;
     let depth_of_all = match problem.request.grouping {
-        Grouping::K => problem.k.div_ceil(problem.weights),
+        Grouping::K => problem.k.div_ceil(problem.weights.max(1)),
         Grouping::None | Grouping::Rows => problem.k,
     };
     let steps = depth_of_all.div_ceil(tile_k).div_ceil(splits) as f64;
@@ -333,8 +360,21 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
     let columns = columns(problem, row) as f64;
     let edges = (tile_m + tile_n + rank) as f64;
-    // each warp reads its own rows of a and columns of b
-    let reads = (warps * (warp_m + warp_n) + rank * (tile_m / warp_m)) as f64;
+    let capability = device.capability;
+    // clocks that all of a block's warps together take for one step along k, and elements that they read
+    let (step, reads) = match row.family {
+        // a warp reads its own rows of a and columns of b
+        Family::Tensor | Family::Lora => (
+            (tile_m * (tile_n + rank)) as f64 / multiply_adds(capability),
+            warps * (warp_m + warp_n) + rank * (tile_m / warp_m),
+        ),
+        // a lane does, two lanes at once; a scheduler without a warp does nothing
+        Family::Simt => (
+            warps as f64 * clocks_of_step(row, capability)
+                / SCHEDULERS.min(side_by_side * warps as f64),
+            warps * 16 * operands_of_lane(row),
+        ),
+    };
     let out = problem.request.out.bytes() as f64;
     let matrices = |stride: i64, of: usize| if stride == 0 { 1.0 } else { of as f64 };
     let a = matrices(problem.matrices.a.batch_stride, problem.batch) * m * k;
@@ -353,9 +393,8 @@ fn cost(problem: &Problem, row: &Multiply, splits: usize, device: &Device) -> Co
     };
     let l2 = L2_BYTES * multiprocessors as f64;
     Cost {
-        multiply: blocks * depth * tile_m as f64 * (tile_n + rank) as f64
-            / multiply_adds(device.capability),
-        shared: blocks * depth * bytes * (edges + reads) / SHARED_BYTES,
+        multiply: blocks * depth * step,
+        shared: blocks * depth * bytes * (edges + reads as f64) / SHARED_BYTES,
         l2: blocks * depth * bytes * edges / L2_BYTES,
         memory: (bytes * (a + b) + out * d) / (MEMORY_BYTES * multiprocessors as f64),
         latency: blocks * steps * MEMORY_CLOCKS / (side_by_side * (row.stages - 1) as f64),

@@ -67,10 +67,10 @@ pub(super) struct Request {
     pub(super) activation: Activation,
     pub(super) in_place: bool,
     pub(super) grouping: Grouping,
-    /// Elements of the offsets of groups, of the sums of columns, of the counter.
-    pub(super) offsets: Option<usize>,
-    pub(super) column_sums: Option<usize>,
-    pub(super) non_finite: Option<usize>,
+    /// Of the offsets of groups, of the sums of columns, of the counter.
+    pub(super) offsets: Option<Layout<1>>,
+    pub(super) column_sums: Option<Layout<1>>,
+    pub(super) non_finite: Option<Layout<1>>,
     pub(super) adapter_scale: f32,
 }
 
@@ -107,19 +107,11 @@ impl Problem {
             return Err(shape("a", "a tensor", "none"));
         };
         let ([batch_a, m, k], [batch_b, _, n]) = (a.shape, b.shape);
-        let (batch_a, batch_b, batch_d) = match grouping {
-            Grouping::None => (batch_a, batch_a, batch_a),
-            Grouping::Rows => (1, batch_b, 1),
-            Grouping::K => (1, 1, d.shape[0]),
-        };
-        // what b, bias and scales of columns belong to
-        let weights = batch_b.max(batch_d);
-        let halves = matches!(ending, Ending::Gate | Ending::GateBackward);
-        let saved = if halves { 2 * n } else { n };
-        let written = if ending == Ending::GateBackward {
-            2 * n
-        } else {
-            n
+        // weights: what bias and scales of columns belong to
+        let (batch_a, batch_b, batch_d, weights) = match grouping {
+            Grouping::None => (batch_a, batch_a, batch_a, batch_a),
+            Grouping::Rows => (1, batch_b, 1, batch_b),
+            Grouping::K => (1, 1, d.shape[0], d.shape[0]),
         };
         for (tensor, size) in [("a", m), ("b", k), ("b", n)] {
             if size > MAX_SIZE {
@@ -127,6 +119,13 @@ impl Problem {
                 return Err(shape(tensor, &expected, &format!("{size}")));
             }
         }
+        let halves = matches!(ending, Ending::Gate | Ending::GateBackward);
+        let saved = if halves { 2 * n } else { n };
+        let written = if ending == Ending::GateBackward {
+            2 * n
+        } else {
+            n
+        };
         sizes("a", [batch_a, m, k], a.shape)?;
         sizes("b", [batch_b, k, n], b.shape)?;
         sizes("d", [batch_d, m, written], d.shape)?;
@@ -155,10 +154,14 @@ impl Problem {
 
         let (axis_a, mut a) = operand("a", &a, dtype)?;
         let (axis_b, mut b) = operand("b", &swapped(&b), dtype)?;
-        if grouping == Grouping::K {
-            // a part of k may begin anywhere
-            a.vector &= i32::from(axis_a == Axis::Outer);
-            b.vector &= i32::from(axis_b == Axis::Outer);
+        // a group may begin anywhere along its axis
+        match grouping {
+            Grouping::None => {}
+            Grouping::Rows => a.vector &= i32::from(axis_a == Axis::K),
+            Grouping::K => {
+                a.vector &= i32::from(axis_a == Axis::Outer);
+                b.vector &= i32::from(axis_b == Axis::Outer);
+            }
         }
         if rank > 0 && axis_a == Axis::Outer {
             a = Matrix {
@@ -335,13 +338,16 @@ fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
         return Err(shape("offsets", &expected, &format!("{weights}")));
     }
     let vectors = [
-        ("offsets", request.offsets, weights + 1),
+        ("offsets", request.offsets, weights.saturating_add(1)),
         ("column_sums", request.column_sums, n),
         ("non_finite", request.non_finite, 1),
     ];
-    for (tensor, found, expected) in vectors {
-        if let Some(found) = found {
-            sizes(tensor, [expected], [found])?;
+    for (tensor, layout, expected) in vectors {
+        if let Some(layout) = layout {
+            sizes(tensor, [expected], layout.shape)?;
+            if expected > 1 && layout.strides != [1] {
+                return Err(refuse(tensor, "contiguous elements", &layout));
+            }
         }
     }
     Ok(())

@@ -140,10 +140,10 @@ pub enum Groups<'a> {
     #[default]
     None,
     /// Groups of rows, each with its own `b`: `a` is `[1, m, k]`, `b` `[groups, k, n]`, `d` `[1, m, n]`;
-    /// the batch of `bias` and `column_scale` is `groups` or 1. The offsets are `[groups + 1]`.
+    /// the batch of `bias` and `column_scale` is `groups` or 1. The offsets are `[groups + 1]`, contiguous.
     Rows(TensorRef<'a, i32, 1>),
     /// Groups that sum over their own part of `k`, as gradients of weights do: `a` is `[1, m, k]`, `b`
-    /// `[1, k, n]`, `d` `[groups, m, n]`. The offsets are `[groups + 1]`.
+    /// `[1, k, n]`, `d` `[groups, m, n]`. The offsets are `[groups + 1]`, contiguous.
     K(TensorRef<'a, i32, 1>),
 }
 
@@ -188,7 +188,7 @@ pub struct Multiply<'a, T, D> {
     pub epilogue: Epilogue<'a, T>,
     /// `[batch, m, n]`, with contiguous rows: added after the epilogue.
     pub residual: Option<TensorRef<'a, T, 3>>,
-    /// `[n]`: the sums of the columns of `d`, before rounding, over all rows of the batch: the
+    /// `[n]`, contiguous: the sums of the columns of `d`, before rounding, over all rows of the batch: the
     /// gradient of a bias. Added in an order that depends on the plan alone.
     pub column_sums: Option<TensorMut<'a, f32, 1>>,
     /// `[1]`: the number of elements of `d` that are NaN or that overflow its type is added to it.

@@ -255,7 +255,7 @@ fn groups_have_batches_where_they_differ() {
     let of = |grouping, a, b, d| {
         let request = Request {
             grouping,
-            offsets: Some(6),
+            offsets: Some(contiguous([6])),
             ..REQUEST
         };
         let some = |shape| Some(contiguous(shape));
@@ -274,6 +274,26 @@ fn groups_have_batches_where_they_differ() {
     // a lies along k, where a group may begin anywhere
     let Each { a, b, .. } = problem.matrices;
     assert_eq!((a.vector, b.vector, a.batch_stride), (0, 1, 0));
+    // as it may among rows that lie side by side
+    let columns = Layout {
+        shape: [1, 16, 40],
+        strides: [640, 1, 16],
+    };
+    for (rows, vector) in [(contiguous([1, 16, 40]), 1), (columns, 0)] {
+        let layouts = Each {
+            a: Some(rows),
+            b: Some(contiguous([5, 40, 24])),
+            d: Some(contiguous([1, 16, 24])),
+            ..Each::default()
+        };
+        let request = Request {
+            grouping: Grouping::Rows,
+            offsets: Some(contiguous([6])),
+            ..REQUEST
+        };
+        let problem = Problem::new(request, &layouts).unwrap();
+        assert_eq!(problem.matrices.a.vector, vector);
+    }
     let error = of(Grouping::Rows, [1, 16, 40], [4, 40, 24], [1, 16, 24]).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -470,6 +490,51 @@ fn named_shapes_get_the_tile_that_suits_them() {
     }
 }
 
+/// The same of f32, of which multiply-adds take longest: what counts is that all multiprocessors have equally many.
+#[rustfmt::skip]
+const CHOICES_OF_F32: &[Choice] = &[
+    ("square 128", [128, 128, 128], [(SMALL, 8), (SMALL, 8)],
+        "a step a part: the sum alone would take longer than a second kernel"),
+    ("square 256", [256, 256, 256], [(SMALL, 16), (SMALL, 16)],
+        "as 128"),
+    ("square 512", [512, 512, 512], [(SMALL, 8), (SMALL, 4)],
+        "64 tiles: 512 parts are 4.7 rounds of 108, 256 are 1.9 of 132"),
+    ("square 1024", [1024, 1024, 1024], [(SMALL, 2), (LARGE, 2)],
+        "512 halves of small tiles are 4.7 rounds of 108; 128 halves of large ones nearly one of 132"),
+    ("square 2048", [2048, 2048, 2048], [(SMALL, 2), (LARGE, 1)],
+        "2048 halves of small tiles are 18.96 rounds of 108; 256 large tiles 1.9 of 132"),
+    ("square 4096", [4096, 4096, 4096], [(SMALL, 1), (LARGE, 1)],
+        "4096 small tiles are 37.9 rounds of 108, where both multiply at the same rate; 1024 large ones 7.8 of 132"),
+    ("one token", [1, 4096, 4096], [(SMALL, 5), (SMALL, 4)],
+        "64 tiles: 320 parts are nearly 3 rounds of 108, 256 nearly 2 of 132"),
+    ("64 tokens", [64, 4096, 4096], [(SMALL, 5), (SMALL, 4)],
+        "as one token: rows that are missing take as long"),
+    ("512 tokens", [512, 4096, 4096], [(SMALL, 4), (LARGE, 1)],
+        "2048 quarters of small tiles are 18.96 rounds of 108; 128 large tiles nearly one of 132"),
+    ("MiniLM feed-forward, 148 tokens", [148, 1536, 384], [(SMALL, 3), (SMALL, 5)],
+        "72 tiles: 216 parts are 2 rounds of 108, 360 are 2.7 of 132"),
+    ("tall k", [256, 256, 16384], [(SMALL, 32), (LARGE, 32)],
+        "parts are the only way to more blocks"),
+    ("short k", [8192, 8192, 16], [(LARGE, 1), (LARGE, 1)],
+        "storing d is all"),
+];
+
+#[test]
+fn named_shapes_of_f32_get_the_tile_that_suits_them() {
+    for &(name, [m, n, k], expected, reason) in CHOICES_OF_F32 {
+        let mut problem = linear(m, n, k);
+        (problem.request.dtype, problem.request.out) = (F32, F32);
+        for (device, expected) in [A100, H100].into_iter().zip(expected) {
+            let plan = plan(&problem, &device);
+            assert_eq!(
+                (plan.tile, plan.splits),
+                expected,
+                "{name} on {device:?}: {plan}; {reason}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_plan_has_the_kernel_of_the_layouts_and_a_block_for_each_tile() {
     let problem = check(&layouts(3, 100, 70, 64)).unwrap();
@@ -503,7 +568,7 @@ fn some_problems_are_never_split() {
     tall.request.config.max_workspace = 0;
     assert_eq!(plan(&tall, &A100).splits, 1);
     let mut sums = linear(16, 16, 65536);
-    sums.request.column_sums = Some(16);
+    sums.request.column_sums = Some(contiguous([16]));
     assert_eq!(plan(&sums, &A100).splits, 1);
     assert_eq!(plan(&sums, &A100).workspace, 16 * 4);
     sums.request.config.splits = Some(2);

@@ -19,6 +19,15 @@ impl<const N: usize> Layout<N> {
         Some(Self { shape, strides })
     }
 
+    /// The same elements with the last two axes swapped.
+    pub(crate) fn transposed(mut self) -> Self {
+        if let Some(last) = N.checked_sub(2) {
+            self.shape[last..].reverse();
+            self.strides[last..].reverse();
+        }
+        self
+    }
+
     /// Elements from the first to the last reachable one; 0 for an empty tensor, `None` if the
     /// number does not fit `usize`.
     pub(crate) fn extent(&self) -> Option<usize> {

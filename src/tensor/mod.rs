@@ -199,11 +199,7 @@ impl<'a, T, const N: usize> TensorRef<'a, T, N> {
     /// The same elements with the last two axes swapped.
     #[must_use]
     pub fn transposed(self) -> Self {
-        let mut layout = self.layout;
-        if let Some(last) = N.checked_sub(2) {
-            layout.shape[last..].reverse();
-            layout.strides[last..].reverse();
-        }
+        let layout = self.layout.transposed();
         Self { layout, ..self }
     }
 
@@ -268,6 +264,13 @@ impl<'a, T, const N: usize> TensorMut<'a, T, N> {
             slice: self.slice.slice_mut(..),
             layout: self.layout,
         }
+    }
+
+    /// The same elements with the last two axes swapped.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        let layout = self.layout.transposed();
+        Self { layout, ..self }
     }
 
     /// Elements along each axis.

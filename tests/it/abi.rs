@@ -8,18 +8,59 @@ use seqmix::{KernelInfo, images, kernels};
 const HEAD_DIMS: [u32; 7] = [32, 64, 96, 128, 160, 192, 256];
 
 /// Tiles of the matrix multiplication, for each of f16 and bf16 and each layout of the operands.
-const TILES: [&str; 4] = ["128x256", "128x128", "64x64", "32x64"];
+const TILES: [&str; 5] = ["128x256", "128x128", "64x64", "32x64", "16x128"];
+
+/// Those with an adapter, for each of f16 and bf16 and each layout of b.
+const LORA_TILES: [&str; 2] = ["128x128", "32x64"];
+
+/// Those for f32, for each layout of the operands.
+const F32_TILES: [&str; 2] = ["128x128", "64x64"];
+
+const LAYOUTS: [&str; 4] = ["nn", "nt", "tn", "tt"];
+
+/// Widths and contiguous axes of the causal convolution, for each of f16, bf16 and f32.
+const CONV_ROWS: [&str; 4] = ["w4_dim", "w8_dim", "w4_seqlen", "w8_seqlen"];
+
+/// State sizes of state space duality, for each of f16 and bf16.
+const STATE_SIZES: [u32; 3] = [64, 128, 256];
 
 #[test]
 fn the_table_has_every_kernel_for_every_target() {
     let of_dtype = |dtype: &&str| {
         let attention = HEAD_DIMS.map(|dim| format!("attention_forward_{dtype}_d{dim}"));
-        let gemm = TILES.map(|tile| {
-            ["nn", "nt", "tn", "tt"].map(|layouts| format!("gemm_{dtype}_{tile}_{layouts}"))
-        });
-        attention.into_iter().chain(gemm.into_iter().flatten())
+        let gemm =
+            TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_{dtype}_{tile}_{layouts}")));
+        let lora = LORA_TILES
+            .map(|tile| ["nn", "nt"].map(|layouts| format!("gemm_lora_{dtype}_{tile}_{layouts}")));
+        let gemm = gemm.into_iter().flatten();
+        attention
+            .into_iter()
+            .chain(gemm)
+            .chain(lora.into_iter().flatten())
     };
-    let expected: BTreeSet<String> = ["f16", "bf16"].iter().flat_map(of_dtype).collect();
+    let of_ssd = |dtype: &'static str| {
+        ["forward", "segment"]
+            .into_iter()
+            .flat_map(move |pass| STATE_SIZES.map(|size| format!("ssd_{pass}_{dtype}_n{size}")))
+    };
+    let of_conv = |dtype: &'static str| {
+        let passes = ["forward", "backward"]
+            .map(|pass| CONV_ROWS.map(|row| format!("causal_conv1d_{pass}_{dtype}_{row}")));
+        let update = format!("causal_conv1d_update_{dtype}");
+        passes.into_iter().flatten().chain([update])
+    };
+    let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
+    let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
+    let expected: BTreeSet<String> = ["f16", "bf16"]
+        .iter()
+        .flat_map(of_dtype)
+        .chain(f32.into_iter().flatten())
+        .chain(sums)
+        .chain(["gemm_column_sums".into()])
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_conv))
+        .chain(["causal_conv1d_sum".into(), "ssd_carry".into()])
+        .chain(["f16", "bf16"].into_iter().flat_map(of_ssd))
+        .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();
     assert!(
         !targets.is_empty(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use cuda_emulator::{Device, Fault, Memory, Module, Options, Program, Schedule};
+use seqmix::abi::Params;
 
 /// The module that holds `kernel`, as `device` would compile it.
 pub(crate) fn ptx(kernel: &str, device: &Device) -> String {
@@ -76,5 +77,39 @@ impl Buffers {
         let bytes = bytemuck::cast_slice_mut(&mut found);
         self.0.read(address, bytes).unwrap();
         found
+    }
+}
+
+/// A kernel's parameters, by the names of their fields. What is not set is 0.
+pub(crate) struct Arguments {
+    params: Params,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Arguments {
+    pub(crate) fn new(params: Params) -> Self {
+        let bytes = vec![0; params.bytes];
+        Self { params, bytes }
+    }
+
+    /// Sets a field, such as `m`, or one of a field that is a struct, such as `a.at`.
+    pub(crate) fn set<T: Pod>(&mut self, field: &str, value: T) {
+        let offset = |params: &Params, name: &str| {
+            let mut fields = params.fields.iter();
+            let found = fields.find(|field| field.0 == name);
+            found
+                .unwrap_or_else(|| panic!("{}: no field {name}", params.cpp))
+                .1
+        };
+        let at = match field.split_once('.') {
+            Some((outer, inner)) => {
+                let mut parts = self.params.parts.iter();
+                let part = parts.find(|part| part.fields.iter().any(|field| field.0 == inner));
+                offset(&self.params, outer) + offset(part.expect("a struct of fields"), inner)
+            }
+            None => offset(&self.params, field),
+        };
+        let bytes = bytemuck::bytes_of(&value);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 }

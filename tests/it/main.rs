@@ -13,6 +13,7 @@ mod naive;
 mod abi;
 mod attention;
 mod bare;
+mod causal_conv1d;
 mod errors;
 // mod gemm;
 mod golden_cases;

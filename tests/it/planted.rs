@@ -172,9 +172,24 @@ impl Ptx {
         self.edit(opcode, which, |_| String::new());
     }
 
-    /// Deletes the guard of the first instruction of this opcode: the last branch that skips it.
-    pub(crate) fn delete_guard(&mut self, opcode: &str) {
-        let guarded = self.find(opcode)[0];
+    /// Edits the last instruction of `opcode` before the `which`-th of `landmark`.
+    pub(crate) fn edit_before(
+        &mut self,
+        landmark: &str,
+        which: usize,
+        opcode: &str,
+        edit: impl FnOnce(&str) -> String,
+    ) {
+        let landmark = self.find(landmark)[which];
+        let earlier = self.find(opcode).into_iter();
+        let which = earlier.filter(|&at| at < landmark).count();
+        let which = which.checked_sub(1).expect("an earlier instruction");
+        self.edit(opcode, which, edit);
+    }
+
+    /// Deletes the guard of the `which`-th instruction of this opcode: the last branch that skips it.
+    pub(crate) fn delete_guard(&mut self, opcode: &str, which: usize) {
+        let guarded = self.find(opcode)[which];
         let skips = |&at: &usize| {
             let target = self.lines[at]
                 .trim()

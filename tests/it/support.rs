@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
+use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
 use seqmix::ssd::Ssd;
@@ -16,6 +17,7 @@ pub(crate) struct Device {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) driver: Driver,
     pub(crate) attention: Attention,
+    pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
     pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
@@ -36,6 +38,7 @@ pub(crate) fn device() -> &'static Device {
     DEVICE.get_or_init(|| {
         let (context, driver) = crate::device::open().unwrap_or_else(|error| panic!("{error}"));
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
@@ -43,6 +46,7 @@ pub(crate) fn device() -> &'static Device {
             context,
             driver,
             attention,
+            causal_conv1d,
             gemm,
             ssd,
         }

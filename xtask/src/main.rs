@@ -23,7 +23,8 @@ Usage: cargo xtask COMMAND
   ptx [KERNEL [ARCH]]
                    registers, spills and shared memory of each kernel; the PTX of one,
                    for sm_80 or sm_90
-  bundle           collect release binaries and data in target/bundle, for a GPU host without Rust
+  bundle           collect release binaries and data in target/bundle, and pack them in
+                   target/bundle.tar.xz, for a GPU host without Rust
   help             print this
 ";
 

@@ -93,6 +93,7 @@ impl Walk {
             instance: format!("seqmix::ssd::Forward<{}, {size}, {tiles}>", dtype.cpp()),
             params: ForwardParams::PARAMS,
             threads: 32 * WARPS as u32,
+            blocks: 1,
             shared_bytes: self.forward_shared_bytes(),
         }
     }
@@ -112,6 +113,7 @@ impl Walk {
             ),
             params: SweepParams::PARAMS,
             threads: 32 * WARPS as u32,
+            blocks: 1,
             shared_bytes: self.sweep_shared_bytes(way),
         }
     }
@@ -187,6 +189,7 @@ impl Gradient {
             instance: format!("seqmix::ssd::Gradients<{}, {size}, {columns}>", dtype.cpp()),
             params: GradientParams::PARAMS,
             threads: 256,
+            blocks: 1,
             shared_bytes: self.shared_bytes(),
         }
     }
@@ -199,6 +202,7 @@ pub fn sum_coefficients(dtype: Dtype) -> Entry {
         instance: format!("seqmix::ssd::SumCoefficients<{}>", dtype.cpp()),
         params: SumCoefficientsParams::PARAMS,
         threads: 256,
+        blocks: 1,
         shared_bytes: 1, // an empty struct of C++
     }
 }
@@ -216,6 +220,7 @@ pub fn sum_parameters() -> Entry {
         instance: "seqmix::ssd::SumParameters".into(),
         params: SumParametersParams::PARAMS,
         threads: 1024,
+        blocks: 1,
         shared_bytes: 4 * 32 * SUM_PARAMETERS_COLUMNS,
     }
 }
@@ -233,6 +238,7 @@ pub fn carry() -> Entry {
         instance: "seqmix::ssd::Carry".into(),
         params: CarryParams::PARAMS,
         threads: CARRY_THREADS as u32,
+        blocks: 1,
         shared_bytes: 1, // an empty struct of C++
     }
 }

@@ -1,6 +1,8 @@
 //! Matrix multiplication by the formula, with what is done to the product in the same call.
 
 mod activation;
+#[cfg(test)]
+mod gradients;
 mod lora;
 #[cfg(test)]
 mod tests;

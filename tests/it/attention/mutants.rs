@@ -27,8 +27,8 @@ const MUTANTS: &[Mutant] = &[
     // Bounds.
     ("q and k are read past their last rows", |ptx| ptx.copy_all(0), By(FaultKind::OutOfBounds)),
     ("v is read past its last row", |ptx| ptx.copy_all(1), By(FaultKind::OutOfBounds)),
-    ("out is written past its last row", |ptx| ptx.delete_guard("st.global.v4"), By(FaultKind::OutOfBounds)),
-    ("lse is written past its last row", |ptx| ptx.delete_guard("st.global.f32"), By(FaultKind::OutOfBounds)),
+    ("out is written past its last row", |ptx| ptx.delete_guard("st.global.v4", 0), By(FaultKind::OutOfBounds)),
+    ("lse is written past its last row", |ptx| ptx.delete_guard("st.global.f32", 0), By(FaultKind::OutOfBounds)),
     ("lengths from the device are trusted", trust_lengths, By(FaultKind::OutOfBounds)),
     ("a matrix begins between two rows", |ptx| ptx.edit("ldmatrix", 0, |line| line.replace(']', "+4]")), By(FaultKind::Misaligned)),
     // Masks and sums.
