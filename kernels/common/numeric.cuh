@@ -60,6 +60,20 @@ __device__ __forceinline__ float log2_approx(float x) {
     return y;
 }
 
+// sin(x) with an absolute error of 2^-21 for x in [-pi, pi]. sin.approx.ftz.f32
+__device__ __forceinline__ float sin_approx(float x) {
+    float y;
+    asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// cos(x) with an absolute error of 2^-21 for x in [-pi, pi]. cos.approx.ftz.f32
+__device__ __forceinline__ float cos_approx(float x) {
+    float y;
+    asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // 1 / x with a relative error of 2^-23. rcp.approx.ftz.f32
 __device__ __forceinline__ float reciprocal_approx(float x) {
     float y;

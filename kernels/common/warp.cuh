@@ -31,6 +31,31 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+// Adds the values of lanes whose numbers differ by First, then First / 2 and so on down to Last. As
+// long as there are several, a lane keeps half of its values and gives the other half away: of First
+// down to Last lanes each ends with another part of the sums, the lower lane with the lower part.
+template <int First, int Last, int Count>
+__device__ __forceinline__ void sum_lanes(float (&values)[Count], int lane) {
+    int count = Count;
+#pragma unroll
+    for (int distance = First; distance >= Last; distance /= 2) {
+        if (count == 1) {
+            values[0] += __shfl_xor_sync(kAllLanes, values[0], distance);
+            continue;
+        }
+        const bool upper = lane & distance;
+        count /= 2;
+#pragma unroll
+        for (int i = 0; i < Count / 2; ++i) {
+            if (i < count) {
+                const float given = upper ? values[i] : values[i + count];
+                const float kept = upper ? values[i + count] : values[i];
+                values[i] = kept + __shfl_xor_sync(kAllLanes, given, distance);
+            }
+        }
+    }
+}
+
 __device__ __forceinline__ int warp_sum(int x) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
