@@ -246,7 +246,7 @@ struct Forward {
                 const float low = steps.low[row];
                 float factor = 1.f;
                 if constexpr (kNarrow<Element>) {
-                    const float unit = excess(largest[half] * steps.largest * steps.growth);
+                    const float unit = fitting(largest[half] * steps.largest * steps.growth);
                     factor = inverse(unit);
                     if (lane_column() == 0) {
                         smem.score_units[slice][row] = unit;

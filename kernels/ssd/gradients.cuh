@@ -392,8 +392,8 @@ struct Gradients {
                 largest[1] = fmaxf(largest[1], smem.largest[1][warp]);
             }
             const Steps& steps = smem.steps;
-            units.k = excess(largest[0] * steps.growth);
-            units.q = excess(largest[1] * steps.growth * steps.largest);
+            units.k = fitting(largest[0] * steps.growth);
+            units.q = fitting(largest[1] * steps.growth * steps.largest);
             units.size = steps.largest > 1.f ? power_above(steps.largest) : 1.f;
         }
         return units;

@@ -1,8 +1,9 @@
 // Powers of two that keep the operands of f16 products in range.
 //
-// The state and the products of B and C are sums in f32 that may well exceed 65504, although what
-// comes of them does not. Such operands are divided by a power of two, and the product is multiplied
-// by it: exact, and 1 in most places. bf16 has the range of f32 and needs none of this.
+// The state and the products of B and C are sums in f32 that may well exceed 65504, or be so small
+// that f16 has few bits for them, although what comes of them is neither. Such operands are divided
+// by a power of two, and the product is multiplied by it: exact. bf16 has the range of f32 and needs
+// none of this.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,14 @@ constexpr float kLargestOperand = 32768.f;
 __device__ __forceinline__ float excess(float bound) {
     const uint32_t power = __float_as_uint(bound) & 0x7f800000;  // the next power of two below
     return bound >= kLargestOperand ? __uint_as_float(power - (14 << 23)) : 1.f;
+}
+
+// The same, where it costs nothing to divide: numbers of which the largest are near `bound` come to
+// lie right below kLargestOperand, also if they are small. No less than 2^-40, so that what is divided
+// by it as well stays in the range of f32.
+__device__ __forceinline__ float fitting(float bound) {
+    const uint32_t power = __float_as_uint(bound) & 0x7f800000;
+    return __uint_as_float(max(power, 101u << 23) - (14 << 23));
 }
 
 // A power of two above x and at most 2 x, but one that has an inverse.

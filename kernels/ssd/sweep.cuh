@@ -188,7 +188,7 @@ struct Sweep {
             for (int i = 0; i < Slices::kWarpsOfSlice; ++i) {
                 largest = fmaxf(largest, smem.largest[n % 2][first + i]);
             }
-            unit = excess(largest);
+            unit = fitting(largest);
         }
         const int64_t head = chunk_slot(layer, place, step) * layer.heads + slice.head;
         const int slices = (layer.headdim + kSlice - 1) / kSlice;
@@ -256,9 +256,11 @@ struct Sweep {
                 reinterpret_cast<const unsigned char*>(smem.gate[Slices::of_warp()].elements);
             Slices::template for_each_chunk<kChunk>([&](int row, int chunk) {
                 const int offset = ChannelTile::offset(row, chunk);
-                auto& to = *reinterpret_cast<uint4*>(bytes + offset);
+                // copies, so that each is one access
+                const auto x = *reinterpret_cast<const uint4*>(bytes + offset);
                 const auto z = *reinterpret_cast<const uint4*>(gate_bytes + offset);
-                to = {gated(to.x, z.x), gated(to.y, z.y), gated(to.z, z.z), gated(to.w, z.w)};
+                *reinterpret_cast<uint4*>(bytes + offset) = make_uint4(
+                    gated(x.x, z.x), gated(x.y, z.y), gated(x.z, z.z), gated(x.w, z.w));
             });
         }
     }

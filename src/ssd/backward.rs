@@ -237,15 +237,21 @@ fn describe<T: Half>(config: Config, tensors: &Backward<'_, T>) -> Result<(Probl
         SkipMut::PerChannel(dd) => SkipLayout::PerChannel(dd.layout()),
     });
     let per_channel = matches!(skip, Some(SkipLayout::PerChannel(_)));
-    let same = match &tensors.layer.d {
-        None => true,
-        Some(d) => skip.is_none() || per_channel == matches!(d, Skip::PerChannel(_)),
+    let form = |per_channel| match per_channel {
+        true => "a number a channel",
+        false => "a number a head",
     };
-    if !same {
-        return Err(mismatch("dd", "the form of d"));
+    if let (Some(d), Some(_)) = (&tensors.layer.d, &skip) {
+        let expected = matches!(d, Skip::PerChannel(_));
+        if expected != per_channel {
+            let expected = format!("{}, as d", form(expected));
+            return Err(argument("dd", expected, form(per_channel)));
+        }
     }
-    if tensors.dz.is_some() != tensors.layer.z.is_some() {
-        return Err(mismatch("dz", "a tensor if and only if there is a z"));
+    match (tensors.layer.z.is_some(), tensors.dz.is_some()) {
+        (true, false) => return Err(argument("dz", "a tensor, as z".into(), "absent")),
+        (false, true) => return Err(argument("dz", "none, as z".into(), "a tensor")),
+        _ => {}
     }
     problem.like_a("da", tensors.da.layout())?;
     if let Some(ddt_bias) = &tensors.ddt_bias {
@@ -278,11 +284,11 @@ fn describe<T: Half>(config: Config, tensors: &Backward<'_, T>) -> Result<(Probl
     Ok((problem, outputs))
 }
 
-fn mismatch(tensor: &'static str, expected: &str) -> Error {
-    Error::Shape {
+fn argument(argument: &'static str, expected: String, found: &str) -> Error {
+    Error::Argument {
         op: OP,
-        tensor,
-        expected: expected.into(),
-        found: "another".into(),
+        argument,
+        expected,
+        found: found.into(),
     }
 }

@@ -15,7 +15,7 @@ mod attention;
 mod bare;
 mod causal_conv1d;
 mod errors;
-// mod gemm;
+mod gemm;
 mod golden_cases;
 mod golden_references;
 mod planted;

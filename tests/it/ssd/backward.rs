@@ -1,256 +1,11 @@
-//! Gradients of layers as tables: every size and option against the reference, whose formulas finite differences
-//! confirm.
-
-use std::sync::Arc;
+//! Gradients of layers as tables: every size and option against the reference.
 
 use half::{bf16, f16};
-use seqmix::cudarc::driver::CudaStream;
-use seqmix::reference::ssd as reference;
-use seqmix::ssd::{Backward, SkipMut, Ssd};
-use seqmix::{Result, Workspace};
 
-use super::{
-    CASE, Case, Config, Inputs, Layout, Placement, SCALE, SOFTPLUS, Scale, SkipKind,
-    round_in_any_range,
-};
-use crate::measure::{Bound, Difference};
-use crate::naive::{Narrow, normal};
-use crate::support::{Place, Placed, assert_close, device};
-
-/// The gradients of a layer on the device; outputs are NaN, surrounded by a number that must stay.
-pub(super) struct Problem<T> {
-    case: Case,
-    layer: Placement<T>,
-    dout: Placed<T, 4>,
-    dfinal_states: Placed<f32, 4>,
-    dx: Placed<T, 4>,
-    ddt: Placed<T, 3>,
-    da: Placed<f32, 1>,
-    db: Placed<T, 4>,
-    dc: Placed<T, 4>,
-    dd_per_head: Placed<f32, 1>,
-    dd_per_channel: Placed<f32, 2>,
-    dz: Placed<T, 4>,
-    ddt_bias: Placed<f32, 1>,
-    dinitial_states: Placed<f32, 4>,
-    workspace: Workspace,
-}
-
-/// The gradients of what the layer returns.
-#[derive(Clone)]
-pub(super) struct Given<T> {
-    dout: Vec<T>,
-    dfinal_states: Vec<f32>,
-}
-
-impl<T: Narrow> Given<T> {
-    pub(super) fn new(case: Case, deviation: f64) -> Self {
-        let count = |shape: [usize; 4]| shape.iter().product();
-        Self {
-            dout: normal(21, count(case.x_shape()), deviation),
-            dfinal_states: normal(22, count(case.states_shape()), deviation),
-        }
-    }
-}
-
-impl<T: Narrow> Problem<T> {
-    pub(super) fn new(
-        case: Case,
-        inputs: &Inputs<T>,
-        given: &Given<T>,
-        stream: &Arc<CudaStream>,
-    ) -> Self {
-        let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
-        let rows = |shape| Placed::output(stream, case.place(shape, 0), nan, guard);
-        let (x, b) = (case.x_shape(), case.b_shape());
-        let heads = || {
-            let place = Place::contiguous([case.heads]);
-            Placed::output(stream, place, f32::NAN, -123.0)
-        };
-        let (dout, dfinal) = (&given.dout, &given.dfinal_states);
-        Self {
-            case,
-            layer: Placement::new(case, inputs, stream),
-            dout: Placed::input(stream, case.place(x, 1), dout, nan),
-            dfinal_states: Placed::input(stream, case.states_place(), dfinal, f32::NAN),
-            dx: rows(x),
-            ddt: Placed::output(stream, case.dt_place(), nan, guard),
-            da: heads(),
-            db: rows(b),
-            dc: rows(b),
-            dd_per_head: heads(),
-            dd_per_channel: Placed::output(stream, case.d_place(), f32::NAN, -123.0),
-            dz: rows(x),
-            ddt_bias: heads(),
-            dinitial_states: Placed::output(stream, case.states_place(), f32::NAN, -123.0),
-            workspace: Workspace::new(stream),
-        }
-    }
-
-    /// Queues the op, in a workspace of just the size that it asks for.
-    pub(super) fn queue(&mut self, ssd: &Ssd, stream: &Arc<CudaStream>) -> Result<()> {
-        self.reserve(ssd)?;
-        let config = self.case.config;
-        let (tensors, workspace) = self.tensors();
-        ssd.backward(stream, config, tensors, workspace)
-    }
-
-    pub(super) fn reserve(&mut self, ssd: &Ssd) -> Result<()> {
-        let config = self.case.config;
-        let (tensors, workspace) = self.tensors();
-        workspace.reserve(ssd.backward_plan(config, &tensors)?.workspace_bytes())
-    }
-
-    fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
-        let case = self.case;
-        let tensors = Backward {
-            layer: self.layer.view(case),
-            dout: self.dout.view(),
-            dfinal_states: case.final_states.then(|| self.dfinal_states.view()),
-            dx: self.dx.view_mut(),
-            ddt: self.ddt.view_mut(),
-            da: self.da.view_mut(),
-            db: self.db.view_mut(),
-            dc: self.dc.view_mut(),
-            dd: match case.skip {
-                SkipKind::None => None,
-                SkipKind::PerHead => Some(SkipMut::PerHead(self.dd_per_head.view_mut())),
-                SkipKind::PerChannel => Some(SkipMut::PerChannel(self.dd_per_channel.view_mut())),
-            },
-            dz: case.z.then(|| self.dz.view_mut()),
-            ddt_bias: case.dt_bias.then(|| self.ddt_bias.view_mut()),
-            dinitial_states: case.initial_states.then(|| self.dinitial_states.view_mut()),
-        };
-        (tensors, &mut self.workspace)
-    }
-
-    /// The gradients by name, each with the length of its last axis, after a check that nothing beside them was
-    /// written, and none that was not asked for.
-    pub(super) fn fetch(&self, stream: &Arc<CudaStream>) -> Vec<(&'static str, Vec<f64>, usize)> {
-        let Case {
-            headdim,
-            dstate,
-            heads,
-            ..
-        } = self.case;
-        let case = self.case;
-        fn widen<T: Into<f64>>(x: Vec<T>) -> Vec<f64> {
-            x.into_iter().map(Into::into).collect()
-        }
-        let dd = match case.skip {
-            SkipKind::PerChannel => self.dd_per_channel.fetch(stream, "dd"),
-            _ => self.dd_per_head.fetch(stream, "dd"),
-        };
-        let dinitial = self.dinitial_states.fetch(stream, "dinitial_states");
-        let all = [
-            ("dx", widen(self.dx.fetch(stream, "dx")), headdim, true),
-            ("ddt", widen(self.ddt.fetch(stream, "ddt")), heads, true),
-            ("da", widen(self.da.fetch(stream, "da")), heads, true),
-            ("db", widen(self.db.fetch(stream, "db")), dstate, true),
-            ("dc", widen(self.dc.fetch(stream, "dc")), dstate, true),
-            ("dd", widen(dd), heads, case.skip != SkipKind::None),
-            ("dz", widen(self.dz.fetch(stream, "dz")), headdim, case.z),
-            (
-                "ddt_bias",
-                widen(self.ddt_bias.fetch(stream, "ddt_bias")),
-                heads,
-                case.dt_bias,
-            ),
-            (
-                "dinitial_states",
-                widen(dinitial),
-                dstate,
-                case.initial_states,
-            ),
-        ];
-        let asked = all.into_iter().filter_map(|(name, found, row, asked)| {
-            let unset = found.iter().all(|x| x.is_nan());
-            assert!(asked || unset, "{name} was written unasked");
-            asked.then_some((name, found, row))
-        });
-        asked.collect()
-    }
-}
-
-/// What the reference returns, and what a naive run in `T` returns.
-pub(super) fn expected<T: Narrow>(
-    case: Case,
-    inputs: &Inputs<T>,
-    given: &Given<T>,
-) -> [reference::Gradients; 2] {
-    let dout: Vec<f64> = given.dout.iter().map(|&x| x.into()).collect();
-    let dfinal: Vec<f64> = given.dfinal_states.iter().map(|&x| x.into()).collect();
-    case.reference(inputs, |layer| {
-        let backward = reference::Backward {
-            forward: *layer,
-            dout: &dout,
-            dfinal_states: case.final_states.then_some(&dfinal[..]),
-        };
-        let naive = backward.run_rounded(round_in_any_range::<T>);
-        [backward.run().unwrap(), naive.unwrap()]
-    })
-}
-
-/// A gradient of the reference by name.
-fn named<'a>(gradients: &'a reference::Gradients, name: &str) -> &'a [f64] {
-    match name {
-        "dx" => &gradients.dx,
-        "ddt" => &gradients.ddt,
-        "da" => &gradients.da,
-        "db" => &gradients.db,
-        "dc" => &gradients.dc,
-        "dd" => &gradients.dd,
-        "dz" => gradients.dz.as_deref().unwrap_or_default(),
-        "ddt_bias" => &gradients.ddt_bias,
-        "dinitial_states" => &gradients.dinitial_states,
-        _ => panic!("no gradient {name}"),
-    }
-}
-
-/// Three times what the naive run loses, plus one rounding. Rows are not judged one by one: a row of small gradients
-/// has errors of the size of what was summed up in it.
-fn bound<T: Narrow>(expected: &[f64], naive: &[f64]) -> Bound {
-    let lost = Difference::measure(naive, expected, 1).unwrap();
-    let largest = expected.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-    Bound {
-        max_abs: 3.0 * lost.max_abs + T::UNIT * largest,
-        rel_l2: Some(3.0 * lost.rel_l2 + T::UNIT),
-        row_rel_l2: None,
-    }
-}
-
-/// Compares gradients with the reference's.
-pub(super) fn compare<T: Narrow>(
-    name: &str,
-    found: &[(&'static str, Vec<f64>, usize)],
-    [expected, naive]: &[reference::Gradients; 2],
-) {
-    for (which, found, row) in found {
-        let (expected, naive) = (named(expected, which), named(naive, which));
-        let within = bound::<T>(expected, naive);
-        assert_close(&format!("{name}: {which}"), found, expected, *row, within);
-    }
-}
-
-/// Runs a layer backwards and compares all gradients with the reference.
-fn check<T: Narrow>(case: Case) {
-    check_given::<T>(case, 1.0);
-}
-
-fn check_given<T: Narrow>(case: Case, deviation: f64) {
-    let device = device();
-    let stream = device.stream();
-    let name = format!("{:?} {case:?}", T::DTYPE);
-    let (inputs, given) = (case.inputs::<T>(), Given::new(case, deviation));
-    let mut problem = Problem::new(case, &inputs, &given, &stream);
-    let queued = problem.queue(&device.ssd, &stream);
-    queued.unwrap_or_else(|error| panic!("{name}: {error}"));
-    compare::<T>(
-        &name,
-        &problem.fetch(&stream),
-        &expected(case, &inputs, &given),
-    );
-}
+use super::gradients::{Given, Problem, check, check_given};
+use super::{CASE, Case, Config, Layout, SCALE, SOFTPLUS, Scale, SkipKind};
+use crate::naive::Narrow;
+use crate::support::device;
 
 fn check_both(case: Case) {
     check::<f16>(case);
@@ -330,5 +85,246 @@ fn every_option_with_every_other() {
             skip: [SkipKind::None, SkipKind::PerHead, SkipKind::PerChannel][option / 32],
             ..CASE
         });
+    }
+}
+
+#[test]
+fn limits_of_step_sizes() {
+    for dt_limit in [(0.05, 0.2), (0.1, 0.1), (0.0, 0.0), (0.5, f32::INFINITY)] {
+        for dt_softplus in [false, true] {
+            check_both(Case {
+                headdim: 16,
+                dstate: 16,
+                config: Config {
+                    dt_softplus,
+                    dt_limit,
+                    segment: None,
+                },
+                ..CASE
+            });
+        }
+    }
+}
+
+#[test]
+fn every_layout_in_memory() {
+    for layout in [Layout::Contiguous, Layout::Projection, Layout::StepsFirst] {
+        for lengths in [None, Some(&[30, 0, 41][..])] {
+            check_both(Case {
+                layout,
+                lengths,
+                z: true,
+                skip: SkipKind::PerChannel,
+                heads: 4,
+                groups: 2,
+                headdim: 40,
+                dstate: 24,
+                config: Config {
+                    segment: Some(64),
+                    ..SOFTPLUS
+                },
+                ..CASE
+            });
+        }
+    }
+}
+
+#[test]
+fn segments_of_every_length() {
+    for segment in [1, 65, 192, 300, 1000] {
+        let case = Case {
+            batch: 1,
+            seqlen: 300,
+            heads: 2,
+            headdim: 16,
+            config: Config {
+                segment: Some(segment),
+                ..SOFTPLUS
+            },
+            ..CASE
+        };
+        check_both(case);
+        check_both(Case {
+            headdim: 72,
+            dstate: 136,
+            z: true,
+            initial_states: false,
+            ..case
+        });
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths() {
+    let lengths: [&[usize]; 7] = [
+        &[5],
+        &[7, 64, 1, 65],
+        &[129, 40, 200],
+        &[0, 3, 0, 0, 17, 0],
+        &[130, 0, 66],
+        &[0, 0],
+        &[],
+    ];
+    for lengths in lengths {
+        for segment in [None, Some(64), Some(128)] {
+            check_both(Case {
+                lengths: Some(lengths),
+                initial_states: segment.is_some(),
+                z: true,
+                heads: 2,
+                headdim: 24,
+                dstate: 24,
+                config: Config {
+                    segment,
+                    ..SOFTPLUS
+                },
+                ..CASE
+            });
+        }
+    }
+}
+
+/// So many chunks that a block takes several heads of a group, and the last one fewer than the others.
+#[test]
+fn blocks_of_several_heads() {
+    check::<f16>(Case {
+        batch: 144,
+        seqlen: 2,
+        heads: 5,
+        headdim: 8,
+        dstate: 8,
+        ..CASE
+    });
+}
+
+/// Without a step the sums are zeros, and gradients of states pass through.
+#[test]
+fn nothing_to_compute() {
+    for (batch, seqlen, heads) in [(0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 0, 0)] {
+        for initial_states in [false, true] {
+            check_both(Case {
+                batch,
+                seqlen,
+                heads,
+                groups: heads.min(1),
+                initial_states,
+                ..CASE
+            });
+        }
+    }
+}
+
+/// Decays from none to total, step by step in turn: what follows a strong one is not lost.
+#[test]
+fn strong_and_weak_decays_in_one_chunk() {
+    for (a, dt, dt_bias) in [
+        (-1e4, 12.0, -8.0),
+        (-1.0, 30.0, 0.0),
+        (-100.0, 5.0, -6.0),
+        (-1e-3, 1.0, 0.0),
+    ] {
+        for segment in [None, Some(64)] {
+            check_both(Case {
+                batch: 1,
+                seqlen: 200,
+                headdim: 32,
+                scale: Scale {
+                    a,
+                    dt,
+                    dt_bias,
+                    ..SCALE
+                },
+                config: Config {
+                    segment,
+                    ..SOFTPLUS
+                },
+                ..CASE
+            });
+        }
+    }
+}
+
+/// States that grow, which no model means to have, are those of the formula.
+#[test]
+fn growing_states() {
+    check_both(Case {
+        headdim: 32,
+        scale: Scale { a: 0.05, ..SCALE },
+        ..CASE
+    });
+}
+
+/// Numbers near the end of half precision, wherever what comes out can be represented.
+#[test]
+fn large_numbers() {
+    // deviations of x, B, C, of gradients, and the mean of dt_bias
+    let scales = [
+        (1e4, 1e-2, 1e-2, 1e-4, -2.0),
+        (1e-3, 1e4, 1e-3, 1e-3, -2.0),
+        (1e-4, 1e-3, 1e4, 1e-3, -2.0),
+        (1e-4, 1e-2, 1e-2, 1e4, -4.0),
+        (3e-4, 1e3, 1e3, 1e-4, -6.0),
+        (0.5, 0.05, 0.05, 0.01, 100.0),
+    ];
+    for (x, b, c, gradient, dt_bias) in scales {
+        for segment in [None, Some(64)] {
+            let case = Case {
+                batch: 1,
+                seqlen: 130,
+                headdim: 32,
+                initial_states: false,
+                scale: Scale {
+                    x,
+                    b,
+                    c,
+                    dt_bias,
+                    ..SCALE
+                },
+                config: Config {
+                    segment,
+                    ..SOFTPLUS
+                },
+                ..CASE
+            };
+            check_given::<f16>(case, gradient);
+            check_given::<bf16>(case, gradient);
+        }
+    }
+}
+
+/// Steps of 100 at rates down to -1e4, for 16 thousand steps: everything stays finite.
+#[test]
+fn long_sequences_of_large_steps_stay_finite() {
+    fn finite<T: Narrow>(case: Case) {
+        let device = device();
+        let stream = device.stream();
+        let (inputs, given) = (case.inputs::<T>(), Given::new(case, 1e-4));
+        let mut problem = Problem::new(case, &inputs, &given, &stream);
+        problem.queue(&device.ssd, &stream).unwrap();
+        for (name, found, _) in problem.fetch(&stream) {
+            let at = found.iter().position(|x| !x.is_finite());
+            assert_eq!(at, None, "{:?} {case:?}: {name}", T::DTYPE);
+        }
+    }
+    for (a, dt_bias) in [(-1e4 / 16.0, 100.0), (-1e-2, 100.0), (-1e4 / 16.0, -5.0)] {
+        let case = Case {
+            batch: 1,
+            seqlen: 16_384,
+            heads: 1,
+            headdim: 8,
+            dstate: 16,
+            initial_states: false,
+            scale: Scale {
+                x: 0.1,
+                b: 0.1,
+                c: 0.1,
+                a,
+                dt_bias,
+                ..SCALE
+            },
+            ..CASE
+        };
+        finite::<f16>(case);
+        finite::<bf16>(case);
     }
 }

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use seqmix::kernels;
 use seqmix::ssd::Config;
 
-use super::{CASE, Case, SOFTPLUS, check};
+use super::{CASE, Case, SOFTPLUS, check, gradients};
 use crate::support::device;
 
 /// Bytes of a sector, the unit in which global memory is read and written.
@@ -35,6 +35,8 @@ fn every_kernel_uses_shared_and_global_memory_well() {
             };
             check::<f16>(case);
             check::<bf16>(case);
+            gradients::check::<f16>(case);
+            gradients::check::<bf16>(case);
             for report in take_thread_reports() {
                 judge(case, &report);
                 launched.insert(report.kernel);

@@ -4,7 +4,9 @@ mod backward;
 mod counters;
 mod errors;
 mod forward;
+mod gradients;
 mod queue;
+mod random;
 
 use std::sync::Arc;
 
