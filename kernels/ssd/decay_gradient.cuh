@@ -20,6 +20,7 @@
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
 #include "common/warp.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
 #include "ssd/steps.cuh"
@@ -27,18 +28,20 @@
 namespace seqmix::ssd {
 
 // Sums of a slice on their way to one warp, two halves of the columns each, and of a head's slices.
-template <int Warps>
+template <typename Element, int Warps>
 struct alignas(16) DecayGradient {
-    float crossing[Warps][kChunk];  // the sums of P, of the rows and columns of a warp
-    float inflow[2][kChunk];        // E
-    float outflow[2][kChunk];       // D / dt'
-    float input[2][kChunk];         // the gradients of dt' through the inputs
-    float along[kChunk];            // of a head: the gradients of the exponents
-    float inputs[kChunk];           // of a head: the sums of `input`
+    static constexpr int kSteps = kChunk<Element>;
+    using Numbers = float[kSteps];  // one a step
+
+    Numbers crossing[Warps];  // the sums of P, of the rows and columns of a warp
+    Numbers inflow[2];        // E
+    Numbers outflow[2];       // D / dt'
+    Numbers input[2];         // the gradients of dt' through the inputs
+    Numbers along;            // of a head: the gradients of the exponents
+    Numbers inputs;           // of a head: the sums of `input`
 
     // Stores a number for each of the 16 rows that begin at `row`.
-    __device__ __forceinline__ static void note(float (&to)[kChunk], const RowPair& numbers,
-                                                int row) {
+    __device__ __forceinline__ static void note(Numbers& to, const RowPair& numbers, int row) {
         if (lane_of_warp() % 4 == 0) {
             to[row + lane_of_warp() / 4] = numbers[0];
             to[row + lane_of_warp() / 4 + 8] = numbers[1];
@@ -49,37 +52,42 @@ struct alignas(16) DecayGradient {
     // that begin at `row` and the columns j of half `half`. P is 0 above the diagonal.
     //
     // Sums over j < t are the product of P with a matrix of ones above the diagonal: on tensor cores,
-    // with P as the sum of two bfloat16, which have its range and 16 bits of it.
-    __device__ __forceinline__ static void note_crossing(float (&to)[kChunk],
-                                                         const Products<4>& p, int row, int half) {
-        using Half = __nv_bfloat16;
+    // with P as the sum of bfloat16, which have its range. Two of them are 16 bits, enough for
+    // gradients of as many.
+    __device__ __forceinline__ static void note_crossing(Numbers& to,
+                                                         const Products<kSteps / 16>& p, int row,
+                                                         int half) {
+        using Term = __nv_bfloat16;
         constexpr uint32_t kOne = 0x3f80;
-        uint32_t high[2][4];
-        uint32_t low[2][4];
+        constexpr int kUsed = sizeof(Element) == 2 ? 2 : kTerms;
+        constexpr int kOperands = kSteps / 32;  // of 16 columns
+        uint32_t terms[kUsed][kOperands][4];
 #pragma unroll
-        for (int step = 0; step < 2; ++step) {
+        for (int step = 0; step < kOperands; ++step) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float* pair = &p.values[2 * step + i / 2][i % 2 * 2];
-                high[step][i] = pack<Half>(pair[0], pair[1]);
-                float rounded[2];
-                unpack<Half>(rounded[0], rounded[1], high[step][i]);
-                low[step][i] = pack<Half>(pair[0] - rounded[0], pair[1] - rounded[1]);
+                uint32_t all[kTerms];
+                split(all, make_float2(pair[0], pair[1]));
+#pragma unroll
+                for (int term = 0; term < kUsed; ++term) {
+                    terms[term][step][i] = all[term];
+                }
             }
         }
         const int lane = lane_of_warp();
         const int first = row + lane / 4;
 #pragma unroll
-        for (int part = 0; part < kChunk / 8; ++part) {
+        for (int part = 0; part < kSteps / 8; ++part) {
             // the columns j and t, from the half's first on
-            const int column = kChunk / 2 * half + 8 * part;
-            if (column >= kChunk) {
+            const int column = kSteps / 2 * half + 8 * part;
+            if (column >= kSteps) {
                 continue;
             }
             float sums[4] = {};
             if (column < row + 16) {  // else no t is at most a row
 #pragma unroll
-                for (int step = 0; step < 2; ++step) {
+                for (int step = 0; step < kOperands; ++step) {
                     uint32_t ones[2];
 #pragma unroll
                     for (int i = 0; i < 2; ++i) {
@@ -88,8 +96,10 @@ struct alignas(16) DecayGradient {
                         ones[i] = (j < t ? kOne : 0) | (j + 1 < t ? kOne << 16 : 0);
                     }
                     if (16 * step < 8 * part + 8) {
-                        multiply<Half>(sums, high[step], ones[0], ones[1]);
-                        multiply<Half>(sums, low[step], ones[0], ones[1]);
+#pragma unroll
+                        for (int term = 0; term < kUsed; ++term) {
+                            multiply<Term>(sums, terms[term][step], ones[0], ones[1]);
+                        }
                     }
                 }
             }
@@ -107,25 +117,23 @@ struct alignas(16) DecayGradient {
             }
         }
         // columns of the upper half pass over no step of the lower one
-        if (half == 1) {
+        if (half == 1 && lane < kSteps / 2) {
             to[lane] = 0.f;
         }
     }
 
     // Adds a slice to the head's gradients; one warp, of which a lane owns two neighbouring steps.
     // `through` is R.
-    __device__ __forceinline__ void add_slice(const Steps& steps, float through, bool first) {
+    __device__ __forceinline__ void add_slice(const Steps<kSteps>& steps, float through,
+                                              bool first) {
         const int lane = lane_of_warp();
         float2 sum = make_float2(through, through);
 #pragma unroll
         for (int warp = 0; warp < Warps; ++warp) {
-            const float2 part = pair(crossing[warp]);
-            sum.x += part.x;
-            sum.y += part.y;
+            sum = sum_of(sum, own(crossing[warp]));
         }
         // sums over i >= t: of the steps of later lanes, and of the lane's own
-        const float2 enter = make_float2(pair(inflow[0]).x + pair(inflow[1]).x,
-                                         pair(inflow[0]).y + pair(inflow[1]).y);
+        const float2 enter = sum_of(own(inflow[0]), own(inflow[1]));
         float later = enter.x + enter.y;
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
@@ -134,37 +142,36 @@ struct alignas(16) DecayGradient {
         }
         const float behind = __shfl_down_sync(kAllLanes, later, 1);
         const float from = enter.y + (lane < 31 ? behind : 0.f);
-        sum.y += from;
-        sum.x += enter.x + from;
+        sum = sum_of(sum, make_float2(enter.x + from, from));
         // sums over j < t
-        const float2 size = pair(steps.size);
-        const float2 leave =
-            make_float2(size.x * (pair(outflow[0]).x + pair(outflow[1]).x),
-                        size.y * (pair(outflow[0]).y + pair(outflow[1]).y));
-        const float before =
-            __shfl_up_sync(kAllLanes, warp_prefix_sum(leave.x + leave.y), 1);
+        const float2 size = own(steps.size);
+        const float2 outgoing = sum_of(own(outflow[0]), own(outflow[1]));
+        const float2 leave = make_float2(size.x * outgoing.x, size.y * outgoing.y);
+        const float before = __shfl_up_sync(kAllLanes, warp_prefix_sum(leave.x + leave.y), 1);
         const float earlier = lane > 0 ? before : 0.f;
-        sum.x += earlier;
-        sum.y += earlier + leave.x;
+        sum = sum_of(sum, make_float2(earlier, earlier + leave.x));
 
-        float2 through_inputs = make_float2(pair(input[0]).x + pair(input[1]).x,
-                                            pair(input[0]).y + pair(input[1]).y);
-        auto& head = *reinterpret_cast<float2*>(along + 2 * lane);
-        auto& head_inputs = *reinterpret_cast<float2*>(inputs + 2 * lane);
+        float2 through_inputs = sum_of(own(input[0]), own(input[1]));
         if (!first) {
-            sum.x += head.x;
-            sum.y += head.y;
-            through_inputs.x += head_inputs.x;
-            through_inputs.y += head_inputs.y;
+            sum = sum_of(sum, own(along));
+            through_inputs = sum_of(through_inputs, own(inputs));
         }
-        head = sum;
-        head_inputs = through_inputs;
+        if (2 * lane < kSteps) {
+            *reinterpret_cast<float2*>(along + 2 * lane) = sum;
+            *reinterpret_cast<float2*>(inputs + 2 * lane) = through_inputs;
+        }
+    }
+
+    // The numbers of the lane's steps, zeros behind the last one.
+    __device__ __forceinline__ static float2 own(const Numbers& numbers) {
+        const int first = 2 * lane_of_warp();
+        return first < kSteps ? *reinterpret_cast<const float2*>(numbers + first)
+                              : make_float2(0.f, 0.f);
     }
 
 private:
-    // The numbers of the lane's steps.
-    __device__ __forceinline__ static float2 pair(const float (&numbers)[kChunk]) {
-        return *reinterpret_cast<const float2*>(numbers + 2 * lane_of_warp());
+    __device__ __forceinline__ static float2 sum_of(float2 a, float2 b) {
+        return make_float2(a.x + b.x, a.y + b.y);
     }
 };
 

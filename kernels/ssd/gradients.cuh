@@ -27,6 +27,7 @@
 #include "common/warp.cuh"
 #include "ssd/decay_gradient.cuh"
 #include "ssd/gate.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
@@ -39,6 +40,9 @@ template <typename Element_, int Size, int Columns>
 struct Gradients {
     using Element = Element_;
 
+    static constexpr int kChunk = seqmix::ssd::kChunk<Element>;
+    static constexpr int kSlice = seqmix::ssd::kSlice<Element>;
+    static constexpr int kElements = 16 / sizeof(Element);  // of 16 bytes
     static constexpr int kRowWarps = kChunk / 16;
     static constexpr int kWarps = 2 * kRowWarps;
     static constexpr int kThreads = 32 * kWarps;
@@ -63,8 +67,8 @@ struct Gradients {
         SquareTile gate;  // z, then dout silu'(z), at the end dz
         SquareTile k;
         SquareTile q;
-        Steps steps;
-        DecayGradient<kWarps> decay;
+        Steps<kChunk> steps;
+        DecayGradient<Element, kWarps> decay;
         float skip[kSlice];              // D
         float dskip[kWarps][kSlice];     // sums of dD of each warp, see place_of_sum
         float largest[2][kWarps];        // of C B^T and of DX, for bounds
@@ -132,7 +136,7 @@ struct Gradients {
             fetch_squares(params, place, slice, smem);
             fetch_state(params.states, head, layer, slice, smem);
             if (channel == 0 && warp_of_block() == 0) {
-                scan_steps<kNarrow<Element>>(
+                scan_steps<Element>(
                     smem.steps, layer, slice,
                     load_steps<Element>(layer, slice, place.start, place.steps), place.steps);
             }
@@ -234,7 +238,7 @@ struct Gradients {
         const auto fetch = [&](const CoefficientTile& tile, const Rows& from) {
             const Element* first = row_of<const Element>(from, place.start, part.group);
             CoefficientCopy::start(tile, CoefficientCopy::source(first, from.step_stride),
-                                   from.step_stride, place.steps, layer.dstate / 8);
+                                   from.step_stride, place.steps, layer.dstate / kElements);
         };
         fetch(smem.b, layer.b);
         fetch(smem.c, layer.c);
@@ -249,7 +253,7 @@ struct Gradients {
             const Element* first =
                 row_of<const Element>(from, place.start, slice.head) + slice.channel;
             SquareCopy::start(tile, SquareCopy::source(first, from.step_stride), from.step_stride,
-                              place.steps, slice.channels / 8);
+                              place.steps, slice.channels / kElements);
         };
         fetch(smem.x, params.layer.x);
         fetch(smem.dy, params.dout);
@@ -266,7 +270,7 @@ struct Gradients {
         const Element* first = static_cast<const Element*>(states) +
                                (head * layer.headdim + slice.channel) * layer.dstate;
         CoefficientCopy::start(smem.state, CoefficientCopy::source(first, layer.dstate),
-                               layer.dstate, slice.channels, layer.dstate / 8);
+                               layer.dstate, slice.channels, layer.dstate / kElements);
         commit_copies();
     }
 
@@ -281,89 +285,66 @@ struct Gradients {
         }
     }
 
-    // Where the sums of dD of four neighbouring channels lie, counted in fours: the two fours of a
-    // lane's eight change places halfway, so that eight lanes reach all banks.
+    // Where the sums of dD of a chunk's `four`-th four channels lie, counted in fours: where there are
+    // two, they change places halfway, so that eight lanes reach all banks.
     __device__ __forceinline__ static int place_of_sum(int chunk, int four) {
-        return 2 * chunk + (four ^ chunk / 4 % 2);
+        return kElements == 4 ? chunk : 2 * chunk + (four ^ chunk / 4 % 2);
     }
 
     // dout becomes dy and z becomes dout silu'(z), where there is a gate; and the sums over the
     // warp's rows of dy x, which make dD.
     __device__ __forceinline__ static void prepare(bool gated, Smem& smem) {
-        float sums[8] = {};
+        float sums[kElements] = {};
 #pragma unroll
         for (int pass = 0; pass < kChunk / SquareCopy::kStep; ++pass) {
             const int offset =
                 SquareTile::offset(copy_row() + pass * SquareCopy::kStep, copy_chunk());
-            const auto eight = [&](SquareTile& tile) {
-                return reinterpret_cast<uint32_t*>(
-                    reinterpret_cast<unsigned char*>(tile.elements) + offset);
+            const auto chunk = [&](SquareTile& tile) {
+                return reinterpret_cast<unsigned char*>(tile.elements) + offset;
             };
-            uint32_t dy[4];
-            uint32_t x[4];
-            load(dy, eight(smem.dy));
-            load(x, eight(smem.x));
+            auto dy = Pairs<Element>::load(chunk(smem.dy));
+            const auto x = Pairs<Element>::load(chunk(smem.x));
             if (gated) {
-                uint32_t z[4];
-                load(z, eight(smem.gate));
+                auto z = Pairs<Element>::load(chunk(smem.gate));
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    gate(dy[i], z[i]);
+                for (int i = 0; i < Pairs<Element>::kCount; ++i) {
+                    gate(dy.values[i], z.values[i]);
                 }
-                save(eight(smem.dy), dy);
-                save(eight(smem.gate), z);
+                dy.store(chunk(smem.dy));
+                z.store(chunk(smem.gate));
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                float left[2];
-                float right[2];
-                unpack<Element>(left[0], right[0], dy[i]);
-                unpack<Element>(left[1], right[1], x[i]);
-                sums[2 * i] += left[0] * left[1];
-                sums[2 * i + 1] += right[0] * right[1];
+            for (int i = 0; i < Pairs<Element>::kCount; ++i) {
+                const float2 left = part<Element>(dy.values[i]);
+                const float2 right = part<Element>(x.values[i]);
+                sums[2 * i] += left.x * right.x;
+                sums[2 * i + 1] += left.y * right.y;
             }
         }
         const int lane = lane_of_warp();
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kElements; ++i) {
             sums[i] += __shfl_xor_sync(kAllLanes, sums[i], 8);
             sums[i] += __shfl_xor_sync(kAllLanes, sums[i], 16);
         }
         if (lane < 8) {
             auto* to = reinterpret_cast<float4*>(smem.dskip[warp_of_block()]);
-            to[place_of_sum(lane, 0)] = make_float4(sums[0], sums[1], sums[2], sums[3]);
-            to[place_of_sum(lane, 1)] = make_float4(sums[4], sums[5], sums[6], sums[7]);
+#pragma unroll
+            for (int i = 0; i < kElements / 4; ++i) {
+                to[place_of_sum(lane, i)] = make_float4(sums[4 * i], sums[4 * i + 1],
+                                                        sums[4 * i + 2], sums[4 * i + 3]);
+            }
         }
-    }
-
-    __device__ __forceinline__ static void load(uint32_t (&to)[4], const uint32_t* from) {
-        const auto four = *reinterpret_cast<const uint4*>(from);
-        to[0] = four.x;
-        to[1] = four.y;
-        to[2] = four.z;
-        to[3] = four.w;
-    }
-
-    __device__ __forceinline__ static void save(uint32_t* to, const uint32_t (&from)[4]) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(from[0], from[1], from[2], from[3]);
     }
 
     // dout to dout silu(z), and z to dout silu'(z), of two elements.
-    __device__ __forceinline__ static void gate(uint32_t& dout, uint32_t& z) {
-        float gradient[2];
-        float input[2];
-        unpack<Element>(gradient[0], gradient[1], dout);
-        unpack<Element>(input[0], input[1], z);
-        float open[2];
-        float slope[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const float s = sigmoid(input[i]);
-            open[i] = gradient[i] * (input[i] * s);
-            slope[i] = gradient[i] * silu_derivative(input[i], s);
-        }
-        dout = pack<Element>(open[0], open[1]);
-        z = pack<Element>(slope[0], slope[1]);
+    __device__ __forceinline__ static void gate(Pair<Element>& dout, Pair<Element>& z) {
+        const float2 gradient = part<Element>(dout);
+        const float2 input = part<Element>(z);
+        const float2 s = make_float2(sigmoid(input.x), sigmoid(input.y));
+        dout = join<Element>(gradient.x * (input.x * s.x), gradient.y * (input.y * s.y));
+        z = join<Element>(gradient.x * silu_derivative(input.x, s.x),
+                          gradient.y * silu_derivative(input.y, s.y));
     }
 
     __device__ __forceinline__ static void note_largest(const Square& sums, Smem& smem, int which) {
@@ -391,7 +372,7 @@ struct Gradients {
                 largest[0] = fmaxf(largest[0], smem.largest[0][warp]);
                 largest[1] = fmaxf(largest[1], smem.largest[1][warp]);
             }
-            const Steps& steps = smem.steps;
+            const Steps<kChunk>& steps = smem.steps;
             units.k = fitting(largest[0] * steps.growth);
             units.q = fitting(largest[1] * steps.growth * steps.largest);
             units.size = steps.largest > 1.f ? power_above(steps.largest) : 1.f;
@@ -402,12 +383,9 @@ struct Gradients {
     // K and Q of the warp, and what they tell of the gradients of decays.
     __device__ __forceinline__ static void store_k_q(const Square& products, const Square& dx,
                                                      const Units& units, Smem& smem) {
-        const Steps& steps = smem.steps;
+        const Steps<kChunk>& steps = smem.steps;
         const float k_factor = inverse(units.k);
         const float q_factor = inverse(units.q);
-        const auto bytes = [](SquareTile& tile) {
-            return reinterpret_cast<unsigned char*>(tile.elements);
-        };
         Square p = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -420,28 +398,24 @@ struct Gradients {
                     continue;  // above the diagonal nobody reads
                 }
                 const int first = column() + 8 * part + lane_column();
-                const auto pair_of = [&](const float* numbers) {
+                const auto both_of = [&](const float* numbers) {
                     return *reinterpret_cast<const float2*>(numbers + first);
                 };
-                const float2 highs = pair_of(steps.high);
-                const float2 lows = pair_of(steps.low);
-                const float2 sizes = pair_of(steps.size);
+                const float2 highs = both_of(steps.high);
+                const float2 lows = both_of(steps.low);
+                const float2 sizes = both_of(steps.size);
                 const float left =
-                    first <= at ? Steps::between(high, low, highs.x, lows.x) : 0.f;
+                    first <= at ? between(high, low, highs.x, lows.x) : 0.f;
                 const float right =
-                    first + 1 <= at ? Steps::between(high, low, highs.y, lows.y) : 0.f;
+                    first + 1 <= at ? between(high, low, highs.y, lows.y) : 0.f;
                 const float* cb = &products.values[part][2 * i];
                 const float* dyx = &dx.values[part][2 * i];
                 const float k[2] = {cb[0] * left, cb[1] * right};
                 const float q[2] = {dyx[0] * (left * sizes.x), dyx[1] * (right * sizes.y)};
                 p.values[part][2 * i] = cb[0] * q[0];
                 p.values[part][2 * i + 1] = cb[1] * q[1];
-                const int offset =
-                    SquareTile::offset(at, column() / 8 + part) + 2 * lane_column();
-                *reinterpret_cast<uint32_t*>(bytes(smem.k) + offset) =
-                    pack<Element>(k[0] * k_factor, k[1] * k_factor);
-                *reinterpret_cast<uint32_t*>(bytes(smem.q) + offset) =
-                    pack<Element>(q[0] * q_factor, q[1] * q_factor);
+                pair_of(smem.k, at, first) = join<Element>(k[0] * k_factor, k[1] * k_factor);
+                pair_of(smem.q, at, first) = join<Element>(q[0] * q_factor, q[1] * q_factor);
             }
         }
         smem.decay.note_crossing(smem.decay.crossing[warp_of_block()], p, row(), half());
@@ -452,25 +426,18 @@ struct Gradients {
     template <typename With>
     __device__ __forceinline__ static void for_each_pair(const Square& sums, const SquareTile& x,
                                                          SquareTile& other, const With& with) {
-        const auto* x_bytes = reinterpret_cast<const unsigned char*>(x.elements);
-        auto* bytes = reinterpret_cast<unsigned char*>(other.elements);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
             for (int part = 0; part < kChunk / 16; ++part) {
                 const int at = row() + 8 * i + lane_row();
-                const int offset =
-                    SquareTile::offset(at, column() / 8 + part) + 2 * lane_column();
-                float left[2];
-                float right[2];
-                unpack<Element>(left[0], right[0],
-                                *reinterpret_cast<const uint32_t*>(x_bytes + offset));
-                auto& to = *reinterpret_cast<uint32_t*>(bytes + offset);
-                unpack<Element>(left[1], right[1], to);
-                const float* pair = &sums.values[part][2 * i];
                 const int channel = column() + 8 * part + lane_column();
-                to = pack<Element>(with(pair[0], left[0], left[1], at, channel),
-                                   with(pair[1], right[0], right[1], at, channel + 1));
+                const float2 left = ssd::part<Element>(pair_of(x, at, channel));
+                auto& to = pair_of(other, at, channel);
+                const float2 right = ssd::part<Element>(to);
+                const float* pair = &sums.values[part][2 * i];
+                to = join<Element>(with(pair[0], left.x, right.x, at, channel),
+                                   with(pair[1], left.y, right.y, at, channel + 1));
             }
         }
     }
@@ -481,7 +448,7 @@ struct Gradients {
         const float factor = inverse(units.size);
         // with the sizes as factors of K's columns
         y.template add_rows_by_columns<kSteps, Band::UpTo>(
-            {unit, unit}, smem.k, row(), smem.x, column(), [&](uint32_t (&k)[4], int step) {
+            {unit, unit}, smem.k, row(), smem.x, column(), [&](Pair<Element> (&k)[4], int step) {
                 weigh_columns<Element>(k, smem.steps.size + 16 * step, factor);
             });
         for_each_pair(y, smem.x, smem.gate,
@@ -505,8 +472,8 @@ struct Gradients {
 #pragma unroll
         for (int pass = 0; pass < kChunk / SquareCopy::kStep; ++pass) {
             const int at = copy_row() + pass * SquareCopy::kStep;
-            if (at < place.steps && 8 * copy_chunk() < slice.channels) {
-                *reinterpret_cast<uint4*>(first + at * to.step_stride + 8 * copy_chunk()) =
+            if (at < place.steps && kElements * copy_chunk() < slice.channels) {
+                *reinterpret_cast<uint4*>(first + at * to.step_stride + kElements * copy_chunk()) =
                     *reinterpret_cast<const uint4*>(bytes + SquareTile::offset(at, copy_chunk()));
             }
         }
@@ -531,18 +498,22 @@ struct Gradients {
         const float bias = layer.dt_bias != nullptr ? layer.dt_bias[slice.head] : 0.f;
         const StepInputs inputs =
             load_steps<Element>(layer, slice, place.start, place.steps);
+        const float2 along = smem.decay.own(smem.decay.along);
+        const float2 through_inputs = smem.decay.own(smem.decay.inputs);
+        const float2 sizes = smem.decay.own(smem.steps.size);
         float da = 0.f;
         float dbias = 0.f;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int at = 2 * lane_of_warp() + i;
             if (at < place.steps) {
-                const float along = smem.decay.along[at];
+                const float exponent = i == 0 ? along.x : along.y;
+                const float input = i == 0 ? through_inputs.x : through_inputs.y;
                 const float slope = step_size_slope(layer, inputs.values[i], bias);
-                const float ddt = (rate * along + smem.decay.inputs[at]) * slope;
+                const float ddt = (rate * exponent + input) * slope;
                 *row_of<Element>(params.ddt, place.start + at, slice.head) =
                     static_cast<Element>(ddt);
-                da += smem.steps.size[at] * along;
+                da += (i == 0 ? sizes.x : sizes.y) * exponent;
                 dbias += ddt;
             }
         }
@@ -562,7 +533,8 @@ struct Gradients {
 #pragma unroll
         for (int i = 0; i < kSlice / 32; ++i) {
             const int channel = 32 * i + lane_of_warp();
-            const int at = 4 * place_of_sum(channel / 8, channel / 4 % 2) + channel % 4;
+            const int four = channel / 4 % (kElements / 4);
+            const int at = 4 * place_of_sum(channel / kElements, four) + channel % 4;
             float sum = 0.f;
 #pragma unroll
             for (int warp = 0; warp < kWarps; ++warp) {

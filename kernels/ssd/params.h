@@ -97,7 +97,7 @@ struct GradientParams {
     const void* gradients;       // the same of the gradients of the states after each chunk
     const float* gradient_units;
     const float* dots;           // [chunk slot, head, slice, 4]
-    float* coefficients;         // [2, part, chunk slot, group, kChunk, dstate]: dB and dC
+    float* coefficients;         // [2, part, chunk slot, group, chunk, dstate]: dB and dC
     float* sums;                 // [chunk slot, head, sums_of_head]: dA, ddt_bias and dD
     int64_t chunk_slots;
     int heads_per_part;          // heads of a group that one block takes
@@ -128,6 +128,7 @@ struct SumParametersParams {
     int sequences;
     int heads;
     int sums_of_head;
+    int chunk;  // steps of a chunk
 };
 
 }  // namespace seqmix::ssd

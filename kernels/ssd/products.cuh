@@ -10,13 +10,14 @@
 #include "common/numeric.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/range.cuh"
 
 namespace seqmix::ssd {
 
 // Multiplies the columns of an operand A, of which there are 16, by weights, and by a factor.
 template <typename Element>
-__device__ __forceinline__ void weigh_columns(uint32_t (&a)[4], const float* weights,
+__device__ __forceinline__ void weigh_columns(Pair<Element> (&a)[4], const float* weights,
                                               float factor = 1.f) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -24,10 +25,8 @@ __device__ __forceinline__ void weigh_columns(uint32_t (&a)[4], const float* wei
             *reinterpret_cast<const float2*>(weights + 8 * half + 2 * (lane_of_warp() % 4));
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            float low;
-            float high;
-            unpack<Element>(low, high, a[i]);
-            a[i] = pack<Element>(low * (weight.x * factor), high * (weight.y * factor));
+            const float2 pair = part<Element>(a[i]);
+            a[i] = join<Element>(pair.x * (weight.x * factor), pair.y * (weight.y * factor));
         }
     }
 }
@@ -100,19 +99,21 @@ struct Products {
     template <int Steps, Band Which = Band::All, typename A, typename B>
     __device__ __forceinline__ void add_rows_by_rows(const A& a, int row, const B& b, int column) {
         using Element = typename A::Element;
-        const auto a_operand = operand_by_rows(a, row);
-        const auto b_operand = operand_by_columns(b, column);
-#pragma unroll
+        const auto a_operand = by_rows(a, row);
+        const auto b_operand = by_columns(b, column);
+        // not all of many steps at once: their operands would take too many registers
+        constexpr int kUnroll = sizeof(Element) == 2 ? 4 : 1;
+#pragma unroll kUnroll
         for (int step = 0; step < Steps; ++step) {
-            uint32_t left[4];
-            load_matrices(left, a_operand.address(0, step));
+            Pair<Element> left[4];
+            a_operand.load(left, 0, step);
 #pragma unroll
             for (int pair = 0; pair < Parts / 2; ++pair) {
                 if (in_band<Which>(column / 16 + pair, row / 16)) {
-                    uint32_t right[4];
-                    load_matrices(right, b_operand.address(16 * pair, step));
-                    multiply<Element>(values[2 * pair], left, right[0], right[1]);
-                    multiply<Element>(values[2 * pair + 1], left, right[2], right[3]);
+                    Pair<Element> right[4];
+                    b_operand.load(right, 16 * pair, step);
+                    multiply_pairs<Element>(values[2 * pair], left, right[0], right[1]);
+                    multiply_pairs<Element>(values[2 * pair + 1], left, right[2], right[3]);
                 }
             }
         }
@@ -124,12 +125,12 @@ struct Products {
     __device__ __forceinline__ void add_rows_by_columns(const RowPair& factors, const A& a, int row,
                                                         const B& b, int column,
                                                         const Weigh& weigh) {
-        const auto a_operand = operand_by_rows(a, row);
-        uint32_t left[Steps][4];
+        const auto a_operand = by_rows(a, row);
+        Pair<typename A::Element> left[Steps][4];
 #pragma unroll
         for (int step = 0; step < Steps; ++step) {
             if (in_band<Which>(step, row / 16)) {
-                load_matrices(left[step], a_operand.address(0, step));
+                a_operand.load(left[step], 0, step);
                 weigh(left[step], step);
             }
         }
@@ -139,19 +140,20 @@ struct Products {
     template <int Steps, Band Which = Band::All, typename A, typename B>
     __device__ __forceinline__ void add_rows_by_columns(const RowPair& factors, const A& a, int row,
                                                         const B& b, int column) {
-        add_rows_by_columns<Steps, Which>(factors, a, row, b, column, [](uint32_t (&)[4], int) {});
+        add_rows_by_columns<Steps, Which>(factors, a, row, b, column,
+                                          [](Pair<typename A::Element> (&)[4], int) {});
     }
 
     // += factors (a^T b), of the 16 columns of `a` from `row` on.
     template <int Steps, Band Which = Band::All, typename A, typename B>
     __device__ __forceinline__ void add_columns_by_columns(const RowPair& factors, const A& a,
                                                            int row, const B& b, int column) {
-        const auto a_operand = operand_by_columns(a, 0);
-        uint32_t left[Steps][4];
+        const auto a_operand = by_columns(a, 0);
+        Pair<typename A::Element> left[Steps][4];
 #pragma unroll
         for (int step = 0; step < Steps; ++step) {
             if (in_band<Which>(step, row / 16)) {
-                load_matrices_transposed(left[step], a_operand.address(16 * step, row / 16));
+                a_operand.load_transposed(left[step], 16 * step, row / 16);
             }
         }
         add_by_columns<Steps, Which>(factors, left, row, b, column);
@@ -161,21 +163,16 @@ struct Products {
     template <typename T>
     __device__ __forceinline__ RowPair rows_dot(const T& tile, int row, int column) const {
         using Element = typename T::Element;
-        const auto* bytes = reinterpret_cast<const unsigned char*>(tile.elements);
         RowPair sums = {};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int at = row + 8 * half + lane_of_warp() / 4;
 #pragma unroll
             for (int part = 0; part < Parts; ++part) {
-                float low;
-                float high;
-                unpack<Element>(low, high,
-                                *reinterpret_cast<const uint32_t*>(
-                                    bytes + T::offset(at, column / 8 + part) +
-                                    4 * (lane_of_warp() % 4)));
+                const float2 other = ssd::part<Element>(
+                    pair_of(tile, at, column + 8 * part + 2 * (lane_of_warp() % 4)));
                 sums.values[half] +=
-                    values[part][2 * half] * low + values[part][2 * half + 1] * high;
+                    values[part][2 * half] * other.x + values[part][2 * half + 1] * other.y;
             }
             sums.values[half] = quad_sum(sums.values[half]);
         }
@@ -185,20 +182,20 @@ struct Products {
 private:
     template <int Steps, Band Which, typename B>
     __device__ __forceinline__ void add_by_columns(const RowPair& factors,
-                                                   const uint32_t (&left)[Steps][4], int row,
-                                                   const B& b, int column) {
+                                                   const Pair<typename B::Element> (&left)[Steps][4],
+                                                   int row, const B& b, int column) {
         using Element = typename B::Element;
-        const auto b_operand = operand_by_rows(b, 0, column);
+        const auto b_operand = by_rows(b, 0, column);
 #pragma unroll
         for (int pair = 0; pair < Parts / 2; ++pair) {
             float sums[2][4] = {};
 #pragma unroll
             for (int step = 0; step < Steps; ++step) {
                 if (in_band<Which>(step, row / 16)) {
-                    uint32_t right[4];
-                    load_matrices_transposed(right, b_operand.address(16 * step, pair));
-                    multiply<Element>(sums[0], left[step], right[0], right[1]);
-                    multiply<Element>(sums[1], left[step], right[2], right[3]);
+                    Pair<Element> right[4];
+                    b_operand.load_transposed(right, 16 * step, pair);
+                    multiply_pairs<Element>(sums[0], left[step], right[0], right[1]);
+                    multiply_pairs<Element>(sums[1], left[step], right[2], right[3]);
                 }
             }
 #pragma unroll

@@ -11,6 +11,7 @@
 
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
 #include "ssd/range.cuh"
@@ -18,11 +19,12 @@
 
 namespace seqmix::ssd {
 
-template <typename Element, int Size, int Tiles>
+template <typename Element_, int Size, int Tiles>
 struct State {
+    using Element = Element_;
     static constexpr int kChannels = 16 * Tiles;
     static constexpr int kParts = Size / 8;
-    static_assert(kSlice % kChannels == 0, "a warp's channels belong to one slice");
+    static_assert(kSlice<Element> % kChannels == 0, "a warp's channels belong to one slice");
 
     float values[Tiles][kParts][4];
 
@@ -133,8 +135,8 @@ struct State {
         const float factor = inverse(unit);
         for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
             const float* pair = &values[tile][part][2 * half];
-            *reinterpret_cast<uint32_t*>(to + offset) =
-                pack<Element>(pair[0] * factor, pair[1] * factor);
+            *reinterpret_cast<Pair<Element>*>(to + offset) =
+                join<Element>(pair[0] * factor, pair[1] * factor);
         });
     }
 
@@ -142,22 +144,21 @@ struct State {
     __device__ __forceinline__ float dot(const Element* from, int channels, int dstate) const {
         float sum = 0.f;
         for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
-            float low;
-            float high;
-            unpack<Element>(low, high, *reinterpret_cast<const uint32_t*>(from + offset));
+            const float2 other =
+                ssd::part<Element>(*reinterpret_cast<const Pair<Element>*>(from + offset));
             const float* pair = &values[tile][part][2 * half];
-            sum += pair[0] * low + pair[1] * high;
+            sum += pair[0] * other.x + pair[1] * other.y;
         });
         return sum;
     }
 
     // The states 16 * step and following of the eight channels `column`, as an operand B whose rows
     // are states.
-    __device__ __forceinline__ void operand(uint32_t (&b)[2], int step, int column) const {
+    __device__ __forceinline__ void operand(Pair<Element> (&b)[2], int step, int column) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const float* pair = &values[column / 2][2 * step + i][column % 2 * 2];
-            b[i] = pack<Element>(pair[0], pair[1]);
+            b[i] = join<Element>(pair[0], pair[1]);
         }
     }
 
@@ -169,26 +170,26 @@ struct State {
                                             const CoefficientTile& b, const float* weights,
                                             float decay) {
         multiply_by(decay);
-        const auto x_operand = operand_by_columns(x, 0, channel);
-        const auto b_operand = operand_by_rows(b, 0);
+        const auto x_operand = by_columns(x, 0, channel);
+        const auto b_operand = by_rows(b, 0);
 #pragma unroll 1
-        for (int step = 0; step < kChunk / 16; ++step) {
-            uint32_t a[Tiles][4];
+        for (int step = 0; step < kChunk<Element> / 16; ++step) {
+            Pair<Element> a[Tiles][4];
 #pragma unroll
             for (int tile = 0; tile < Tiles; ++tile) {
-                load_matrices_transposed(a[tile], x_operand.address(16 * step, tile));
+                x_operand.load_transposed(a[tile], 16 * step, tile);
                 weigh_columns<Element>(a[tile], weights + 16 * step);
             }
 #pragma unroll
             for (int pair = 0; pair < kParts / 2; ++pair) {
-                uint32_t coefficients[4];
-                load_matrices_transposed(coefficients, b_operand.address(16 * step, pair));
+                Pair<Element> coefficients[4];
+                b_operand.load_transposed(coefficients, 16 * step, pair);
 #pragma unroll
                 for (int tile = 0; tile < Tiles; ++tile) {
-                    multiply<Element>(values[tile][2 * pair], a[tile], coefficients[0],
-                                      coefficients[1]);
-                    multiply<Element>(values[tile][2 * pair + 1], a[tile], coefficients[2],
-                                      coefficients[3]);
+                    multiply_pairs<Element>(values[tile][2 * pair], a[tile], coefficients[0],
+                                            coefficients[1]);
+                    multiply_pairs<Element>(values[tile][2 * pair + 1], a[tile], coefficients[2],
+                                            coefficients[3]);
                 }
             }
         }

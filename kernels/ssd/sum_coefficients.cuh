@@ -8,6 +8,7 @@
 
 #include "common/numeric.cuh"
 #include "common/warp.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 
@@ -16,6 +17,7 @@ namespace seqmix::ssd {
 template <typename Element>
 struct SumCoefficients {
     static constexpr int kThreads = 256;
+    static constexpr int kChunk = seqmix::ssd::kChunk<Element>;
     struct Smem {};
 
     __device__ __forceinline__ static void run(const SumCoefficientsParams& params, Smem&) {
@@ -57,9 +59,17 @@ struct SumCoefficients {
             sums[6] += high.z;
             sums[7] += high.w;
         }
-        *reinterpret_cast<uint4*>(row_of<Element>(to, step, static_cast<int>(blockIdx.x)) + state) =
-            make_uint4(pack<Element>(sums[0], sums[1]), pack<Element>(sums[2], sums[3]),
-                       pack<Element>(sums[4], sums[5]), pack<Element>(sums[6], sums[7]));
+        Element* row = row_of<Element>(to, step, static_cast<int>(blockIdx.x)) + state;
+        constexpr int kCount = Pairs<Element>::kCount;
+#pragma unroll
+        for (int i = 0; i < 4; i += kCount) {
+            Pairs<Element> pairs;
+#pragma unroll
+            for (int pair = 0; pair < kCount; ++pair) {
+                pairs.values[pair] = join<Element>(sums[2 * (i + pair)], sums[2 * (i + pair) + 1]);
+            }
+            pairs.store(row + 2 * i);
+        }
     }
 };
 

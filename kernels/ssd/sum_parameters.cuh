@@ -30,8 +30,8 @@ struct SumParameters {
         if (column < columns) {
             int before = 0;  // chunks of the sequences before this one, modulo kWarps
             for (int i = 0; i < params.sequences; ++i) {
-                const Sequence all = sequence_of(params.cu_seqlens, params.steps, kChunk, i);
-                const int chunks = (all.steps + kChunk - 1) / kChunk;
+                const Sequence all = sequence_of(params.cu_seqlens, params.steps, params.chunk, i);
+                const int chunks = (all.steps + params.chunk - 1) / params.chunk;
                 for (int chunk = (warp - before + kWarps) % kWarps; chunk < chunks;
                      chunk += kWarps) {
                     sum += params.sums[(all.slot + chunk) * columns + column];

@@ -19,6 +19,7 @@
 #include "common/tile.cuh"
 #include "common/warp.cuh"
 #include "ssd/gate.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/range.cuh"
@@ -38,6 +39,9 @@ struct Sweep {
 
     static constexpr int kThreads = Slices::kThreads;
     static constexpr int kSlices = Slices::kCount;
+    static constexpr int kChunk = seqmix::ssd::kChunk<Element>;
+    static constexpr int kSlice = seqmix::ssd::kSlice<Element>;
+    static constexpr int kElements = 16 / sizeof(Element);  // of 16 bytes
     static constexpr int kStages = 2;
     static constexpr bool kBackward = Way == Direction::Backward;
 
@@ -49,7 +53,7 @@ struct Sweep {
     struct Stage {
         CoefficientTile b;
         ChannelTile x[kSlices];
-        Steps steps[kSlices];
+        Steps<kChunk> steps[kSlices];
     };
     struct Forward {
         Stage stages[kStages];
@@ -74,9 +78,9 @@ struct Sweep {
         if (chunks > 0) {
             fetch(layer, place, smem.stages[0], step_of(0));
             fetch_gate(layer, place, smem, step_of(0));
-            Slices::template scan<Element>(
+            Slices::scan(
                 smem.stages[0].steps, layer,
-                Slices::template inputs<Element>(layer, place, step_of(0)),
+                Slices::inputs(layer, place, step_of(0)),
                 place.steps - step_of(0));
         }
         State state;
@@ -91,7 +95,7 @@ struct Sweep {
         for (int n = 0; n < chunks; ++n) {
             StepInputs inputs = {};
             if (n + 1 < chunks) {
-                inputs = Slices::template inputs<Element>(layer, place, step_of(n + 1));
+                inputs = Slices::inputs(layer, place, step_of(n + 1));
             }
             wait_copies<0>();
             // all tiles and decays of the chunk, and the magnitudes of the state, before they are
@@ -100,7 +104,7 @@ struct Sweep {
             if (n + 1 < chunks) {
                 Stage& next = smem.stages[(n + 1) % kStages];
                 fetch(layer, place, next, step_of(n + 1));
-                Slices::template scan<Element>(next.steps, layer, inputs,
+                Slices::scan(next.steps, layer, inputs,
                                                place.steps - step_of(n + 1));
             }
             Stage& stage = smem.stages[n % kStages];
@@ -114,7 +118,7 @@ struct Sweep {
             if (!from_zeros) {
                 keep(params, place, smem, state, step_of(n), n);
             }
-            const Steps& steps = stage.steps[Slices::of_warp()];
+            const Steps<kChunk>& steps = stage.steps[Slices::of_warp()];
             if constexpr (kBackward) {
                 state.advance(stage.x[Slices::of_warp()], Slices::warp_channel(), stage.b,
                               steps.inflow, steps.inflow[kChunk - 1]);
@@ -190,7 +194,7 @@ struct Sweep {
             }
             unit = fitting(largest);
         }
-        const int64_t head = chunk_slot(layer, place, step) * layer.heads + slice.head;
+        const int64_t head = chunk_slot(layer, place, kChunk, step) * layer.heads + slice.head;
         const int slices = (layer.headdim + kSlice - 1) / kSlice;
         const int64_t index = head * slices + slice.channel / kSlice;
         const int64_t offset = (head * layer.headdim + slice.channel) * layer.dstate;
@@ -215,16 +219,16 @@ struct Sweep {
                                                  Stage& stage, int step) {
         const int rows = place.steps - step;
         const Element* b =
-            row_of<const Element>(layer.b, place.start + step, group_of_block(layer, kSlices));
+            row_of<const Element>(layer.b, place.start + step, Slices::group(layer));
         CoefficientCopy::start(stage.b, CoefficientCopy::source(b, layer.b.step_stride),
-                               layer.b.step_stride, rows, layer.dstate / 8);
+                               layer.b.step_stride, rows, layer.dstate / kElements);
 #pragma unroll
         for (int i = 0; i < kSlices; ++i) {
             const Slice slice = Slices::slice(layer, i);
             const Element* x =
                 row_of<const Element>(layer.x, place.start + step, slice.head) + slice.channel;
             ChannelCopy::start(stage.x[i], ChannelCopy::source(x, layer.x.step_stride),
-                               layer.x.step_stride, rows, slice.channels / 8);
+                               layer.x.step_stride, rows, slice.channels / kElements);
         }
         commit_copies();
     }
@@ -240,15 +244,15 @@ struct Sweep {
             const Element* from =
                 row_of<const Element>(layer.z, place.start + step, slice.head) + slice.channel;
             Slices::template for_each_chunk<kChunk>([&](int row, int chunk) {
-                const bool valid = step + row < place.steps && 8 * chunk < slice.channels;
+                const bool valid = step + row < place.steps && kElements * chunk < slice.channels;
                 copy16_async(smem.gate[Slices::of_warp()].address(row, chunk),
-                             from + row * layer.z.step_stride + 8 * chunk, valid);
+                             from + row * layer.z.step_stride + kElements * chunk, valid);
             });
             commit_copies();
         }
     }
 
-    // dout becomes dy, in the warp's channels.
+    // dout becomes dy = dout silu(z), in the warp's channels.
     __device__ __forceinline__ static void gate(ChannelTile& dout, const Smem& smem) {
         if constexpr (kBackward) {
             auto* bytes = reinterpret_cast<unsigned char*>(dout.elements);
@@ -256,22 +260,18 @@ struct Sweep {
                 reinterpret_cast<const unsigned char*>(smem.gate[Slices::of_warp()].elements);
             Slices::template for_each_chunk<kChunk>([&](int row, int chunk) {
                 const int offset = ChannelTile::offset(row, chunk);
-                // copies, so that each is one access
-                const auto x = *reinterpret_cast<const uint4*>(bytes + offset);
-                const auto z = *reinterpret_cast<const uint4*>(gate_bytes + offset);
-                *reinterpret_cast<uint4*>(bytes + offset) = make_uint4(
-                    gated(x.x, z.x), gated(x.y, z.y), gated(x.z, z.z), gated(x.w, z.w));
+                auto pairs = Pairs<Element>::load(bytes + offset);
+                const auto z = Pairs<Element>::load(gate_bytes + offset);
+#pragma unroll
+                for (int i = 0; i < Pairs<Element>::kCount; ++i) {
+                    const float2 left = part<Element>(pairs.values[i]);
+                    const float2 right = part<Element>(z.values[i]);
+                    pairs.values[i] =
+                        join<Element>(left.x * silu(right.x), left.y * silu(right.y));
+                }
+                pairs.store(bytes + offset);
             });
         }
-    }
-
-    // dout silu(z), of two elements.
-    __device__ __forceinline__ static uint32_t gated(uint32_t dout, uint32_t z) {
-        float left[2];
-        float right[2];
-        unpack<Element>(left[0], right[0], dout);
-        unpack<Element>(left[1], right[1], z);
-        return pack<Element>(left[0] * silu(left[1]), right[0] * silu(right[1]));
     }
 };
 

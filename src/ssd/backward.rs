@@ -10,10 +10,10 @@ use super::{
     Backward, COPY_BYTES, Config, Direction, GradientParams, Rows, SUM_COEFFICIENTS, Skip, SkipMut,
     Ssd, States, SumCoefficientsParams, SumParametersParams, SweepParams, layouts, read_layer,
 };
-use crate::abi::ssd::SUM_PARAMETERS_COLUMNS;
+use crate::abi::ssd::{self as abi, SUM_PARAMETERS_COLUMNS};
 use crate::error::{Error, Result};
 use crate::launch::Launch;
-use crate::tensor::{Half, TensorMut};
+use crate::tensor::{Float, TensorMut};
 use crate::workspace::Workspace;
 
 const OP: &str = "ssd::backward";
@@ -25,7 +25,7 @@ impl Ssd {
     ///
     /// # Errors
     /// As [`Ssd::backward`], for what can be known without a stream.
-    pub fn backward_plan<T: Half>(
+    pub fn backward_plan<T: Float>(
         &self,
         config: Config,
         tensors: &Backward<'_, T>,
@@ -55,7 +55,7 @@ impl Ssd {
     /// 128 on a GPU whose blocks have less than 138 KiB of shared memory (compute capabilities 8.6, 8.9 and 12.0);
     /// [`Error::Workspace`] if fewer bytes are reserved than [`BackwardPlan::workspace_bytes`]. Nothing is queued
     /// then.
-    pub fn backward<T: Half>(
+    pub fn backward<T: Float>(
         &self,
         stream: &Arc<CudaStream>,
         config: Config,
@@ -109,6 +109,7 @@ impl Ssd {
         };
         launch.check()?;
         let at = |offset: usize| start + offset as u64;
+        let chunk = abi::chunk(problem.dtype) as i32;
         let cut = plan.walk.workspace_bytes() > 0;
 
         if !problem.is_empty() {
@@ -153,7 +154,7 @@ impl Ssd {
                 unsafe { launch.run(&kernels[plan.walk.row], plan.walk.grid, &params) }?;
             }
             if problem.steps > 0 {
-                layer.segment = crate::abi::ssd::CHUNK as i32; // a block takes a chunk
+                layer.segment = chunk; // a block takes one
                 let params = GradientParams {
                     layer,
                     dout,
@@ -204,6 +205,7 @@ impl Ssd {
                 sequences: problem.sequences as i32, // along z of the grid, if there is one
                 heads: layer.heads,
                 sums_of_head: plan.sums_of_head as i32,
+                chunk,
             };
             let sums = problem.heads * plan.sums_of_head;
             let grid = [sums.div_ceil(SUM_PARAMETERS_COLUMNS), 1, 1];
@@ -230,7 +232,7 @@ struct Outputs {
     per_channel: bool,
 }
 
-fn describe<T: Half>(config: Config, tensors: &Backward<'_, T>) -> Result<(Problem, Outputs)> {
+fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Problem, Outputs)> {
     let problem = Problem::new(OP, T::DTYPE, config, &layouts(&tensors.layer))?;
     let skip = tensors.dd.as_ref().map(|dd| match dd {
         SkipMut::PerHead(dd) => SkipLayout::PerHead(dd.layout()),

@@ -30,7 +30,7 @@ use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
 use crate::launch::{Kernel, Launch};
-use crate::tensor::{Half, TensorRef};
+use crate::tensor::{Float, TensorRef};
 use crate::workspace::Workspace;
 use problem::{Layouts, Problem, SkipLayout};
 
@@ -165,7 +165,7 @@ impl Ssd {
     ///
     /// # Errors
     /// As [`Ssd::forward`], for what can be known without a stream.
-    pub fn plan<T: Half>(&self, config: Config, tensors: &Forward<'_, T>) -> Result<Plan> {
+    pub fn plan<T: Float>(&self, config: Config, tensors: &Forward<'_, T>) -> Result<Plan> {
         let (problem, _) = describe_forward(config, tensors)?;
         Plan::new(&problem, &self.rows, &self.device)
     }
@@ -179,7 +179,7 @@ impl Ssd {
     /// Shapes, layouts or options that do not fit, see [`Error`](crate::Error);
     /// [`Error::Workspace`](crate::Error::Workspace) if fewer bytes are reserved than
     /// [`Plan::workspace_bytes`]. Nothing is queued then.
-    pub fn forward<T: Half>(
+    pub fn forward<T: Float>(
         &self,
         stream: &Arc<CudaStream>,
         config: Config,
@@ -283,7 +283,7 @@ struct Outputs {
     last: States,
 }
 
-fn describe_forward<T: Half>(
+fn describe_forward<T: Float>(
     config: Config,
     tensors: &Forward<'_, T>,
 ) -> Result<(Problem, Outputs)> {
@@ -299,7 +299,7 @@ fn describe_forward<T: Half>(
 }
 
 /// The layouts of a layer's tensors.
-fn layouts<T: Half>(layer: &Layer<'_, T>) -> Layouts {
+fn layouts<T: Float>(layer: &Layer<'_, T>) -> Layouts {
     Layouts {
         x: layer.x.layout(),
         dt: layer.dt.layout(),
@@ -318,7 +318,7 @@ fn layouts<T: Half>(layer: &Layer<'_, T>) -> Layouts {
 }
 
 /// The layer with addresses, and its initial states.
-fn read_layer<'a, T: Half>(
+fn read_layer<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
     tensors: &'a Layer<'_, T>,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::problem::Problem;
 use crate::abi::Dtype;
-use crate::abi::ssd::{CARRY_THREADS, CARRY_VECTOR, CHUNK, Gradient, SLICE, Walk};
+use crate::abi::ssd::{CARRY_THREADS, CARRY_VECTOR, Gradient, Walk, chunk, slice};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 
@@ -53,10 +53,11 @@ impl Plan {
     pub(super) fn new(problem: &Problem, rows: &[Walk], device: &Device) -> Result<Self> {
         let row = first_fit(problem, rows.iter().map(|row| (row.dtype, row.size)))?;
         let heads_per_group = problem.heads.checked_div(problem.groups).unwrap_or(0);
-        let slices = heads_per_group * problem.headdim.div_ceil(SLICE);
+        let slices = heads_per_group * problem.headdim.div_ceil(slice(problem.dtype));
         let blocks = problem.groups * slices.div_ceil(rows[row].slices());
+        let chunk = chunk(problem.dtype);
         let segment = match problem.segment {
-            Some(steps) => steps.min(problem.steps).div_ceil(CHUNK).max(1),
+            Some(steps) => steps.min(problem.steps).div_ceil(chunk).max(1),
             None => {
                 let chunks = problem.chunks();
                 let parallel = BLOCKS * device.multiprocessors;
@@ -64,7 +65,7 @@ impl Plan {
                     .div_ceil(segments(chunks, blocks * problem.sequences, parallel))
                     .max(1)
             }
-        } * CHUNK;
+        } * chunk;
         let segments = problem.steps.div_ceil(segment).max(1);
         let slots = match segments {
             1 => 0,
@@ -178,7 +179,8 @@ impl BackwardPlan {
     ) -> Result<Self> {
         let walk = Plan::new(problem, walks, device)?;
         let row = first_fit(problem, rows.iter().map(|row| (row.dtype, row.size)))?;
-        let chunks = problem.steps.div_ceil(CHUNK);
+        let chunk = chunk(problem.dtype);
+        let chunks = problem.steps.div_ceil(chunk);
         let heads_per_group = problem.heads.checked_div(problem.groups).unwrap_or(0);
         // chunks of all sequences; those of packed ones are not known here, but hardly more
         let of_all = if problem.packed { 1 } else { problem.sequences } * chunks;
@@ -187,11 +189,11 @@ impl BackwardPlan {
         let wanted = (ROUNDS * device.multiprocessors).div_ceil(blocks.max(1));
         let heads_per_part = heads_per_group.div_ceil(wanted.max(1)).max(1);
         let parts = heads_per_group.div_ceil(heads_per_part);
-        let chunk_slots = problem.slots(CHUNK);
+        let chunk_slots = problem.slots(chunk);
         let sums_of_head = 2 + if per_channel { problem.headdim } else { 1 };
 
         let heads = chunk_slots * problem.heads;
-        let slices = heads * problem.headdim.div_ceil(SLICE);
+        let slices = heads * problem.headdim.div_ceil(slice(problem.dtype));
         let states = heads * problem.head_size() * problem.dtype.bytes();
         let mut memory = Memory::default();
         let mut take = |bytes: usize| {
@@ -203,7 +205,7 @@ impl BackwardPlan {
         let [states, gradients] = [take(states), take(states)];
         let [state_units, gradient_units] = [take(4 * slices), take(4 * slices)];
         let dots = take(16 * slices);
-        let coefficients = take(8 * parts * chunk_slots * problem.groups * CHUNK * problem.dstate);
+        let coefficients = take(8 * parts * chunk_slots * problem.groups * chunk * problem.dstate);
         let sums = take(4 * heads * sums_of_head);
         memory = Memory {
             segments,

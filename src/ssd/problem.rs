@@ -2,7 +2,7 @@
 
 use super::Config;
 use crate::abi::Dtype;
-use crate::abi::ssd::{CHUNK, Layer, Rows, States, WALK};
+use crate::abi::ssd::{Layer, Rows, States, WALK, chunk};
 use crate::error::{Error, Result};
 use crate::tensor::Layout;
 
@@ -12,8 +12,11 @@ const MAX_STEPS: usize = 1 << 30;
 /// Heads, channels of a head: the kernels multiply their numbers of slices in 32 bits.
 const MAX_HEADS: usize = 1 << 15;
 
-/// Elements of a 16-byte copy of 16-bit types, and what `headdim` and `dstate` are multiples of.
-const COPY: usize = 8;
+/// What `headdim` and `dstate` are multiples of: products take eight columns at a time.
+const COLUMNS: usize = 8;
+
+/// Bytes of a copy.
+const COPY: usize = 16;
 
 /// Numbers of a 16-byte copy of states.
 const STATE_COPY: usize = 4;
@@ -146,7 +149,8 @@ impl Problem {
         let check = Check(self.op);
         let shape = [self.batch, self.steps, row[0], row[1]];
         check.sizes(name, shape, layout.shape)?;
-        let [batch, step, head, _] = check.strides(name, &layout, COPY, true)?;
+        let [batch, step, head, _] =
+            check.strides(name, &layout, COPY / self.dtype.bytes(), true)?;
         Ok(self.in_batch(batch, step, head))
     }
 
@@ -230,7 +234,7 @@ impl Problem {
             true => self.steps.div_ceil(self.sequences.max(1)),
             false => self.steps,
         };
-        steps.div_ceil(CHUNK)
+        steps.div_ceil(chunk(self.dtype))
     }
 }
 
@@ -294,13 +298,13 @@ impl Check {
 
     /// Refuses a size without a kernel.
     fn multiple(self, name: &str, size: usize, largest: usize) -> Result<()> {
-        if size > 0 && size.is_multiple_of(COPY) && size <= largest {
+        if size > 0 && size.is_multiple_of(COLUMNS) && size <= largest {
             return Ok(());
         }
         Err(Error::Unsupported {
             op: self.0,
             request: format!("{name} {size}"),
-            available: format!("each multiple of {COPY} up to {largest}"),
+            available: format!("each multiple of {COLUMNS} up to {largest}"),
         })
     }
 

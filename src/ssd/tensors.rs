@@ -11,7 +11,7 @@ pub struct Config {
     /// The least and the largest step size, neither negative; `(0, infinity)` by default.
     pub dt_limit: (f32, f32),
     /// Steps after which a sequence is cut into segments that run side by side, rounded up to a
-    /// multiple of 64; `None`: as it takes to fill the device. It is what other implementations call a
+    /// multiple of 64, or of 32 in `f32`; `None`: as it takes to fill the device. It is what other implementations call a
     /// chunk size: the distance at which states go through memory. The result does not depend on it
     /// but for rounding.
     pub segment: Option<usize>,

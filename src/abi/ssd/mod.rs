@@ -7,19 +7,30 @@ pub use params::{
     SumParametersParams, SweepParams,
 };
 
-use super::{Dtype, Dtype::BF16, Dtype::F16, Entry, Unit};
+use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
-/// Steps of a chunk, the unit of computation in time.
-pub const CHUNK: usize = 64;
+/// Steps of a chunk, the unit of computation in time: a row of a tile is 128 bytes.
+pub const fn chunk(dtype: Dtype) -> usize {
+    128 / dtype.bytes()
+}
 
 /// Channels of a slice: heads are cut into these.
-pub const SLICE: usize = 64;
+pub const fn slice(dtype: Dtype) -> usize {
+    chunk(dtype)
+}
 
 /// Warps of a block.
 const WARPS: usize = 4;
 
-/// Five numbers for each step of a chunk, and three for all of it, aligned to 16 bytes.
-const STEPS_BYTES: usize = (4 * (5 * CHUNK + 3)).next_multiple_of(16);
+/// Five numbers for each step of a chunk, and four for all of it.
+const fn steps_bytes(dtype: Dtype) -> usize {
+    4 * (5 * chunk(dtype) + 4)
+}
+
+/// A slice of a chunk.
+const fn square_bytes(dtype: Dtype) -> usize {
+    chunk(dtype) * slice(dtype) * dtype.bytes()
+}
 
 /// A tuned variant of the kernels that walk over a sequence.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,27 +62,31 @@ pub const WALK: &[Walk] = &[
     walk(BF16,  64, 2),
     walk(BF16, 128, 2),
     walk(BF16, 256, 1),
+    // Each multiplication of f32 is six, so that loads and what blocks share matter less.
+    walk(F32,  128, 1),
+    walk(F32,  256, 1),
 ];
 
 impl Walk {
     /// Slices of one block.
     pub const fn slices(&self) -> usize {
-        WARPS * 16 * self.tiles / SLICE
+        WARPS * 16 * self.tiles / slice(self.dtype)
     }
 
     /// Shared memory of a block of the forward kernel.
     pub const fn forward_shared_bytes(&self) -> usize {
         let tiles = 2 * self.coefficient_bytes();
         // x and scores; half a chunk of z; decays, D, and a number for each step
-        let of_slice = SLICE * CHUNK * self.dtype.bytes() * 5 / 2;
-        let numbers = STEPS_BYTES + 4 * SLICE + 4 * CHUNK;
+        let of_slice = square_bytes(self.dtype) * 5 / 2;
+        let numbers = steps_bytes(self.dtype) + 4 * slice(self.dtype) + 4 * chunk(self.dtype);
         (tiles + self.slices() * (of_slice + numbers)).next_multiple_of(128)
     }
 
     /// Shared memory of a block of the walk that computes states.
     pub const fn sweep_shared_bytes(&self, way: Direction) -> usize {
-        let of_slice = SLICE * CHUNK * self.dtype.bytes();
-        let stage = self.coefficient_bytes() + self.slices() * (of_slice + STEPS_BYTES);
+        let of_slice = square_bytes(self.dtype);
+        let slices = self.slices() * (of_slice + steps_bytes(self.dtype));
+        let stage = self.coefficient_bytes() + slices;
         // two stages, and the magnitude of each warp's state for two chunks
         let both = 2 * stage.next_multiple_of(128) + (2 * 4 * WARPS).next_multiple_of(128);
         match way {
@@ -82,7 +97,7 @@ impl Walk {
 
     /// Bytes of a tile of B or C.
     const fn coefficient_bytes(&self) -> usize {
-        CHUNK * self.size * self.dtype.bytes()
+        chunk(self.dtype) * self.size * self.dtype.bytes()
     }
 
     /// The forward kernel of this row.
@@ -157,6 +172,8 @@ pub const GRADIENT: &[Gradient] = &[
     gradient(BF16,  64,  64),
     gradient(BF16, 128, 128),
     gradient(BF16, 256, 128),
+    gradient(F32,  128, 128),
+    gradient(F32,  256, 128),
 ];
 
 impl Gradient {
@@ -165,15 +182,20 @@ impl Gradient {
         self.size / self.columns
     }
 
+    /// Warps of a block: two for 16 steps.
+    const fn warps(&self) -> usize {
+        chunk(self.dtype) / 8
+    }
+
     /// Shared memory of a block.
     pub const fn shared_bytes(&self) -> usize {
-        const WARPS: usize = 8;
-        let coefficients = CHUNK * self.size * self.dtype.bytes();
-        let square = CHUNK * SLICE * self.dtype.bytes();
+        let (chunk, slice, warps) = (chunk(self.dtype), slice(self.dtype), self.warps());
+        let coefficients = chunk * self.size * self.dtype.bytes();
         // a sum for each warp and step, eight numbers a step; D, and a sum for each warp and channel;
         // two magnitudes a warp
-        let numbers = WARPS * CHUNK + 8 * CHUNK + SLICE + WARPS * SLICE + 2 * WARPS;
-        let bytes = 3 * coefficients + 5 * square + STEPS_BYTES + 4 * numbers;
+        let numbers = warps * chunk + 8 * chunk + slice + warps * slice + 2 * warps;
+        let tiles = 3 * coefficients + 5 * square_bytes(self.dtype);
+        let bytes = tiles + steps_bytes(self.dtype) + 4 * numbers;
         bytes.next_multiple_of(128)
     }
 
@@ -188,7 +210,7 @@ impl Gradient {
             name: format!("ssd_gradients_{}_n{size}", dtype.name()),
             instance: format!("seqmix::ssd::Gradients<{}, {size}, {columns}>", dtype.cpp()),
             params: GradientParams::PARAMS,
-            threads: 256,
+            threads: 32 * self.warps() as u32,
             blocks: 1,
             shared_bytes: self.shared_bytes(),
         }
@@ -208,7 +230,7 @@ pub fn sum_coefficients(dtype: Dtype) -> Entry {
 }
 
 /// The dtypes of [`sum_coefficients`].
-pub const SUM_COEFFICIENTS: [Dtype; 2] = [F16, BF16];
+pub const SUM_COEFFICIENTS: [Dtype; 3] = [F16, BF16, F32];
 
 /// Sums of one block of the kernel that adds those of dA, ddt_bias and dD.
 pub const SUM_PARAMETERS_COLUMNS: usize = 32;
@@ -297,13 +319,17 @@ mod tests {
 
     #[test]
     fn each_dtype_has_each_size_once_and_in_order() {
-        for dtype in [F16, BF16] {
+        for (dtype, expected) in [
+            (F16, &[64, 128, 256][..]),
+            (BF16, &[64, 128, 256]),
+            (F32, &[128, 256]),
+        ] {
             let rows = WALK.iter().filter(|row| row.dtype == dtype);
             let sizes: Vec<usize> = rows.map(|row| row.size).collect();
-            assert_eq!(sizes, [64, 128, 256], "{dtype:?}");
+            assert_eq!(sizes, expected, "{dtype:?}");
             let rows = GRADIENT.iter().filter(|row| row.dtype == dtype);
             let sizes: Vec<usize> = rows.map(|row| row.size).collect();
-            assert_eq!(sizes, [64, 128, 256], "{dtype:?}");
+            assert_eq!(sizes, expected, "{dtype:?}");
         }
     }
 

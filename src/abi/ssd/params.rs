@@ -66,7 +66,7 @@ params! {
         pub headdim: i32,
         /// States of a channel, a multiple of 8.
         pub dstate: i32,
-        /// Steps of a segment, a multiple of [`CHUNK`](super::CHUNK).
+        /// Steps of a segment, a multiple of [`chunk`](super::chunk).
         pub segment: i32,
         /// 1: step sizes are softplus(dt + dt_bias); 0: dt + dt_bias.
         pub softplus: i32,
@@ -175,7 +175,7 @@ params! {
         pub gradient_units: u64,
         /// Address of `[chunk slot, head, slice, 4]` in f32.
         pub dots: u64,
-        /// Address of `[2, part, chunk slot, group, CHUNK, dstate]` in f32, written: parts of dB and dC.
+        /// Address of `[2, part, chunk slot, group, chunk, dstate]` in f32, written: parts of dB and dC.
         pub coefficients: u64,
         /// Address of `[chunk slot, head, sums_of_head]` in f32, written: sums of dA, ddt_bias and dD.
         pub sums: u64,
@@ -237,5 +237,7 @@ params! {
         pub heads: i32,
         /// As in [`GradientParams`].
         pub sums_of_head: i32,
+        /// Steps of a chunk.
+        pub chunk: i32,
     }
 }

@@ -4,18 +4,19 @@ use half::{bf16, f16};
 
 use super::gradients::{Given, Problem, check, check_given};
 use super::{CASE, Case, Config, Layout, SCALE, SOFTPLUS, Scale, SkipKind};
-use crate::naive::Narrow;
+use crate::naive::Number;
 use crate::support::device;
 
-fn check_both(case: Case) {
+fn check_all(case: Case) {
     check::<f16>(case);
     check::<bf16>(case);
+    check::<f32>(case);
 }
 
 #[test]
 fn lengths_around_the_chunk() {
     for seqlen in [1, 2, 7, 63, 64, 65, 127, 129, 200] {
-        check_both(Case {
+        check_all(Case {
             batch: 1,
             seqlen,
             heads: 2,
@@ -28,7 +29,7 @@ fn lengths_around_the_chunk() {
 fn every_size_of_heads() {
     for headdim in [8, 16, 40, 64, 72, 128, 136] {
         for dstate in [16, 128] {
-            check_both(Case {
+            check_all(Case {
                 batch: 1,
                 heads: 2,
                 headdim,
@@ -44,7 +45,7 @@ fn every_size_of_heads() {
 #[test]
 fn every_size_of_states() {
     for dstate in [8, 24, 64, 72, 128, 136, 192, 256] {
-        check_both(Case {
+        check_all(Case {
             batch: 1,
             headdim: 32,
             dstate,
@@ -56,7 +57,7 @@ fn every_size_of_states() {
 #[test]
 fn heads_share_groups() {
     for (heads, groups) in [(1, 1), (2, 1), (5, 1), (4, 2), (3, 3), (12, 3)] {
-        check_both(Case {
+        check_all(Case {
             heads,
             groups,
             headdim: 16,
@@ -70,7 +71,7 @@ fn heads_share_groups() {
 fn every_option_with_every_other() {
     for option in 0..96 {
         let on = |bit: usize| option >> bit & 1 == 1;
-        check_both(Case {
+        check_all(Case {
             headdim: 16,
             dstate: 16,
             heads: 2,
@@ -92,7 +93,7 @@ fn every_option_with_every_other() {
 fn limits_of_step_sizes() {
     for dt_limit in [(0.05, 0.2), (0.1, 0.1), (0.0, 0.0), (0.5, f32::INFINITY)] {
         for dt_softplus in [false, true] {
-            check_both(Case {
+            check_all(Case {
                 headdim: 16,
                 dstate: 16,
                 config: Config {
@@ -110,7 +111,7 @@ fn limits_of_step_sizes() {
 fn every_layout_in_memory() {
     for layout in [Layout::Contiguous, Layout::Projection, Layout::StepsFirst] {
         for lengths in [None, Some(&[30, 0, 41][..])] {
-            check_both(Case {
+            check_all(Case {
                 layout,
                 lengths,
                 z: true,
@@ -143,8 +144,8 @@ fn segments_of_every_length() {
             },
             ..CASE
         };
-        check_both(case);
-        check_both(Case {
+        check_all(case);
+        check_all(Case {
             headdim: 72,
             dstate: 136,
             z: true,
@@ -167,7 +168,7 @@ fn sequences_of_different_lengths() {
     ];
     for lengths in lengths {
         for segment in [None, Some(64), Some(128)] {
-            check_both(Case {
+            check_all(Case {
                 lengths: Some(lengths),
                 initial_states: segment.is_some(),
                 z: true,
@@ -202,7 +203,7 @@ fn blocks_of_several_heads() {
 fn nothing_to_compute() {
     for (batch, seqlen, heads) in [(0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 0, 0)] {
         for initial_states in [false, true] {
-            check_both(Case {
+            check_all(Case {
                 batch,
                 seqlen,
                 heads,
@@ -224,7 +225,7 @@ fn strong_and_weak_decays_in_one_chunk() {
         (-1e-3, 1.0, 0.0),
     ] {
         for segment in [None, Some(64)] {
-            check_both(Case {
+            check_all(Case {
                 batch: 1,
                 seqlen: 200,
                 headdim: 32,
@@ -247,7 +248,7 @@ fn strong_and_weak_decays_in_one_chunk() {
 /// States that grow, which no model means to have, are those of the formula.
 #[test]
 fn growing_states() {
-    check_both(Case {
+    check_all(Case {
         headdim: 32,
         scale: Scale { a: 0.05, ..SCALE },
         ..CASE
@@ -288,6 +289,7 @@ fn large_numbers() {
             };
             check_given::<f16>(case, gradient);
             check_given::<bf16>(case, gradient);
+            check_given::<f32>(case, gradient);
         }
     }
 }
@@ -295,7 +297,7 @@ fn large_numbers() {
 /// Steps of 100 at rates down to -1e4, for 16 thousand steps: everything stays finite.
 #[test]
 fn long_sequences_of_large_steps_stay_finite() {
-    fn finite<T: Narrow>(case: Case) {
+    fn finite<T: Number>(case: Case) {
         let device = device();
         let stream = device.stream();
         let (inputs, given) = (case.inputs::<T>(), Given::new(case, 1e-4));
@@ -326,5 +328,6 @@ fn long_sequences_of_large_steps_stay_finite() {
         };
         finite::<f16>(case);
         finite::<bf16>(case);
+        finite::<f32>(case);
     }
 }

@@ -35,8 +35,10 @@ fn every_kernel_uses_shared_and_global_memory_well() {
             };
             check::<f16>(case);
             check::<bf16>(case);
+            check::<f32>(case);
             gradients::check::<f16>(case);
             gradients::check::<bf16>(case);
+            gradients::check::<f32>(case);
             for report in take_thread_reports() {
                 judge(case, &report);
                 launched.insert(report.kernel);

@@ -8,9 +8,9 @@ use seqmix::reference::ssd as reference;
 use seqmix::ssd::{Backward, SkipMut, Ssd};
 use seqmix::{Result, Workspace};
 
-use super::{Case, Inputs, Placement, SkipKind, round_in_any_range};
+use super::{Case, Inputs, Placement, SkipKind, round_in_any_range, with_own};
 use crate::measure::{Bound, Difference};
-use crate::naive::{Narrow, normal};
+use crate::naive::{Number, normal};
 use crate::support::{Place, Placed, assert_close, device};
 
 /// The gradients of a layer on the device; outputs are NaN, surrounded by a number that must stay.
@@ -39,7 +39,7 @@ pub(super) struct Given<T> {
     dfinal_states: Vec<f32>,
 }
 
-impl<T: Narrow> Given<T> {
+impl<T: Number> Given<T> {
     pub(super) fn new(case: Case, deviation: f64) -> Self {
         let count = |shape: [usize; 4]| shape.iter().product();
         Self {
@@ -49,7 +49,7 @@ impl<T: Narrow> Given<T> {
     }
 }
 
-impl<T: Narrow> Problem<T> {
+impl<T: Number> Problem<T> {
     pub(super) fn new(
         case: Case,
         inputs: &Inputs<T>,
@@ -173,7 +173,7 @@ impl<T: Narrow> Problem<T> {
 const GRIDS: [f64; 4] = [1.0, 1.189, 1.414, 1.682];
 
 /// What the reference returns, and what naive runs in `T` return.
-pub(super) fn expected<T: Narrow>(
+pub(super) fn expected<T: Number>(
     case: Case,
     inputs: &Inputs<T>,
     given: &Given<T>,
@@ -215,7 +215,7 @@ fn named<'a>(gradients: &'a reference::Gradients, name: &str) -> &'a [f64] {
 
 /// Three times what the naive runs lose, plus one rounding. Rows are not judged one by one: a row of small gradients
 /// has errors of the size of what was summed up in it.
-fn bound<T: Narrow>(expected: &[f64], naive: &[&[f64]]) -> Bound {
+fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
     let lost = naive
         .iter()
         .map(|naive| Difference::measure(naive, expected, 1).unwrap());
@@ -223,15 +223,16 @@ fn bound<T: Narrow>(expected: &[f64], naive: &[&[f64]]) -> Bound {
         (max_abs.max(lost.max_abs), rel_l2.max(lost.rel_l2))
     });
     let largest = expected.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-    Bound {
+    let bound = Bound {
         max_abs: 3.0 * max_abs + T::UNIT * largest,
         rel_l2: Some(3.0 * rel_l2 + T::UNIT),
         row_rel_l2: None,
-    }
+    };
+    with_own::<T>(bound, expected)
 }
 
 /// Compares gradients with the reference's.
-pub(super) fn compare<T: Narrow>(
+pub(super) fn compare<T: Number>(
     name: &str,
     found: &[(&'static str, Vec<f64>, usize)],
     runs: &[reference::Gradients],
@@ -244,12 +245,12 @@ pub(super) fn compare<T: Narrow>(
 }
 
 /// Runs a layer backwards and compares all gradients with the reference.
-pub(super) fn check<T: Narrow>(case: Case) {
+pub(super) fn check<T: Number>(case: Case) {
     check_given::<T>(case, 1.0);
 }
 
 /// The same, of gradients of this standard deviation.
-pub(super) fn check_given<T: Narrow>(case: Case, deviation: f64) {
+pub(super) fn check_given<T: Number>(case: Case, deviation: f64) {
     let device = device();
     let stream = device.stream();
     let name = format!("{:?} {case:?}", T::DTYPE);

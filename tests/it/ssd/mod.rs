@@ -13,9 +13,10 @@ use std::sync::Arc;
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::reference::ssd as reference;
 use seqmix::ssd::{Config, Forward, Layer, Skip, Ssd};
-use seqmix::{Result, Workspace};
+use seqmix::{Dtype, Result, Workspace};
 
-use crate::naive::{Narrow, bound, normal};
+use crate::measure::Bound;
+use crate::naive::{Number, bound, normal};
 use crate::support::{Place, Placed, assert_close, device};
 
 /// Sizes and options of one layer.
@@ -154,7 +155,7 @@ impl Case {
         [self.sequences(), self.heads, self.headdim, self.dstate]
     }
 
-    fn inputs<T: Narrow>(&self) -> Inputs<T> {
+    fn inputs<T: Number>(&self) -> Inputs<T> {
         let [batch, steps] = self.steps();
         let count = |shape: [usize; 4]| shape.iter().product();
         let (inputs, coefficients) = (count(self.x_shape()), count(self.b_shape()));
@@ -225,7 +226,7 @@ impl Case {
     }
 
     /// Calls `with` with the layer of the reference on these inputs.
-    fn reference<T: Narrow, R>(
+    fn reference<T: Number, R>(
         &self,
         inputs: &Inputs<T>,
         with: impl Fn(&reference::Forward<'_>) -> R,
@@ -280,7 +281,7 @@ struct Placement<T> {
     cu_seqlens: Option<Placed<i32, 1>>,
 }
 
-impl<T: Narrow> Placement<T> {
+impl<T: Number> Placement<T> {
     fn new(case: Case, inputs: &Inputs<T>, stream: &Arc<CudaStream>) -> Self {
         let nan = T::narrow(f64::NAN);
         let (x, b) = (case.x_shape(), case.b_shape());
@@ -338,7 +339,7 @@ struct Problem<T> {
     workspace: Workspace,
 }
 
-impl<T: Narrow> Problem<T> {
+impl<T: Number> Problem<T> {
     fn new(case: Case, inputs: &Inputs<T>, stream: &Arc<CudaStream>) -> Self {
         let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
         let out = case.place(case.x_shape(), 0);
@@ -384,7 +385,7 @@ impl<T: Narrow> Problem<T> {
 }
 
 /// Runs a layer and compares outputs and states with the reference.
-fn check<T: Narrow>(case: Case) {
+fn check<T: Number>(case: Case) {
     let name = format!("{:?} {case:?}", T::DTYPE);
     let inputs = case.inputs::<T>();
     let (out, states) = run(&name, case, &inputs);
@@ -392,13 +393,16 @@ fn check<T: Narrow>(case: Case) {
 }
 
 /// As `T` rounds, but without its largest number: that is no excuse for a kernel.
-fn round_in_any_range<T: Narrow>(x: f64) -> f64 {
+fn round_in_any_range<T: Number>(x: f64) -> f64 {
+    if T::DTYPE == Dtype::F32 {
+        return T::round(x);
+    }
     let power = f64::powi(2.0, (x.abs().log2() as i32).saturating_sub(14).max(0));
     T::round(x / power) * power
 }
 
 /// Outputs and states of a layer, as numbers.
-fn run<T: Narrow>(name: &str, case: Case, inputs: &Inputs<T>) -> (Vec<f64>, Vec<f64>) {
+fn run<T: Number>(name: &str, case: Case, inputs: &Inputs<T>) -> (Vec<f64>, Vec<f64>) {
     let device = device();
     let stream = device.stream();
     let mut problem = Problem::new(case, inputs, &stream);
@@ -411,18 +415,38 @@ fn run<T: Narrow>(name: &str, case: Case, inputs: &Inputs<T>) -> (Vec<f64>, Vec<
     )
 }
 
+/// What the kernels lose where a naive run in `f32` loses nothing: they approximate exponentials, and their exponents
+/// are sums in `f32`. In roundings of `f32`.
+const ROUNDINGS: f64 = 64.0;
+
+/// A bound, and what the kernels lose of themselves, where that counts.
+fn with_own<T: Number>(bound: Bound, expected: &[f64]) -> Bound {
+    let own = match T::DTYPE {
+        Dtype::F32 => ROUNDINGS * T::UNIT,
+        _ => 0.0,
+    };
+    let largest = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    Bound {
+        max_abs: bound.max_abs + own * largest,
+        rel_l2: bound.rel_l2.map(|bound| bound + own),
+        row_rel_l2: bound.row_rel_l2.map(|bound| bound + own),
+    }
+}
+
 /// Compares outputs and states with the reference's, within the bounds that a naive run sets.
-fn compare<T: Narrow>(name: &str, case: Case, inputs: &Inputs<T>, out: &[f64], states: &[f64]) {
+fn compare<T: Number>(name: &str, case: Case, inputs: &Inputs<T>, out: &[f64], states: &[f64]) {
     let (expected, naive) = case.reference(inputs, |layer| {
         let naive = layer.run_rounded(round_in_any_range::<T>);
         (layer.run().unwrap(), naive.unwrap())
     });
     let within = bound::<T>(&expected.out, &naive.out, case.headdim).unwrap();
+    let within = with_own::<T>(within, &expected.out);
     let name_out = format!("{name}: out");
     assert_close(&name_out, out, &expected.out, case.headdim, within);
     if case.final_states {
         let (expected, naive) = (&expected.final_states, &naive.final_states);
         let within = bound::<T>(expected, naive, case.dstate).unwrap();
+        let within = with_own::<T>(within, expected);
         let name = format!("{name}: final_states");
         assert_close(&name, states, expected, case.dstate, within);
     } else {

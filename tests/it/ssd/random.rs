@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::{Case, Config, Inputs, Layout, SCALE, Scale, SkipKind, check, compare, gradients, run};
-use crate::naive::Narrow;
+use crate::naive::Number;
 
 const LAYERS: usize = 60;
 
@@ -69,7 +69,7 @@ impl Dice {
 }
 
 /// A sequence computed in two calls, of which the second begins with the final states of the first.
-fn check_continued<T: Narrow>(whole: Case, first: usize) {
+fn check_continued<T: Number>(whole: Case, first: usize) {
     let Case { batch, seqlen, .. } = whole;
     let name = format!("{:?} {first} and then to {whole:?}", T::DTYPE);
     let inputs = whole.inputs::<T>();
@@ -112,6 +112,7 @@ fn layers_forward() {
         let case = dice.layer();
         check::<f16>(case);
         check::<bf16>(case);
+        check::<f32>(case);
     }
 }
 
@@ -122,6 +123,7 @@ fn layers_backward() {
         let case = dice.layer();
         gradients::check::<f16>(case);
         gradients::check::<bf16>(case);
+        gradients::check::<f32>(case);
     }
 }
 
@@ -140,5 +142,6 @@ fn layers_that_are_cut_in_two() {
         let first = 1 + dice.below(seqlen - 1);
         check_continued::<f16>(case, first);
         check_continued::<bf16>(case, first);
+        check_continued::<f32>(case, first);
     }
 }
