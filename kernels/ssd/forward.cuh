@@ -121,7 +121,7 @@ struct Forward {
                 __syncwarp();  // every lane's part of z, before it is read
                 finish(y, smem, layer.z.at != nullptr, half);
                 store(params, place, smem, chunk * kChunk + half * kHalf);
-                __syncwarp();  // the outputs have been read, before z overwrites them
+                // a lane overwrites the outputs that it has read itself
                 fetch_gate(layer, place, smem, chunk * kChunk + (half + 1) * kHalf);
             }
             state.advance(smem.x[Slices::of_warp()], Slices::warp_channel(), smem.b, steps.weight,

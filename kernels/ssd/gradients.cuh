@@ -225,7 +225,9 @@ struct Gradients {
             } else if (warp_of_block() == 1) {
                 store_dskip(params, slice, smem, sums + 2);
             }
-            __syncthreads();  // all have been read, before the next slice overwrites them
+            // Threads overwrite the tiles that they have stored themselves, and what both warps read
+            // here is written after the next barrier, but the decays of the steps.
+            __syncwarp();
         }
         store_coefficients(params, place, part, db, 0);
         store_coefficients(params, place, part, dc, 1);

@@ -12,6 +12,7 @@
 
 #include "common/numeric.cuh"
 #include "common/warp.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/place.cuh"
 #include "ssd/range.cuh"
 
@@ -60,9 +61,8 @@ __device__ __forceinline__ StepInputs load_steps(const Layer& layer, const Slice
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const bool valid = slice.channels > 0 && first + i < min(rows, kChunk<Element>);
-        inputs.values[i] = valid ? static_cast<float>(*row_of<const Element>(
-                                       layer.dt, step + first + i, slice.head))
-                                 : 0.f;
+        inputs.values[i] =
+            valid ? load(row_of<Element>(layer.dt, step + first + i, slice.head)) : 0.f;
     }
     return inputs;
 }

@@ -23,6 +23,9 @@ const LAUNCHES: f64 = 4.0;
 /// are then short.
 const ROUNDS: usize = 4;
 
+/// Chunks of a sequence, or of packed ones, whose gradients a launch computes: blocks along y of a grid.
+const MAX_CHUNKS: usize = 65_535;
+
 /// Alignment in the workspace: a line of the L2 cache.
 const ALIGNMENT: usize = 128;
 
@@ -54,6 +57,7 @@ impl Plan {
         let row = first_fit(problem, rows.iter().map(|row| (row.dtype, row.size)))?;
         let heads_per_group = problem.heads.checked_div(problem.groups).unwrap_or(0);
         let slices = heads_per_group * problem.headdim.div_ceil(slice(problem.dtype));
+        // at most 2^30: heads are slices of at least 32 of 2^15 channels
         let blocks = problem.groups * slices.div_ceil(rows[row].slices());
         let chunk = chunk(problem.dtype);
         let segment = match problem.segment {
@@ -62,7 +66,11 @@ impl Plan {
                 let chunks = problem.chunks();
                 let parallel = BLOCKS * device.multiprocessors;
                 chunks
-                    .div_ceil(segments(chunks, blocks * problem.sequences, parallel))
+                    .div_ceil(segments(
+                        chunks,
+                        blocks.saturating_mul(problem.sequences),
+                        parallel,
+                    ))
                     .max(1)
             }
         } * chunk;
@@ -77,13 +85,13 @@ impl Plan {
             kernel: rows[row].forward().name,
             segment,
             grid: [blocks, segments, problem.sequences],
-            workspace: numbers.map(|numbers| 4 * slots * problem.heads * numbers),
+            workspace: numbers.map(|numbers| product([4, slots, problem.heads, numbers])),
         })
     }
 
     /// Bytes that the call needs of its [`Workspace`](crate::Workspace).
     pub fn workspace_bytes(&self) -> usize {
-        self.workspace.iter().sum()
+        sum(self.workspace)
     }
 
     /// Steps of a segment; those of the longest sequence, or more, if none is cut.
@@ -110,6 +118,15 @@ impl fmt::Display for Plan {
             self.workspace_bytes()
         )
     }
+}
+
+/// A product of sizes, of which a batch without elements may be of any size.
+fn product<const N: usize>(sizes: [usize; N]) -> usize {
+    sizes.into_iter().fold(1, usize::saturating_mul)
+}
+
+fn sum<const N: usize>(sizes: [usize; N]) -> usize {
+    sizes.into_iter().fold(0, usize::saturating_add)
 }
 
 /// The first of the rows, of a dtype and a size each, that can run a problem.
@@ -181,32 +198,42 @@ impl BackwardPlan {
         let row = first_fit(problem, rows.iter().map(|row| (row.dtype, row.size)))?;
         let chunk = chunk(problem.dtype);
         let chunks = problem.steps.div_ceil(chunk);
+        if chunks > MAX_CHUNKS {
+            return Err(Error::Unsupported {
+                op: problem.op,
+                request: format!("{} steps", problem.steps),
+                available: format!("up to {}", MAX_CHUNKS * chunk),
+            });
+        }
         let heads_per_group = problem.heads.checked_div(problem.groups).unwrap_or(0);
         // chunks of all sequences; those of packed ones are not known here, but hardly more
-        let of_all = if problem.packed { 1 } else { problem.sequences } * chunks;
+        let rows_of_batch = if problem.packed { 1 } else { problem.sequences };
+        let of_all = product([rows_of_batch, chunks]);
         let columns = rows[row].column_parts();
-        let blocks = problem.groups * of_all * columns;
+        let blocks = product([problem.groups, of_all, columns]);
         let wanted = (ROUNDS * device.multiprocessors).div_ceil(blocks.max(1));
         let heads_per_part = heads_per_group.div_ceil(wanted.max(1)).max(1);
         let parts = heads_per_group.div_ceil(heads_per_part);
         let chunk_slots = problem.slots(chunk);
         let sums_of_head = 2 + if per_channel { problem.headdim } else { 1 };
 
-        let heads = chunk_slots * problem.heads;
-        let slices = heads * problem.headdim.div_ceil(slice(problem.dtype));
-        let states = heads * problem.head_size() * problem.dtype.bytes();
+        let heads = product([chunk_slots, problem.heads]);
+        let slices = product([heads, problem.headdim.div_ceil(slice(problem.dtype))]);
+        let states = product([heads, problem.head_size(), problem.dtype.bytes()]);
         let mut memory = Memory::default();
         let mut take = |bytes: usize| {
             let at = memory.bytes;
-            memory.bytes += bytes.next_multiple_of(ALIGNMENT);
+            let lines = bytes.div_ceil(ALIGNMENT);
+            memory.bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
             at
         };
         let [segments, decays] = walk.workspace.map(&mut take);
         let [states, gradients] = [take(states), take(states)];
-        let [state_units, gradient_units] = [take(4 * slices), take(4 * slices)];
-        let dots = take(16 * slices);
-        let coefficients = take(8 * parts * chunk_slots * problem.groups * chunk * problem.dstate);
-        let sums = take(4 * heads * sums_of_head);
+        let [state_units, gradient_units] = [0, 1].map(|_| take(product([4, slices])));
+        let dots = take(product([16, slices]));
+        let tiles = product([2, parts, chunk_slots, problem.groups]);
+        let coefficients = take(product([tiles, 4 * chunk * problem.dstate]));
+        let sums = take(product([4, heads, sums_of_head]));
         memory = Memory {
             segments,
             decays,
@@ -260,7 +287,7 @@ impl fmt::Display for BackwardPlan {
 /// without cutting and `parallel` do. A model for choosing, no prediction of a time.
 fn segments(chunks: usize, blocks: usize, parallel: usize) -> usize {
     let time = |segments: usize| {
-        let rounds = (blocks * segments).div_ceil(parallel) as f64;
+        let rounds = blocks.saturating_mul(segments).div_ceil(parallel) as f64;
         let walk = rounds * chunks.div_ceil(segments) as f64;
         match segments {
             1 => walk,

@@ -224,7 +224,8 @@ impl Problem {
     /// them.
     pub(super) fn slots(&self, part: usize) -> usize {
         let rows = if self.packed { 1 } else { self.sequences };
-        rows * self.steps / part + self.sequences
+        let steps = rows.saturating_mul(self.steps);
+        (steps / part).saturating_add(self.sequences)
     }
 
     /// Chunks of the longest sequence; if lengths vary, which the host does not know, of an average

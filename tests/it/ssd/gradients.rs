@@ -8,10 +8,10 @@ use seqmix::reference::ssd as reference;
 use seqmix::ssd::{Backward, SkipMut, Ssd};
 use seqmix::{Result, Workspace};
 
-use super::{Case, Inputs, Placement, SkipKind, round_in_any_range, with_own};
-use crate::measure::{Bound, Difference};
+use super::{Case, Inputs, Placement, SkipKind, round_in_any_range};
+use crate::measure::{Bound, Difference, Verdict};
 use crate::naive::{Number, normal};
-use crate::support::{Place, Placed, assert_close, device};
+use crate::support::{Place, Placed, device};
 
 /// The gradients of a layer on the device; outputs are NaN, surrounded by a number that must stay.
 pub(super) struct Problem<T> {
@@ -35,8 +35,8 @@ pub(super) struct Problem<T> {
 /// The gradients of what the layer returns.
 #[derive(Clone)]
 pub(super) struct Given<T> {
-    dout: Vec<T>,
-    dfinal_states: Vec<f32>,
+    pub(super) dout: Vec<T>,
+    pub(super) dfinal_states: Vec<f32>,
 }
 
 impl<T: Number> Given<T> {
@@ -223,12 +223,23 @@ fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
         (max_abs.max(lost.max_abs), rel_l2.max(lost.rel_l2))
     });
     let largest = expected.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-    let bound = Bound {
+    Bound {
         max_abs: 3.0 * max_abs + T::UNIT * largest,
         rel_l2: Some(3.0 * rel_l2 + T::UNIT),
         row_rel_l2: None,
-    };
-    with_own::<T>(bound, expected)
+    }
+}
+
+/// Judges a gradient by those that the reference returned.
+pub(super) fn judge<T: Number>(
+    which: &str,
+    found: &[f64],
+    row: usize,
+    runs: &[reference::Gradients],
+) -> Verdict {
+    let runs: Vec<&[f64]> = runs.iter().map(|run| named(run, which)).collect();
+    let within = bound::<T>(runs[0], &runs[1..]);
+    Verdict::of(found, runs[0], row, within)
 }
 
 /// Compares gradients with the reference's.
@@ -238,9 +249,8 @@ pub(super) fn compare<T: Number>(
     runs: &[reference::Gradients],
 ) {
     for (which, found, row) in found {
-        let runs: Vec<&[f64]> = runs.iter().map(|run| named(run, which)).collect();
-        let within = bound::<T>(runs[0], &runs[1..]);
-        assert_close(&format!("{name}: {which}"), found, runs[0], *row, within);
+        let verdict = judge::<T>(which, found, *row, runs);
+        assert!(verdict.pass(), "{name}: {which}: {verdict}");
     }
 }
 
