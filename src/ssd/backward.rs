@@ -46,13 +46,15 @@ impl Ssd {
 
     /// Queues the gradients of a layer on `stream`. Nothing of the forward call is needed but its inputs.
     ///
-    /// States, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`. Sums over heads,
+    /// States, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`, and `f32` is
+    /// multiplied with its 24 bits. Sums over heads,
     /// chunks and sequences are added in an order that depends on the shapes and the device alone: the same inputs
     /// give the same bits. Without steps the gradients of A, D and `dt_bias` are 0.
     ///
     /// # Errors
     /// Shapes, layouts or options that do not fit, see [`Error`]; [`Error::Unsupported`] if `dstate` is more than
-    /// 128 on a GPU whose blocks have less than 138 KiB of shared memory (compute capabilities 8.6, 8.9 and 12.0);
+    /// 128 on a GPU whose blocks have less than 144 KiB of shared memory (compute capabilities 8.6, 8.9 and 12.0), or
+    /// if there are more steps than one launch takes, 4 194 240, in `f32` half of that;
     /// [`Error::Workspace`] if fewer bytes are reserved than [`BackwardPlan::workspace_bytes`]. Nothing is queued
     /// then.
     pub fn backward<T: Float>(

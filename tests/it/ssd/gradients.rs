@@ -8,7 +8,7 @@ use seqmix::reference::ssd as reference;
 use seqmix::ssd::{Backward, SkipMut, Ssd};
 use seqmix::{Result, Workspace};
 
-use super::{Case, Inputs, Placement, SkipKind, round_in_any_range};
+use super::{Case, Inputs, Placement, SkipKind, round_in_any_range, unit};
 use crate::measure::{Bound, Difference, Verdict};
 use crate::naive::{Number, normal};
 use crate::support::{Place, Placed, device};
@@ -224,8 +224,8 @@ fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
     });
     let largest = expected.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
     Bound {
-        max_abs: 3.0 * max_abs + T::UNIT * largest,
-        rel_l2: Some(3.0 * rel_l2 + T::UNIT),
+        max_abs: 3.0 * max_abs + unit::<T>() * largest,
+        rel_l2: Some(3.0 * rel_l2 + unit::<T>()),
         row_rel_l2: None,
     }
 }

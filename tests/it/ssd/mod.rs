@@ -398,6 +398,14 @@ fn check<T: Number>(case: Case) {
 /// they lose more than operands of 24 bits would.
 const BITS: i32 = 17;
 
+/// One rounding of what the kernels return in `T`; of sums in `f32`, as above.
+fn unit<T: Number>() -> f64 {
+    match T::DTYPE {
+        Dtype::F32 => f64::powi(2.0, -BITS),
+        _ => T::UNIT,
+    }
+}
+
 /// As `T` rounds, but without its largest number: that is no excuse for a kernel.
 fn round_in_any_range<T: Number>(x: f64) -> f64 {
     if x == 0.0 {
