@@ -178,6 +178,12 @@ struct Coefficients {
             const bool along_states = (is_c ? scan.c : scan.b).kind == kAlongStates;
             float x[kMaxElements];
             widen(x, smem.slots[i][thread_of_block()], scan.u.dtype);
+#pragma unroll
+            for (int j = 0; j < kMaxElements; ++j) {
+                const int step = tile * steps + piece.step + (along_states ? 0 : j);
+                const float factor = is_c ? readout<Number>(along_states ? j : piece.state) : 1.f;
+                x[j] = place.holds(step) ? x[j] * factor : 0.f;
+            }
             const auto position = [&](int step) { return scan.reverse ? steps - 1 - step : step; };
             if (along_states) {
                 // of 16 bytes at a time, half of the lanes write the second ones first: each bank once

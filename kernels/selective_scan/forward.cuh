@@ -127,9 +127,9 @@ struct Forward {
         if (chunk.carries) {
             const int count = chunk.range(tile, 0, scan.seqlen, place.channels).last;
             chunk.start(smem.raw_delta, scan.delta, cursors.delta, count);
-            chunk.start(smem.raw_u[order % 2], scan.u, cursors.u, count);
+            chunk.start(smem.raw_u[order & 1], scan.u, cursors.u, count);
             if (scan.z.at != nullptr) {
-                chunk.start(smem.raw_z[order % 2], scan.z, cursors.z, count);
+                chunk.start(smem.raw_z[order & 1], scan.z, cursors.z, count);
             }
             cursors.delta += chunk.pace(scan.delta);
             cursors.u += chunk.pace(scan.u);
@@ -195,7 +195,7 @@ struct Forward {
         float delta[kMaxElements];
         float x[kMaxElements];
         chunk.load(delta, smem.raw_delta);
-        chunk.load(x, smem.raw_u[order % 2]);
+        chunk.load(x, smem.raw_u[order & 1]);
         float bias[kMaxElements];
         chunk.numbers_of(bias, smem.weights.delta_bias);
 #pragma unroll
@@ -329,7 +329,7 @@ struct Forward {
         float y[kMaxElements];
         float u[kMaxElements];
         chunk.get(y, smem.x);
-        chunk.load(u, smem.raw_u[order % 2]);
+        chunk.load(u, smem.raw_u[order & 1]);
         float skip[kMaxElements];
         chunk.numbers_of(skip, smem.weights.skip);
 #pragma unroll
@@ -341,7 +341,7 @@ struct Forward {
         }
         if (scan.z.at != nullptr) {
             float z[kMaxElements];
-            chunk.load(z, smem.raw_z[order % 2]);
+            chunk.load(z, smem.raw_z[order & 1]);
 #pragma unroll
             for (int i = 0; i < kMaxElements; ++i) {
                 y[i] *= silu(z[i]);

@@ -194,7 +194,18 @@ impl SelectiveScan {
         params.scan.segments = segments as i32; // `plan::segments` keeps it below 2^16
         if segments > 1 {
             params.segments = segments_at(problem, segments, at);
-            let ends = ForwardParams { pass: 1, ..*params };
+            // nothing but states: neither results nor what only these need
+            let ends = ForwardParams {
+                scan: Scan {
+                    z: Elements::default(),
+                    ..params.scan
+                },
+                out: Elements::default(),
+                ungated: Elements::default(),
+                checkpoints: 0,
+                pass: 1,
+                ..*params
+            };
             // SAFETY: this function's own condition: the kernel accesses no index beyond the sizes and
             // strides of the problem, which it tells the kernel; segments are in the workspace.
             unsafe { launch.run(kernel, [plan.blocks, segments - 1, 1], &ends) }?;

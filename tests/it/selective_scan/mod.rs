@@ -2,10 +2,12 @@
 //! tables of cases.
 
 mod backward;
+mod bare;
 mod counters;
 mod errors;
 mod expected;
 mod forward;
+mod mutants;
 mod problem;
 mod queue;
 mod scans;

@@ -106,7 +106,21 @@ impl<T: Number> Problem<T> {
             batch, dim, seqlen, ..
         } = case;
         let (floats, all) = (case.floats(), batch * dim * seqlen);
-        let scaled = |seed, count, scale| normal::<T>(seed, count, scale);
+        // what belongs to no sequence is NaN
+        let held = |step: usize| {
+            let ends = case
+                .cu_seqlens
+                .and_then(|cu| Some((*cu.first()?, *cu.last()?)));
+            ends.is_none_or(|(first, last)| (first..last).contains(&(step as i32)))
+        };
+        let scaled = |seed, count, scale| -> Vec<T> {
+            let numbers = normal::<T>(seed, count, scale).into_iter().enumerate();
+            let numbers = numbers.map(|(at, x)| match held(at % seqlen.max(1)) {
+                true => x,
+                false => T::narrow(f64::NAN),
+            });
+            numbers.collect()
+        };
         let numbers = |seed, count| scaled(seed, count, 1.0);
         let singles = |seed, count| normal::<f32>(seed, count, 1.0);
         let map = |x: Vec<T>, f: fn(f64) -> f64| -> Vec<T> {
@@ -162,7 +176,7 @@ impl<T: Number> Problem<T> {
                 Some((widen(&x), Weights::F32(placed)))
             }
             Weight::Same => {
-                let x = numbers(seed, dim);
+                let x = normal::<T>(seed, dim, 1.0);
                 let placed = Placed::input(stream, Place::contiguous([dim]), &x, nan);
                 Some((widen(&x), Weights::Same(placed)))
             }
