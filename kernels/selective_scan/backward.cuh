@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "common/async_copy.cuh"
+#include "common/pointwise.cuh"
 #include "common/warp.cuh"
 #include "selective_scan/block_sums.cuh"
 #include "selective_scan/channels.cuh"
@@ -29,7 +30,6 @@
 #include "selective_scan/gradients.cuh"
 #include "selective_scan/params.h"
 #include "selective_scan/place.cuh"
-#include "selective_scan/pointwise.cuh"
 #include "selective_scan/state.cuh"
 
 namespace seqmix::selective_scan {

@@ -16,13 +16,13 @@
 #include <cstdint>
 
 #include "common/async_copy.cuh"
+#include "common/pointwise.cuh"
 #include "common/warp.cuh"
 #include "selective_scan/channels.cuh"
 #include "selective_scan/coefficients.cuh"
 #include "selective_scan/elements.cuh"
 #include "selective_scan/params.h"
 #include "selective_scan/place.cuh"
-#include "selective_scan/pointwise.cuh"
 #include "selective_scan/state.cuh"
 
 namespace seqmix::selective_scan {

@@ -27,11 +27,7 @@ __device__ __forceinline__ float readout(int at) {
     return kFloats<Number> == 1 ? 1.f : at % 2 == 0 ? 2.f : -2.f;
 }
 
-// Step sizes are kept in units that make a power of two of the exponential: delta log2(e).
-constexpr float kLog2E = 1.44269504088896f;
-constexpr float kLn2 = 0.693147180559945f;
-
-// exp(delta A), of delta in these units.
+// exp(delta A). Step sizes are kept in units that make a power of two of the exponential: delta log2(e).
 __device__ __forceinline__ Real decay(Real a, float delta) { return exp2_approx(a * delta); }
 
 __device__ __forceinline__ Complex decay(Complex a, float delta) {

@@ -148,40 +148,6 @@ struct ChannelSumsParams {
     int64_t dim;
 };
 
-// A tensor by batch, head, channel of the head, and state; axes that it lacks have a stride of 0.
-struct Heads {
-    void* at;  // null: there is none
-    int64_t batch_stride;
-    int64_t head_stride;  // of B and C: from one group to the next
-    int64_t channel_stride;
-    int64_t state_stride;
-    int vector;  // 1: four states lie aligned as one
-    int dtype;
-};
-
-// One step, with a state that is kept between calls.
-struct StepParams {
-    Heads state;  // read and written
-    Heads x;
-    Heads dt;
-    Heads a;
-    Heads b;
-    Heads c;
-    Heads skip;     // D, or none
-    Heads dt_bias;  // or none
-    Heads z;        // or none
-    Heads out;
-    int64_t rows;  // channels of all heads of the batch
-    int heads;
-    int channels;  // of a head
-    int heads_of_group;
-    int states;  // floats of a channel's state
-    int lanes;   // that share a channel: a power of two
-    int softplus;
-    float dt_min;
-    float dt_max;
-};
-
 // src/abi/selective_scan.rs has the same numbers.
 enum ElementType { kF16 = 0, kBf16 = 1, kF32 = 2 };
 enum CoefficientKind { kAlongSteps = 0, kAlongStates = 1, kConstant = 2 };

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 
-use crate::abi::Dtype;
 use crate::abi::selective_scan as table;
 use crate::abi::selective_scan::{
     BACKWARD, BackwardParams, CARRY_UNIT, CarryParams, ChannelSumsParams, Elements, FORWARD,
@@ -38,7 +37,7 @@ pub use backward_plan::BackwardPlan;
 pub use plan::Plan;
 pub use tensors::{
     Backward, Coefficient, CoefficientMut, Config, Direction, Forward, Gradients, Inputs, Numbers,
-    Step, StepConfig, Weight,
+    Step, StepConfig, StepConvolution, Weight,
 };
 
 /// The kernels of the selective scan, loaded into one context.
@@ -318,11 +317,7 @@ fn layouts<T: Float>(inputs: &Inputs<'_, T>) -> Layouts {
         Coefficient::Variable(tensor) => CoefficientLayout::Variable(tensor.layout()),
         Coefficient::Constant(tensor) => CoefficientLayout::Constant(tensor.layout()),
     };
-    let weight = |weight: &Option<Weight<'_, T, 1>>| match weight {
-        Some(Weight::F32(tensor)) => Some((tensor.layout(), Dtype::F32)),
-        Some(Weight::Same(tensor)) => Some((tensor.layout(), T::DTYPE)),
-        None => None,
-    };
+    let weight = |weight: &Option<Weight<'_, T, 1>>| weight.as_ref().map(Weight::layout);
     Layouts {
         dtype: T::DTYPE,
         u: inputs.u.layout(),

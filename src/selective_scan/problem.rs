@@ -343,9 +343,17 @@ impl Check {
         }
     }
 
+    /// Of a tensor whose elements kernels find without a stride.
+    pub(super) fn contiguous(&self, tensor: &'static str, layout: &Layout<1>) -> Result<()> {
+        if !contiguous(layout, 0) {
+            return Err(self.layout(tensor, "a stride of 1", layout));
+        }
+        Ok(())
+    }
+
     pub(super) fn state_size(&self, numbers: Numbers, states: usize) -> Result<()> {
         let floats = numbers.floats();
-        if states == 0 || states > MAX_STATES || states % floats != 0 {
+        if states == 0 || states > MAX_STATES || !states.is_multiple_of(floats) {
             let expected = match floats {
                 1 => format!("1 to {MAX_STATES} states"),
                 _ => format!("2 floats for each of 1 to {} states", MAX_STATES / floats),
@@ -363,9 +371,7 @@ impl Check {
             let found = format!("a batch of {batch}");
             return Err(self.shape("u", "a batch of 1, with cu_seqlens", &found));
         }
-        if !contiguous(&cu_seqlens, 0) {
-            return Err(self.layout("cu_seqlens", "a stride of 1", &cu_seqlens));
-        }
+        self.contiguous("cu_seqlens", &cu_seqlens)?;
         cu_seqlens.shape[0]
             .checked_sub(1)
             .ok_or_else(|| self.shape("cu_seqlens", "at least 1 element", "none"))

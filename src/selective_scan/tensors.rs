@@ -1,7 +1,8 @@
 //! What a caller gives to the operation: tensors and options.
 
 pub use crate::abi::selective_scan::Numbers;
-use crate::tensor::{TensorMut, TensorRef};
+use crate::causal_conv1d::Activation;
+use crate::tensor::{Dtype, Float, Layout, TensorMut, TensorRef};
 
 /// Options of a scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -48,6 +49,15 @@ pub enum Weight<'a, T, const N: usize> {
     F32(TensorRef<'a, f32, N>),
     /// In the type of the other tensors.
     Same(TensorRef<'a, T, N>),
+}
+
+impl<T: Float, const N: usize> Weight<'_, T, N> {
+    pub(super) fn layout(&self) -> (Layout<N>, Dtype) {
+        match self {
+            Self::F32(tensor) => (tensor.layout(), Dtype::F32),
+            Self::Same(tensor) => (tensor.layout(), T::DTYPE),
+        }
+    }
 }
 
 impl<'a, T, const N: usize> From<TensorRef<'a, f32, N>> for Weight<'a, T, N> {
@@ -255,12 +265,18 @@ impl Default for StepConfig {
 
 /// Tensors of [`SelectiveScan::step`](super::SelectiveScan::step), which serves Mamba-1 and Mamba-2.
 ///
-/// In Mamba-2 a head's channels share A, D, `dt` and `dt_bias`: views with a stride of 0. In Mamba-1 each
-/// channel is a head of one channel. `states` is `dstate`, or `2 dstate` as in [`Coefficient`].
+/// In Mamba-2 a head's channels share A, D, `dt` and `dt_bias`: views with a stride of 0. In Mamba-1 the
+/// channels of a group are one head, or each is a head. `states` is `dstate`, or `2 dstate` as in
+/// [`Coefficient`].
 #[derive(Debug)]
 pub struct Step<'a, T> {
-    /// `[batch, heads, headdim, states]`: replaced by the state after the step.
+    /// `[entries, heads, headdim, states]`: replaced by the states after the step. `entries` is `batch`,
+    /// without `state_batch_indices`.
     pub state: TensorMut<'a, f32, 4>,
+    /// `[batch]`: the entry of each row of the batch, no two alike; a row whose entry does not exist, such
+    /// as -1, is padding: nothing is done for it, and its `out` stays as it is. `None`: row `i` has entry
+    /// `i`.
+    pub state_batch_indices: Option<TensorRef<'a, i32, 1>>,
     /// `[batch, heads, headdim]`: the input.
     pub x: TensorRef<'a, T, 3>,
     /// `[batch, heads, headdim]`: the step sizes, before `dt_bias`, softplus and limits.
@@ -271,6 +287,8 @@ pub struct Step<'a, T> {
     pub b: TensorRef<'a, T, 3>,
     /// C, as B.
     pub c: TensorRef<'a, T, 3>,
+    /// What is done to `x`, B and C first.
+    pub convolution: Option<StepConvolution<'a, T>>,
     /// D, `[heads, headdim]`: the skip from input to output.
     pub d: Option<Weight<'a, T, 2>>,
     /// `[batch, heads, headdim]`: the gate.
@@ -279,4 +297,54 @@ pub struct Step<'a, T> {
     pub dt_bias: Option<Weight<'a, T, 2>>,
     /// `[batch, heads, headdim]`
     pub out: TensorMut<'a, T, 3>,
+}
+
+impl<'a, T> Step<'a, T> {
+    /// A step without a convolution, D, gate and bias; what else is wanted is set in the struct that this
+    /// returns.
+    pub fn new(
+        state: TensorMut<'a, f32, 4>,
+        (x, dt): (TensorRef<'a, T, 3>, TensorRef<'a, T, 3>),
+        a: TensorRef<'a, f32, 3>,
+        (b, c): (TensorRef<'a, T, 3>, TensorRef<'a, T, 3>),
+        out: TensorMut<'a, T, 3>,
+    ) -> Self {
+        Self {
+            state,
+            state_batch_indices: None,
+            x,
+            dt,
+            a,
+            b,
+            c,
+            convolution: None,
+            d: None,
+            z: None,
+            dt_bias: None,
+            out,
+        }
+    }
+}
+
+/// The causal convolution before a step of Mamba-2: that of
+/// [`CausalConv1d::update`](crate::causal_conv1d::CausalConv1d::update) on `x`, B and C side by side, in
+/// the same launch as the step and with the same bits.
+///
+/// `channels` is `heads headdim + 2 groups states`: those of `x`, then of B, then of C. The last inputs of
+/// a channel are kept in a ring: the input of step `i` in slot `i` modulo `slots`. After
+/// [`CausalConv1d::forward`](crate::causal_conv1d::CausalConv1d::forward) on a prompt, with its final
+/// states written to the first `width - 1` slots, the next step is number `width - 1`.
+#[derive(Debug)]
+pub struct StepConvolution<'a, T> {
+    /// `[entries, channels, slots]`, with `slots` at least the filter's width: takes the inputs of this
+    /// step.
+    pub conv_state: TensorMut<'a, T, 3>,
+    /// `[batch]`: the number of this step, which the caller counts.
+    pub cache_seqlens: TensorRef<'a, i32, 1>,
+    /// `[channels, width]`, of width 2 to 8; the last tap meets the current step.
+    pub weight: Weight<'a, T, 2>,
+    /// `[channels]`
+    pub bias: Option<Weight<'a, T, 1>>,
+    /// What is applied to each sum.
+    pub activation: Activation,
 }

@@ -3,6 +3,7 @@
 mod backward;
 mod forward;
 mod small;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -11,9 +12,10 @@ use super::{Entry, Unit, params};
 pub use backward::{BACKWARD, Backward, BackwardParams};
 pub use forward::{FORWARD, Forward, ForwardParams};
 pub use small::{
-    CARRY_UNIT, CarryParams, ChannelSum, ChannelSumsParams, Heads, SMALL_THREADS, STEP_SUMS_SIDE,
-    STEP_UNIT, SUMS_UNIT, StepParams, StepSumsParams, carry, channel_sums, step, step_sums,
+    CARRY_UNIT, CarryParams, ChannelSum, ChannelSumsParams, SMALL_THREADS, STEP_SUMS_SIDE,
+    SUMS_UNIT, StepSumsParams, carry, channel_sums, step_sums,
 };
+pub use step::{Heads, STEP_THREADS, STEP_UNIT, StepConvolution, StepParams, step};
 
 params! {
     /// `u` and what is like it: `[batch, dim, seqlen]`. Strides count elements.

@@ -1,5 +1,5 @@
 //! The kernels between and after those of the tables, one for each kind of number: what carries states, what adds
-//! sums up, and the single step.
+//! sums up.
 
 use super::{Coefficient, Numbers, Segments, States};
 use crate::abi::{Entry, Params, params};
@@ -90,72 +90,14 @@ params! {
     }
 }
 
-params! {
-    /// A tensor by batch, head, channel of the head, and state; axes that it lacks have a stride of 0.
-    pub struct Heads as "seqmix::selective_scan::Heads" {
-        /// Its address; 0: there is none.
-        pub at: u64,
-        /// From one sequence to the next.
-        pub batch_stride: i64,
-        /// From one head to the next; of B and C, from one group.
-        pub head_stride: i64,
-        /// From one channel of a head to the next.
-        pub channel_stride: i64,
-        /// From one state to the next.
-        pub state_stride: i64,
-        /// 1: four states lie aligned as one.
-        pub vector: i32,
-        /// As [`Elements::dtype`].
-        pub dtype: i32,
-    }
-}
-
-params! {
-    /// Parameters of one step.
-    pub struct StepParams as "seqmix::selective_scan::StepParams" with [Heads] {
-        /// Read and written.
-        pub state: Heads,
-        /// The input.
-        pub x: Heads,
-        /// Step sizes.
-        pub dt: Heads,
-        /// A
-        pub a: Heads,
-        /// B
-        pub b: Heads,
-        /// C
-        pub c: Heads,
-        /// D, or none.
-        pub skip: Heads,
-        /// Added to `dt`, or none.
-        pub dt_bias: Heads,
-        /// The gate, or none.
-        pub z: Heads,
-        /// Written.
-        pub out: Heads,
-        /// Channels of all heads of the batch.
-        pub rows: i64,
-        /// Heads.
-        pub heads: i32,
-        /// Channels of a head.
-        pub channels: i32,
-        /// Heads that share B and C.
-        pub heads_of_group: i32,
-        /// Floats of a channel's state.
-        pub states: i32,
-        /// Lanes that share a channel.
-        pub lanes: i32,
-        /// 1: step sizes are `softplus(dt + dt_bias)`.
-        pub softplus: i32,
-        /// The least step size.
-        pub dt_min: f32,
-        /// The largest step size.
-        pub dt_max: f32,
-    }
-}
-
 /// A kernel of few threads' work each, of which there is one for each kind of number.
-fn small(name: &str, numbers: Numbers, cpp: &str, params: Params, shared_bytes: usize) -> Entry {
+pub(super) fn small(
+    name: &str,
+    numbers: Numbers,
+    cpp: &str,
+    params: Params,
+    shared_bytes: usize,
+) -> Entry {
     Entry {
         name: format!("selective_scan_{name}_{}", numbers.name()),
         instance: format!("seqmix::selective_scan::{cpp}<{}>", numbers.cpp()),
@@ -197,12 +139,7 @@ pub fn channel_sums(numbers: Numbers) -> Entry {
     )
 }
 
-/// The kernel of one step.
-pub fn step(numbers: Numbers) -> Entry {
-    small("step", numbers, "Step", StepParams::PARAMS, NOTHING)
-}
-
-/// Threads of a block of [`carry`], [`step_sums`], [`channel_sums`] and [`step`].
+/// Threads of a block of [`carry`], [`step_sums`], [`channel_sums`] and [`step`](super::step()).
 pub const SMALL_THREADS: usize = 256;
 
 /// Steps, and states, whose sums a block of [`step_sums`] stores.
@@ -213,6 +150,3 @@ pub const CARRY_UNIT: &str = "selective_scan_carry";
 
 /// The image of [`step_sums`] and [`channel_sums`].
 pub const SUMS_UNIT: &str = "selective_scan_sums";
-
-/// The image of [`step`].
-pub const STEP_UNIT: &str = "selective_scan_step";

@@ -2,7 +2,6 @@
 //! there the problems run and their numbers are checked, and nothing is counted.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 
 use cuda_emulator::{Class, Driver, Report, take_thread_reports};
 use half::{bf16, f16};
@@ -34,7 +33,7 @@ fn on_gpu() -> bool {
     let on_gpu = device().driver == Driver::Cuda;
     if on_gpu {
         let note = "a GPU has no counters: bank conflicts and sectors were not checked";
-        writeln!(std::io::stderr(), "{note}").unwrap();
+        eprintln!("{note}");
     }
     on_gpu
 }

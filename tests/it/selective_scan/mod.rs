@@ -11,6 +11,7 @@ mod mutants;
 mod problem;
 mod queue;
 mod scans;
+mod step;
 
 use seqmix::selective_scan::{Config, Direction, Numbers};
 

@@ -41,7 +41,7 @@ const RAGGED: &[Mutant] = &[
     ("no barrier before a tile's steps", |ptx| ptx.delete("bar.sync", 1), By(FaultKind::Race)),
     ("no barrier before a tile's results", |ptx| ptx.delete("bar.sync", 2), By(FaultKind::Race)),
     ("the first warp waits for one that does not come", |ptx| ptx.edit("bar.sync", 0, wait_alone), By(FaultKind::Deadlock)),
-    ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 1, half_of_each_warp), By(FaultKind::Divergence)),
+    ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 1, half_of_each_warp), By(FaultKind::Race)),
     ("y takes the place of x that a lane has yet to read", |ptx| ptx.delete("bar.warp.sync", 0), By(FaultKind::Race)),
     // Waits, and the groups that they wait for: the first tile, and in the loop the next.
     ("no wait for a tile", |ptx| ptx.delete("cp.async.wait_group", 0), By(FaultKind::MissingWait)),
@@ -51,7 +51,7 @@ const RAGGED: &[Mutant] = &[
     // Bounds.
     ("the first tile is read past its rows", |ptx| ptx.copy_all(0), By(FaultKind::OutOfBounds)),
     ("the last tile is read past its steps", |ptx| ptx.copy_all(1), By(FaultKind::OutOfBounds)),
-    ("D is read past its channels", |ptx| ptx.delete_guard("ld.global.f32", 0), By(FaultKind::OutOfBounds)),
+    ("a block has channels that there are not", |ptx| ptx.edit("min.s32", 0, |line| line.replace("min", "max")), By(FaultKind::OutOfBounds)),
     ("A is read past its channels", |ptx| ptx.delete_guard("ld.global.f32", 2), By(FaultKind::OutOfBounds)),
     ("out is written past its last step", |ptx| ptx.delete_guard("st.global.u16", 13), By(FaultKind::OutOfBounds)),
     ("four floats are read from between two fours", misread, By(FaultKind::Misaligned)),

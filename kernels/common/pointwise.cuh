@@ -2,9 +2,8 @@
 #pragma once
 
 #include "common/numeric.cuh"
-#include "selective_scan/number.cuh"
 
-namespace seqmix::selective_scan {
+namespace seqmix {
 
 // exp(-|x|), from which softplus and sigmoid are made without overflow.
 __device__ __forceinline__ float exp_of_minus_abs(float x) {
@@ -53,4 +52,8 @@ __device__ __forceinline__ float silu_derivative(float x, float s) {
     return fmaf(x * s, 1.f - s, s);
 }
 
-}  // namespace seqmix::selective_scan
+__device__ __forceinline__ float silu_derivative(float x) {
+    return silu_derivative(x, sigmoid(x));
+}
+
+}  // namespace seqmix
