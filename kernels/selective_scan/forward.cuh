@@ -240,14 +240,29 @@ struct Forward {
             }
             for (int at = first; at < first + interval; at += kGroup) {
                 const int chunks = at >> chunk.element_bits;
-                scan_group(share, state, a, smem.delta.at + row + at, smem.x.at + row + at,
-                           own_pitch, b.of_step(smem.bc, at, chunks), b.step_pitch,
-                           c.of_step(smem.bc, at, chunks), c.step_pitch);
+                const auto group = [&](auto with_y) {
+                    scan_group<with_y.kYes>(share, state, a, smem.delta.at + row + at,
+                                            smem.x.at + row + at, own_pitch,
+                                            b.of_step(smem.bc, at, chunks), b.step_pitch,
+                                            c.of_step(smem.bc, at, chunks), c.step_pitch);
+                };
+                if (params.pass == kEnds) {
+                    group(WithY<false>{});
+                } else {
+                    group(WithY<true>{});
+                }
             }
         }
     }
 
+    // Whether steps give y, or move the states only.
+    template <bool Yes>
+    struct WithY {
+        static constexpr bool kYes = Yes;
+    };
+
     // Takes four steps, with rows of B and C, and leaves their y without skip in place of x.
+    template <bool GivesY>
     __device__ __forceinline__ static void scan_group(const Share& share, Values (&state)[Own],
                                                       const Values (&a)[Own], const float* deltas,
                                                       float* xs, int own_pitch, const float* b,
@@ -265,27 +280,33 @@ struct Forward {
             Values b_now;
             Values c_now;
             share.read(b_now, b + step * b_pitch);
-            share.read(c_now, c + step * c_pitch);
+            if constexpr (GivesY) {
+                share.read(c_now, c + step * c_pitch);
+            }
 #pragma unroll
             for (int i = 0; i < Own; ++i) {
 #pragma unroll
                 for (int n = 0; n < Numbers; ++n) {
                     const Number entering = scaled(b_now[n], x[i][step]);
                     state[i][n] = add_product(entering, decay(a[i][n], delta[i][step]), state[i][n]);
-                    y[i][step] = add_inner(y[i][step], c_now[n], state[i][n]);
+                    if constexpr (GivesY) {
+                        y[i][step] = add_inner(y[i][step], c_now[n], state[i][n]);
+                    }
                 }
             }
         }
-#pragma unroll
-        for (int i = 0; i < Own; ++i) {
-            sum_lanes<Lanes / 2, 1>(y[i], share.lane);
-        }
-        __syncwarp();  // all lanes have read x, before y takes its place
-        constexpr int kWriters = Lanes / kGroup;  // lanes that hold the same sum
-        if (share.part % kWriters == 0) {
+        if constexpr (GivesY) {
 #pragma unroll
             for (int i = 0; i < Own; ++i) {
-                xs[i * own_pitch + share.part / kWriters] = y[i][0];
+                sum_lanes<Lanes / 2, 1>(y[i], share.lane);
+            }
+            __syncwarp();  // all lanes have read x, before y takes its place
+            constexpr int kWriters = Lanes / kGroup;  // lanes that hold the same sum
+            if (share.part % kWriters == 0) {
+#pragma unroll
+                for (int i = 0; i < Own; ++i) {
+                    xs[i * own_pitch + share.part / kWriters] = y[i][0];
+                }
             }
         }
     }

@@ -193,7 +193,7 @@ impl SelectiveScan {
         params.scan.segments = segments as i32; // `plan::segments` keeps it below 2^16
         if segments > 1 {
             params.segments = segments_at(problem, segments, at);
-            // nothing but states: neither results nor what only these need
+            // only what each segment leaves behind is wanted
             let ends = ForwardParams {
                 scan: Scan {
                     z: Elements::default(),
