@@ -54,7 +54,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
-            bench::time::<selective_scan::Shape>(&mut criterion, &gpu, &scan);
+            bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
+            bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
             criterion.final_summary();
         }
         Driver::Emulator => {
@@ -65,7 +66,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
-            bench::count::<selective_scan::Shape>(&stream, &filter, &scan)?;
+            bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
+            bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
         }
     }
     Ok(())
