@@ -24,6 +24,34 @@ const CONV_ROWS: [&str; 4] = ["w4_dim", "w8_dim", "w4_seqlen", "w8_seqlen"];
 /// State sizes of state space duality, for each of f16 and bf16.
 const STATE_SIZES: [u32; 3] = [64, 128, 256];
 
+/// Numbers and state sizes of the selective scan's rows, forward and backward.
+const SCAN_ROWS: [&[&str]; 2] = [
+    &[
+        "real_4",
+        "real_16",
+        "real_32",
+        "real_64",
+        "real_128",
+        "real_256",
+        "real_64_any",
+        "real_256_any",
+        "complex_64_any",
+        "complex_256_any",
+    ],
+    &[
+        "real_16",
+        "real_64",
+        "real_256",
+        "real_64_any",
+        "real_256_any",
+        "complex_64_any",
+        "complex_256_any",
+    ],
+];
+
+/// The small kernels of the selective scan, for real and complex numbers.
+const SCAN_OTHERS: [&str; 4] = ["carry", "channel_sums", "step", "step_sums"];
+
 #[test]
 fn the_table_has_every_kernel_for_every_target() {
     let of_dtype = |dtype: &&str| {
@@ -49,6 +77,13 @@ fn the_table_has_every_kernel_for_every_target() {
         let update = format!("causal_conv1d_update_{dtype}");
         passes.into_iter().flatten().chain([update])
     };
+    let scan = ["forward", "backward"].into_iter().zip(SCAN_ROWS);
+    let scan = scan.flat_map(|(pass, rows)| {
+        let name = move |row: &&str| format!("selective_scan_{pass}_{row}");
+        rows.iter().map(name)
+    });
+    let scan_others = SCAN_OTHERS
+        .map(|name| ["real", "complex"].map(|numbers| format!("selective_scan_{name}_{numbers}")));
     let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
     let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
     let expected: BTreeSet<String> = ["f16", "bf16"]
@@ -60,6 +95,8 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_conv))
         .chain(["causal_conv1d_sum".into(), "ssd_carry".into()])
         .chain(["f16", "bf16"].into_iter().flat_map(of_ssd))
+        .chain(scan)
+        .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();
     assert!(
