@@ -118,7 +118,8 @@ __device__ __forceinline__ void scan_steps(Steps<kChunk<Element>>& steps, const 
     float low[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        size[i] = first + i < min(rows, kSteps) && exists ? step_size(layer, inputs.values[i], bias) : 0.f;
+        const bool valid = exists && first + i < min(rows, kSteps);
+        size[i] = valid ? step_size(layer, inputs.values[i], bias) : 0.f;
         const float exponent = limit(size[i] * rate, -kLargestExponent, kLargestExponent);
         high[i] = rintf(exponent * kUnits) / kUnits;
         low[i] = exponent - high[i];
