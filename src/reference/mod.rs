@@ -9,6 +9,8 @@ pub mod causal_conv1d;
 #[cfg(test)]
 mod differences;
 pub mod gemm;
+pub mod linear_attention;
+mod matrix;
 mod pointwise;
 pub mod selective_scan;
 pub mod ssd;

@@ -1,0 +1,166 @@
+//! The gradients of each kind of attention against finite differences.
+
+use super::{CASE, CASES, Case, FeatureMap, Inputs, Rule, assert_near};
+use crate::reference::differences::assert_gradient;
+use crate::reference::linear_attention::{Backward, Forward};
+
+/// Confirms the gradient of every input of a problem.
+fn check(case: Case) {
+    let inputs = Inputs::new(case);
+    let forward = inputs.forward();
+    let gradients = inputs.backward().run().unwrap();
+    let loss = |forward: Forward<'_>| {
+        let result = forward.run().unwrap();
+        let z = result.final_z.unwrap_or_default();
+        let parts = [
+            (&result.out, &inputs.dout),
+            (&result.final_state, &inputs.dfinal_state),
+            (&z, &inputs.dfinal_z),
+        ];
+        let products = parts.into_iter().flat_map(|(x, dx)| x.iter().zip(dx));
+        products.map(|(x, dx)| x * dx).sum::<f64>()
+    };
+    let check = |name: &str, input: &[f64], gradient: &[f64], with: &dyn Fn(&[f64]) -> f64| {
+        assert_gradient(&format!("{}: {name}", case.name), input, gradient, with);
+    };
+    check("q", &inputs.q, &gradients.dq, &|q| {
+        loss(Forward { q, ..forward })
+    });
+    check("k", &inputs.k, &gradients.dk, &|k| {
+        loss(Forward { k, ..forward })
+    });
+    check("v", &inputs.v, &gradients.dv, &|v| {
+        loss(Forward { v, ..forward })
+    });
+    let found = gradients.ddecay.unwrap_or_default();
+    check("decay", &inputs.decay, &found, &|decay| {
+        let decay = inputs.decays(decay);
+        loss(Forward { decay, ..forward })
+    });
+    assert_eq!(gradients.dbeta.is_some(), case.delta);
+    if let Some(dbeta) = &gradients.dbeta {
+        check("beta", &inputs.beta, dbeta, &|beta| {
+            let rule = Rule::Delta { beta };
+            loss(Forward { rule, ..forward })
+        });
+    }
+    if let Some(dbonus) = &gradients.dbonus {
+        check("bonus", &inputs.bonus, dbonus, &|bonus| {
+            let readout = inputs.readout(bonus);
+            loss(Forward { readout, ..forward })
+        });
+    }
+    // absent states count as zeros
+    let zeros = vec![0.0; inputs.initial_state.len()];
+    let state = forward.initial_state.unwrap_or(&zeros);
+    check("state", state, &gradients.dinitial_state, &|state| {
+        let initial_state = Some(state);
+        loss(Forward {
+            initial_state,
+            ..forward
+        })
+    });
+    assert_eq!(gradients.dinitial_z.is_some(), case.normalize.is_some());
+    if let (Some(z), Some(dz)) = (forward.initial_z, &gradients.dinitial_z) {
+        check("z", z, dz, &|z| {
+            let initial_z = Some(z);
+            loss(Forward {
+                initial_z,
+                ..forward
+            })
+        });
+    }
+}
+
+#[test]
+fn gradients_are_finite_differences() {
+    for case in CASES {
+        check(Case {
+            seqlen: case
+                .seqlen
+                .min(5)
+                .max(case.cu_seqlens.map_or(0, |ends| ends[3])),
+            ..case
+        });
+    }
+}
+
+#[test]
+fn gradients_pass_through_each_feature_map() {
+    for feature_map in [
+        FeatureMap::EluPlusOne,
+        FeatureMap::Relu,
+        FeatureMap::ReluSquared,
+        FeatureMap::Silu,
+        FeatureMap::Exp,
+    ] {
+        let name = "feature map";
+        check(Case {
+            name,
+            feature_map,
+            batch: 1,
+            seqlen: 4,
+            ..CASE
+        });
+    }
+}
+
+#[test]
+fn the_default_scale_is_that_of_attention() {
+    let inputs = Inputs::new(CASE);
+    let with = |scale| {
+        let forward = Forward {
+            scale,
+            ..inputs.forward()
+        };
+        let gradients = Backward {
+            forward,
+            ..inputs.backward()
+        };
+        (forward.run().unwrap(), gradients.run().unwrap())
+    };
+    assert_eq!(with(None), with(Some(1.0 / 3.0_f64.sqrt())));
+}
+
+#[test]
+fn rounding_applies_to_products_and_to_results() {
+    let coarse = |x: f64| (x * 4.0).round() / 4.0;
+    let problem = Forward {
+        batch: 1,
+        seqlen: 1,
+        heads: 1,
+        heads_q: 1,
+        heads_k: 1,
+        heads_v: 1,
+        dk: 1,
+        dv: 1,
+        q: &[1.1],
+        k: &[0.6],
+        v: &[1.0],
+        scale: Some(1.0),
+        feature_map: FeatureMap::Silu,
+        rule: Rule::Delta { beta: &[0.5] },
+        initial_state: Some(&[0.9]),
+        ..Forward::default()
+    };
+    // silu(1.1) = 0.825 -> 0.75; silu(0.6) = 0.387 -> 0.5; the state is read as 1, so u = 0.5 (1 - 0.5) = 0.25
+    // the state is 0.9 + 0.125 = 1.025 and is read as 1
+    let result = problem.run_rounded(coarse).unwrap();
+    assert_eq!(result.out, [0.75]);
+    assert_near("state", &result.final_state, &[1.025], 1e-15);
+    let backward = Backward {
+        forward: problem,
+        dout: &[1.3],
+        ..Backward::default()
+    };
+    let gradients = backward.run_rounded(coarse).unwrap();
+    // G = 0.75 * 1.3 = 0.975, read as 1: du = 0.5, dv = 0.25, dbeta = 0.5 * 0.5
+    assert_eq!(gradients.dv, [0.25]);
+    assert_eq!(gradients.dbeta, Some(vec![0.25]));
+    // 1 * 1.3 * silu'(1.1) = 1.3 * 0.957 = 1.24
+    assert_eq!(gradients.dq, [1.25]);
+    // (1 * 0.25 - 1 * 0.25) silu'(0.6)
+    assert_eq!(gradients.dk, [0.0]);
+    // 0.975 - 0.5 * 0.25
+    assert_near("state", &gradients.dinitial_state, &[0.85], 1e-15);
+}
