@@ -326,7 +326,6 @@ struct Forward {
     __device__ __forceinline__ static void store(const ForwardParams& params, QueryTile& tile,
                                                  const Rows& shift, const Rows& sum,
                                                  const Output& out) {
-        constexpr float kLn2 = 0.693147180559945f;
         const Place queries = place(params);  // once more: the loop is short of registers
         const int lane = lane_of_warp();
         char* bytes = reinterpret_cast<char*>(tile.elements);

@@ -164,22 +164,18 @@ struct Backward {
         float x[TileX::kWindow][kChannels], ds[TileDout::kWindow][kChannels];
         smem.x.read(x, shape, group);
         smem.dout.read(ds, shape, group);
-        if (params.silu) {
-            float s[TileDout::kWindow][kChannels];
-            taps.convolve(s, x, width);
+        float dx[kSteps][kChannels] = {};
+        // one channel after the other: there are not enough registers for two
 #pragma unroll
-            for (int i = 0; i < TileDout::kWindow; ++i) {
+        for (int c = 0; c < kChannels; ++c) {
+            if (params.silu) {
 #pragma unroll
-                for (int c = 0; c < kChannels; ++c) {
-                    ds[i][c] *= silu_derivative(s[i][c]);
+                for (int i = 0; i < TileDout::kWindow; ++i) {
+                    ds[i][c] *= silu_derivative(taps.sum(x, kBeside + i, c, width));
                 }
             }
-        }
-        float dx[kSteps][kChannels] = {};
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-#pragma unroll
-            for (int c = 0; c < kChannels; ++c) {
+            for (int i = 0; i < kSteps; ++i) {
                 sums.bias[c] += ds[i][c];
 #pragma unroll
                 for (int lag = 0; lag < Width; ++lag) {
@@ -249,7 +245,7 @@ struct Backward {
         const int width = params.filter.width;
         const int start = sequence.start - place.step;
         const int end = sequence.end - place.step - group.step;
-        // by lag: the inputs of so many steps ago, and the gradients so far of these
+        // the inputs up to the current step, which is the last of them, and their gradients so far
         float window[Width][kChannels] = {}, dx[Width][kChannels] = {};
 #pragma unroll 1
         for (int step = from - kBeside; step < to + kBeside; ++step) {
@@ -258,17 +254,17 @@ struct Backward {
 #pragma unroll
             for (int c = 0; c < kChannels; ++c) {
 #pragma unroll
-                for (int lag = Width - 1; lag > 0; --lag) {
-                    window[lag][c] = window[lag - 1][c];
-                    dx[lag][c] = dx[lag - 1][c];
+                for (int i = 0; i < kBeside; ++i) {
+                    window[i][c] = window[i + 1][c];
+                    dx[i][c] = dx[i + 1][c];
                 }
-                dx[0][c] = 0.f;
+                dx[kBeside][c] = 0.f;
                 const int line = group.channel + c, channel = place.channel + line;
                 if (line >= place.channels) {
                     continue;
                 }
                 if (step < end) {
-                    window[0][c] =
+                    window[kBeside][c] =
                         input<Element>(smem.x, shape, group.step + step, line, start,
                                        params.initial_states, width, sequence.index, channel);
                 }
@@ -280,26 +276,21 @@ struct Backward {
                         params.dfinal_states, width, sequence.index, channel, end - ready));
                 }
             }
-            if (params.silu) {
-                float s[kChannels];
-                taps.convolve(s, window, width);
-#pragma unroll
-                for (int c = 0; c < kChannels; ++c) {
-                    ds[c] *= silu_derivative(s[c]);
-                }
-            }
             const bool own = step < to;
 #pragma unroll
             for (int c = 0; c < kChannels; ++c) {
+                if (params.silu) {
+                    ds[c] *= silu_derivative(taps.sum(window, kBeside, c, width));
+                }
                 sums.bias[c] += own ? ds[c] : 0.f;
 #pragma unroll
                 for (int lag = 0; lag < Width; ++lag) {
                     if (Taps::has(lag, width)) {
-                        dx[lag][c] += taps.of_lag[lag][c] * ds[c];
-                        sums.of_lag[lag][c] += own ? ds[c] * window[lag][c] : 0.f;
+                        dx[kBeside - lag][c] += taps.of_lag[lag][c] * ds[c];
+                        sums.of_lag[lag][c] += own ? ds[c] * window[kBeside - lag][c] : 0.f;
                     }
                 }
-                dfinal[c] += dx[Width - 1][c];
+                dfinal[c] += dx[0][c];
             }
             if (from <= ready) {
                 results.set(ready, dfinal);

@@ -5,7 +5,7 @@
 
 #include "causal_conv1d/params.h"
 #include "causal_conv1d/tile.cuh"
-#include "common/numeric.cuh"
+#include "common/pointwise.cuh"
 #include "common/warp.cuh"
 
 namespace seqmix::causal_conv1d {
@@ -71,19 +71,6 @@ __device__ __forceinline__ void store_state(const State& state, int width, int s
         bits;
 }
 
-// 1 / (1 + e^-x)
-__device__ __forceinline__ float sigmoid(float x) {
-    constexpr float kLog2e = 1.4426950408889634f;
-    return reciprocal_approx(1.f + exp2_approx(-kLog2e * x));
-}
-
-__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
-
-__device__ __forceinline__ float silu_derivative(float x) {
-    const float s = sigmoid(x);
-    return s * (1.f + x * (1.f - s));
-}
-
 // The weights of a tile's channels in shared memory, by lag, and their biases; 0 where a filter is
 // narrower. Rows are as much longer than a multiple of the banks as lets a warp write weights in
 // the order of channels and then taps, which is that of memory.
@@ -133,42 +120,18 @@ struct ThreadTaps {
         copy(bias, taps.bias + channel);
     }
 
-    // The sum of one step, whose inputs x are in the order of lags.
-    __device__ __forceinline__ void convolve(float (&sum)[Channels],
-                                             const float (&x)[Width][Channels], int width) const {
-#pragma unroll
-        for (int c = 0; c < Channels; ++c) {
-            sum[c] = bias[c];
-        }
+    // The sum of a channel at the step whose input is x[last].
+    template <int Steps>
+    __device__ __forceinline__ float sum(const float (&x)[Steps][Channels], int last, int c,
+                                         int width) const {
+        float sum = bias[c];
 #pragma unroll
         for (int lag = 0; lag < Width; ++lag) {
             if (has(lag, width)) {
-#pragma unroll
-                for (int c = 0; c < Channels; ++c) {
-                    sum[c] += of_lag[lag][c] * x[lag][c];
-                }
+                sum += of_lag[lag][c] * x[last - lag][c];
             }
         }
-    }
-
-    // The sums of neighbouring steps; x[i + Width - 1] is the input of step i.
-    template <int Steps>
-    __device__ __forceinline__ void convolve(float (&sums)[Steps][Channels],
-                                             const float (&x)[Steps + Width - 1][Channels],
-                                             int width) const {
-#pragma unroll
-        for (int i = 0; i < Steps; ++i) {
-#pragma unroll
-            for (int c = 0; c < Channels; ++c) {
-                sums[i][c] = bias[c];
-#pragma unroll
-                for (int lag = 0; lag < Width; ++lag) {
-                    if (has(lag, width)) {
-                        sums[i][c] += of_lag[lag][c] * x[i + Width - 1 - lag][c];
-                    }
-                }
-            }
-        }
+        return sum;
     }
 
     // Whether filters have a tap of this lag: known when compiled for all but the widest.

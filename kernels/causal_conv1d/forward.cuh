@@ -85,11 +85,17 @@ struct Forward {
             if (group.channel < place.channels && range.end > 0) {
                 if (first.holds(step, step + kSteps) ||
                     inner(sequences.at(step), seqlen).holds(step, step + kSteps)) {
-                    float x[Tile::kWindow][kChannels], sums[kSteps][kChannels];
+                    float x[Tile::kWindow][kChannels], numbers[kSteps][kChannels];
                     smem.x.read(x, shape, group);
-                    taps.convolve(sums, x, width);
-                    activate(sums, params.silu);
-                    results.set(sums);
+#pragma unroll
+                    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+                        for (int c = 0; c < kChannels; ++c) {
+                            numbers[i][c] = taps.sum(x, kBefore + i, c, width);
+                        }
+                        activate(numbers[i], params.silu);
+                    }
+                    results.set(numbers);
                 } else {
                     range = sequences.cover().within(step, kSteps);
                     convolve(results, params, smem, taps, shape, place, group, sequences, range);
@@ -127,46 +133,42 @@ struct Forward {
             const Sequence sequence = sequences.at(first + from);
             const int start = sequence.start - first;
             const int to = min(sequence.end - first, range.end);
-            // window[lag] is the input of so many steps ago
+            // the inputs up to the current step, which is the last of them
             float window[Width][kChannels] = {};
 #pragma unroll 1
             for (int step = from - kBefore; step < to; ++step) {
 #pragma unroll
-                for (int lag = Width - 1; lag > 0; --lag) {
-#pragma unroll
-                    for (int c = 0; c < kChannels; ++c) {
-                        window[lag][c] = window[lag - 1][c];
-                    }
-                }
-#pragma unroll
                 for (int c = 0; c < kChannels; ++c) {
-                    if (group.channel + c < place.channels) {
-                        window[0][c] = input<Element>(
-                            smem.x, shape, group.step + step, group.channel + c,
-                            group.step + start, params.initial_states, width, sequence.index,
-                            place.channel + group.channel + c);
+#pragma unroll
+                    for (int i = 0; i < kBefore; ++i) {
+                        window[i][c] = window[i + 1][c];
+                    }
+                    const int line = group.channel + c;
+                    if (line < place.channels) {
+                        window[kBefore][c] = input<Element>(
+                            smem.x, shape, group.step + step, line, group.step + start,
+                            params.initial_states, width, sequence.index, place.channel + line);
                     }
                 }
                 if (step >= from) {
-                    float sum[1][kChannels];
-                    taps.convolve(sum[0], window, width);
-                    activate(sum, params.silu);
-                    results.set(step, sum[0]);
+                    float numbers[kChannels];
+#pragma unroll
+                    for (int c = 0; c < kChannels; ++c) {
+                        numbers[c] = taps.sum(window, kBefore, c, width);
+                    }
+                    activate(numbers, params.silu);
+                    results.set(step, numbers);
                 }
             }
             from = to;
         }
     }
 
-    template <int Steps>
-    __device__ __forceinline__ static void activate(float (&sums)[Steps][kChannels], int with) {
+    __device__ __forceinline__ static void activate(float (&sums)[kChannels], int with) {
         if (with) {
 #pragma unroll
-            for (int i = 0; i < Steps; ++i) {
-#pragma unroll
-                for (int c = 0; c < kChannels; ++c) {
-                    sums[i][c] = silu(sums[i][c]);
-                }
+            for (int c = 0; c < kChannels; ++c) {
+                sums[c] = silu(sums[c]);
             }
         }
     }

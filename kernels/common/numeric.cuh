@@ -44,6 +44,9 @@ __device__ __forceinline__ void unpack<__nv_bfloat16>(float& low, float& high, u
     high = __uint_as_float(both & 0xffff0000);
 }
 
+constexpr float kLog2E = 1.44269504088896f;
+constexpr float kLn2 = 0.693147180559945f;
+
 // 2^x with a relative error of 2^-22; 0 for -inf and where the result is subnormal.
 // ex2.approx.ftz.f32
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -1,16 +1,10 @@
 // Activations and their derivatives, in f32.
 #pragma once
 
-#include "common/numeric.cuh"
+#include "common/pointwise.cuh"
 #include "gemm/params.h"
 
 namespace seqmix::gemm {
-
-// 1 / (1 + e^-x)
-__device__ __forceinline__ float sigmoid(float x) {
-    constexpr float kLog2e = 1.4426950408889634f;
-    return reciprocal_approx(1.f + exp2_approx(-kLog2e * x));
-}
 
 // gelu by tanh is x sigmoid(2 u): 0.5 (1 + tanh u) = 1 / (1 + e^-2u),  u = sqrt(2/pi) (x + 0.044715 x^3)
 constexpr float kTwiceRoot = 1.5957691216057308f;
@@ -25,7 +19,7 @@ __device__ __forceinline__ float activate(float x, int activation) {
         case kGeluErf:
             return 0.5f * x * (1.f + erff(x * 0.7071067811865476f));
         case kSilu:
-            return x * sigmoid(x);
+            return silu(x);
         default:
             return x;
     }
@@ -44,15 +38,13 @@ __device__ __forceinline__ float derivative(float x, int activation) {
             return s + near * slope * s * (1.f - s);
         }
         case kGeluErf: {
-            constexpr float kLog2e = 1.4426950408889634f;
             constexpr float kDensity = 0.3989422804014327f;  // 1 / sqrt(2 pi)
             const float near = fminf(fmaxf(x, -20.f), 20.f);
             return 0.5f * (1.f + erff(x * 0.7071067811865476f)) +
-                   near * kDensity * exp2_approx(-0.5f * kLog2e * near * near);
+                   near * kDensity * exp2_approx(-0.5f * kLog2E * near * near);
         }
         case kSilu: {
-            const float s = sigmoid(x);
-            return s * (1.f + x * (1.f - s));
+            return silu_derivative(x);
         }
         default:
             return 1.f;
