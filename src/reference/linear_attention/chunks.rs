@@ -155,9 +155,12 @@ impl Chunk<'_> {
 
     /// A matrix `[dk, dv]` after the decays of the whole chunk.
     pub(super) fn fade(&self, state: &Matrix) -> Matrix {
-        Matrix::new(state.rows, state.columns, |c, e| {
-            self.decay(0..self.steps, c) * state.at(c, e)
-        })
+        let mut result = state.clone();
+        for (c, row) in result.values.chunks_mut(state.columns.max(1)).enumerate() {
+            let decay = self.decay(0..self.steps, c);
+            row.iter_mut().for_each(|x| *x *= decay);
+        }
+        result
     }
 
     /// The state after the chunk.

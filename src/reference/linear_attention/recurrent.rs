@@ -104,10 +104,10 @@ impl Head {
             result.v[t * dv..][..dv].copy_from_slice(&derror);
             // g is now the gradient of what the decay left.
             for (c, row) in g.chunks_mut(dv.max(1)).enumerate() {
-                let decay = self.decay[t * dk + c];
+                let decay = self.decay[t * dk + c].exp();
                 for (g, kept) in row.iter_mut().zip(&update.kept[c * dv..]) {
                     result.decay[t * dk + c] += *g * kept;
-                    *g *= decay.exp();
+                    *g *= decay;
                 }
             }
             if let Reads::Bonus(_) = self.reads {
@@ -120,11 +120,11 @@ impl Head {
 
     /// What step `t` makes of the state before it.
     fn update(&self, t: usize, before: &[f64], round: &impl Fn(f64) -> f64) -> Update {
-        let decays = &self.decay[t * self.dk..][..self.dk];
-        let rows = before.chunks(self.dv.max(1)).zip(decays);
-        let kept: Vec<f64> = rows
-            .flat_map(|(row, decay)| row.iter().map(move |x| decay.exp() * x))
-            .collect();
+        let mut kept = before.to_vec();
+        for (c, row) in kept.chunks_mut(self.dv.max(1)).enumerate() {
+            let decay = self.decay[t * self.dk + c].exp();
+            row.iter_mut().for_each(|x| *x *= decay);
+        }
         let mut error = self.v[t * self.dv..][..self.dv].to_vec();
         let mut u = error.clone();
         if let Some(beta) = &self.beta {

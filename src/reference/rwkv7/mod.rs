@@ -164,8 +164,9 @@ impl Forward<'_> {
         found.iter_mut().for_each(|x| *x = round(*x));
         let mut after = Vec::with_capacity(before.len());
         for c in 0..self.dk {
+            let decay = self.decay[at_k + c].exp();
             for (e, found) in found.iter().enumerate() {
-                let kept = self.decay[at_k + c].exp() * before[c * self.dv + e];
+                let kept = decay * before[c * self.dv + e];
                 let written = self.k[at_k + c] * self.v[at_v + e];
                 after.push(kept + self.b[at_k + c] * found + written);
             }

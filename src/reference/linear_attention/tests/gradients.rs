@@ -1,6 +1,6 @@
 //! The gradients of each kind of attention against finite differences.
 
-use super::{CASE, CASES, Case, FeatureMap, Inputs, Rule, assert_near};
+use super::{CASE, CASES, Case, Fades, FeatureMap, Inputs, Rule, assert_near};
 use crate::reference::differences::assert_gradient;
 use crate::reference::linear_attention::{Backward, Forward};
 
@@ -103,6 +103,39 @@ fn gradients_pass_through_each_feature_map() {
             ..CASE
         });
     }
+}
+
+/// What kernels use: the gradient of a step's decay is that of the next step's, plus `q dq - k dk`; behind the last step
+/// stands the product of the last state and its gradient, and before the first one that of the initial state and its.
+#[test]
+fn gradients_of_decays_are_running_sums() {
+    let case = Case {
+        batch: 1,
+        decay: Fades::PerChannel,
+        ..CASE
+    };
+    let inputs = Inputs::new(case);
+    let last = inputs.forward().run().unwrap().final_state;
+    let gradients = inputs.backward().run().unwrap();
+    let rows = |x: &[f64], dx: &[f64]| -> Vec<f64> {
+        let products: Vec<f64> = x.iter().zip(dx).map(|(x, dx)| x * dx).collect();
+        products
+            .chunks(case.dv)
+            .map(|row| row.iter().sum())
+            .collect()
+    };
+    let mut sums = rows(&last, &inputs.dfinal_state);
+    let width = case.heads * case.dk;
+    let ddecay = gradients.ddecay.unwrap();
+    for t in (0..case.seqlen).rev() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            let at = t * width + c;
+            *sum += inputs.q[at] * gradients.dq[at] - inputs.k[at] * gradients.dk[at];
+        }
+        assert_near("decay", &sums, &ddecay[t * width..][..width], 1e-13);
+    }
+    let first = rows(&inputs.initial_state, &gradients.dinitial_state);
+    assert_near("first", &sums, &first, 1e-13);
 }
 
 #[test]
