@@ -192,28 +192,34 @@ impl Chunk<'_> {
         }
     }
 
+    /// `beta` of the steps, by the delta rule.
+    pub(super) fn beta(&self) -> Option<&[f64]> {
+        let beta = self.head.beta.as_ref()?;
+        Some(&beta[self.from..][..self.steps])
+    }
+
     /// `U`, `[steps, dv]`.
     pub(super) fn updates(&self, state: &Matrix) -> Matrix {
-        let Some(transform) = self.transform(&self.overlaps().matrix()) else {
+        let Some(beta) = self.beta() else {
             return self.v.clone();
         };
+        let transform = transform(beta, &self.overlaps().matrix());
         let w = transform.times(&self.k_before());
         transform.times(&self.v).minus(&w.times(state))
     }
+}
 
-    /// `T`, by forward substitution; none by the linear rule.
-    pub(super) fn transform(&self, overlaps: &Matrix) -> Option<Matrix> {
-        let beta = &self.head.beta.as_ref()?[self.from..][..self.steps];
-        let mut result = Matrix::zeros(self.steps, self.steps);
-        for (i, beta) in beta.iter().enumerate() {
-            for column in 0..=i {
-                let mut sum = f64::from(i == column);
-                for j in column..i {
-                    sum -= overlaps.at(i, j) * result.at(j, column);
-                }
-                *result.at_mut(i, column) = beta * sum;
+/// `T`, by forward substitution.
+pub(super) fn transform(beta: &[f64], overlaps: &Matrix) -> Matrix {
+    let mut result = Matrix::zeros(beta.len(), beta.len());
+    for (i, beta) in beta.iter().enumerate() {
+        for column in 0..=i {
+            let mut sum = f64::from(i == column);
+            for j in column..i {
+                sum -= overlaps.at(i, j) * result.at(j, column);
             }
+            *result.at_mut(i, column) = beta * sum;
         }
-        Some(result)
     }
+    result
 }

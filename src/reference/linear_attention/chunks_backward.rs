@@ -1,7 +1,7 @@
 //! The gradients by the chunked algorithm: chunk by chunk from the last to the first.
 
 use super::Chunks;
-use super::chunks::Chunk;
+use super::chunks::{Chunk, transform};
 use super::head::{Head, HeadGradients, Reads};
 use crate::reference::matrix::Matrix;
 
@@ -24,10 +24,19 @@ impl Chunks {
     /// dK -= P (dV S^T) + from M                                  G before -= (K P)^T dV
     /// ```
     ///
-    /// Decays stand only in exponents, of which each is a difference of two of the sums of logarithms up to a step. What
-    /// is multiplied with a factor `P[i]` gives the sum up to `i` the product of itself and its gradient, and what is
-    /// divided by it the same with a minus sign; the sum up to `n` also gets `<G, S after>`. A step's own logarithm is
-    /// part of all sums from its own on.
+    /// The gradient of a step's logarithm is the sum of all that its decay stands in, each times its gradient. For step
+    /// `t`, that is
+    ///
+    /// ```text
+    /// <P[n] S, G>                                           what passes the whole chunk
+    /// sum over i >= t of (Q P)[i] (dout S^T)[i]             what comes from before the chunk
+    /// sum over j < t of (K P[n] / P)[j] (U G^T)[j]          what goes beyond it
+    /// sum over j < t <= i of what A[i,j] consists of, times dA[i,j]
+    /// ```
+    ///
+    /// and likewise for `K P` and `M` of the delta rule. The last line is the sum over `i >= t` of `Q dQ` minus that over
+    /// `j >= t` of `K dK`, of the parts that come from `A`: those `i` and `j` that do not lie on both sides of `t` cancel.
+    /// With a bonus, `t` is not among the decays before query `t`.
     pub(super) fn gradients(self, head: &Head, dout: &[f64], dstate: &[f64]) -> HeadGradients {
         let mut result = HeadGradients::zeros(head);
         let mut states = vec![Matrix::of(head.dk, head.dv, &head.state)];
@@ -43,8 +52,8 @@ impl Chunks {
             g = g.plus(&q.transposed().times(&dout));
         }
         let chunks: Vec<Chunk<'_>> = self.of(head).collect();
-        for (chunk, ends) in chunks.iter().zip(states.windows(2)).rev() {
-            g = chunk.gradients(&mut result, &dout, [&ends[0], &ends[1]], &g);
+        for (chunk, before) in chunks.iter().zip(&states).rev() {
+            g = chunk.gradients(&mut result, &dout, before, &g);
         }
         result.state = g.values;
         result
@@ -58,7 +67,7 @@ impl Chunk<'_> {
         &self,
         result: &mut HeadGradients,
         dout: &Matrix,
-        [before, after]: [&Matrix; 2],
+        before: &Matrix,
         g: &Matrix,
     ) -> Matrix {
         let Head { dk, dv, .. } = *self.head;
@@ -68,21 +77,15 @@ impl Chunk<'_> {
 
         let mut du = k_after.times(g);
         let mut g_before = self.fade(g);
+        // in row i, the gradient of the sum of the logarithms up to i
         let mut decay_sums = Matrix::zeros(self.steps, dk);
-        for c in 0..dk {
-            *decay_sums.at_mut(self.steps - 1, c) += g.dot(c, after, c);
-        }
 
         // what the state after the chunk has of K
         let from_state = u.times(&g.transposed());
         let mut dkey = Matrix::new(self.steps, dk, |j, c| {
             from_state.at(j, c) * self.decay(j + 1..self.steps, c)
         });
-        for j in 0..self.steps {
-            for c in 0..dk {
-                *decay_sums.at_mut(j, c) -= self.k.at(j, c) * dkey.at(j, c);
-            }
-        }
+        let beyond = Matrix::new(self.steps, dk, |j, c| self.k.at(j, c) * dkey.at(j, c));
 
         if !matches!(self.head.reads, Reads::Last) {
             let scores = self.scores();
@@ -109,9 +112,10 @@ impl Chunk<'_> {
             }
         }
 
-        let overlaps = self.overlaps();
-        let m = overlaps.matrix();
-        if let Some(transform) = self.transform(&m) {
+        if let Some(beta) = self.beta() {
+            let overlaps = self.overlaps();
+            let m = overlaps.matrix();
+            let transform = transform(beta, &m);
             let k_before = self.k_before();
             let error = self.v.minus(&k_before.times(before)).minus(&m.times(&u));
             let dv = transform.transposed().times(&du);
@@ -119,9 +123,8 @@ impl Chunk<'_> {
             for i in 0..self.steps {
                 result.beta[self.from + i] = du_of_error.dot(i, &error, i);
             }
-            let from_overlaps = overlaps.gradients(
-                &Matrix::zeros(self.steps, self.steps).minus(&dv.times(&u.transposed())),
-            );
+            let dm = Matrix::new(self.steps, self.steps, |i, j| -dv.dot(i, &u, j));
+            let from_overlaps = overlaps.gradients(&dm);
             let from_state = dv.times(&before.transposed());
             let dlookup = Matrix::new(self.steps, dk, |i, c| {
                 -from_state.at(i, c) * self.decay(0..i + 1, c)
@@ -142,11 +145,13 @@ impl Chunk<'_> {
 
         put(&mut result.k[self.from * dk..], &dkey);
         put(&mut result.v[self.from * dv..], &du);
+        let kept = self.fade(before);
         for c in 0..dk {
-            let mut sum = 0.0;
-            for i in (0..self.steps).rev() {
-                sum += decay_sums.at(i, c);
-                result.decay[(self.from + i) * dk + c] = sum;
+            let passing = g.dot(c, &kept, c);
+            for t in 0..self.steps {
+                let from_before = (t..self.steps).map(|i| decay_sums.at(i, c)).sum::<f64>();
+                let to_beyond = (0..t).map(|j| beyond.at(j, c)).sum::<f64>();
+                result.decay[(self.from + t) * dk + c] = passing + from_before + to_beyond;
             }
         }
         g_before
