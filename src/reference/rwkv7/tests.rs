@@ -3,6 +3,7 @@
 use super::{Backward, Forward};
 use crate::reference::differences::{assert_gradient, noise};
 use crate::reference::linear_attention::{self, Decay, Rule};
+use crate::reference::matrix::Matrix;
 
 const STEPS: usize = 5;
 const HEADS: usize = 2;
@@ -93,6 +94,70 @@ fn the_gated_delta_rule_is_a_special_case() {
     let found = found.out.iter().chain(&found.final_state);
     let expected = expected.out.iter().chain(&expected.final_state);
     for (found, expected) in found.zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-13,
+            "{found} is not {expected}"
+        );
+    }
+}
+
+/// One chunk of all steps, by matrices: what each step looks up are the unknowns of a triangular system.
+#[test]
+fn a_chunk_is_a_system_of_linear_equations() {
+    let inputs = Inputs::new();
+    let problem = Forward {
+        heads: 1,
+        r: &inputs.r[..STEPS * DK],
+        decay: &inputs.decay[..STEPS * DK],
+        k: &inputs.k[..STEPS * DK],
+        v: &inputs.v[..STEPS * DV],
+        a: &inputs.a[..STEPS * DK],
+        b: &inputs.b[..STEPS * DK],
+        initial_state: Some(&inputs.initial_state[..DK * DV]),
+        cu_seqlens: None,
+        ..inputs.forward()
+    };
+    let decay = |steps: std::ops::Range<usize>, c: usize| {
+        steps.map(|t| problem.decay[t * DK + c]).sum::<f64>().exp()
+    };
+    let rows = |values: &[f64], width| Matrix::of(STEPS, width, values);
+    let keys = |values: &[f64]| rows(values, DK);
+    let [r, k, a, b] = [problem.r, problem.k, problem.a, problem.b].map(keys);
+    let v = rows(problem.v, DV);
+    let state = Matrix::of(DK, DV, &inputs.initial_state);
+    // products of rows with the keys before `end(i)`, decayed by the steps in between that lie before `until(i)`
+    let scores = |x: &Matrix, y: &Matrix, end: usize, until: usize| {
+        let channel = |i: usize, j: usize, c| x.at(i, c) * y.at(j, c) * decay(j + 1..i + until, c);
+        Matrix::new(STEPS, STEPS, |i, j| match j < i + end {
+            true => (0..DK).map(|c| channel(i, j, c)).sum(),
+            false => 0.0,
+        })
+    };
+    let before =
+        |x: &Matrix, until| Matrix::new(STEPS, DK, |i, c| x.at(i, c) * decay(0..i + until, c));
+    let after = |x: &Matrix| Matrix::new(STEPS, DK, |i, c| x.at(i, c) * decay(i + 1..STEPS, c));
+
+    let mut y = before(&a, 0)
+        .times(&state)
+        .plus(&scores(&a, &k, 0, 0).times(&v));
+    let lookups = scores(&a, &b, 0, 0);
+    for i in 0..STEPS {
+        for j in 0..i {
+            for e in 0..DV {
+                *y.at_mut(i, e) += lookups.at(i, j) * y.at(j, e);
+            }
+        }
+    }
+    let out = before(&r, 1)
+        .times(&state)
+        .plus(&scores(&r, &b, 1, 1).times(&y))
+        .plus(&scores(&r, &k, 1, 1).times(&v));
+    let last = Matrix::new(DK, DV, |c, e| decay(0..STEPS, c) * state.at(c, e))
+        .plus(&after(&b).transposed().times(&y))
+        .plus(&after(&k).transposed().times(&v));
+    let expected = problem.run().unwrap();
+    let found = out.values.iter().chain(&last.values);
+    for (found, expected) in found.zip(expected.out.iter().chain(&expected.final_state)) {
         assert!(
             (found - expected).abs() < 1e-13,
             "{found} is not {expected}"
