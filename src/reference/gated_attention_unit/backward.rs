@@ -60,8 +60,8 @@ impl Backward<'_> {
     /// dbias   = sum over all pairs of that distance of dx
     /// ```
     ///
-    /// The linear part adds, with `D` the sum over the steps `i` of all chunks, or if causal of the chunks after that of
-    /// `j`,
+    /// The linear part adds, with `D` the sum over the steps `i` of all chunks, or if causal of the chunks after that
+    /// of `j`,
     ///
     /// ```text
     /// dq_linear[i] = scale_linear S da[i]

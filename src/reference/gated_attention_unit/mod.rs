@@ -140,8 +140,8 @@ impl Forward<'_> {
     /// out[i] = u[i] a[i]
     /// ```
     ///
-    /// In chunks of mixed forms, with `S` the sum over the steps of all chunks, or if causal of the chunks before that of
-    /// `i`,
+    /// In chunks of mixed forms, with `S` the sum over the steps of all chunks, or if causal of the chunks before that
+    /// of `i`,
     ///
     /// ```text
     /// S      = sum over j of k_linear[j] v[j]^T

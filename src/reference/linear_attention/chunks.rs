@@ -9,8 +9,8 @@ use crate::reference::matrix::Matrix;
 
 /// How the chunked algorithm cuts a sequence; the result does not depend on it but for rounding.
 ///
-/// For a chunk of steps from 1 to `n` with the state `S` before it, let `P[i]` be the product of the decays of the steps
-/// from 1 to `i`, a number for each channel, and `Q`, `K`, `V`, `U` matrices of a row for each step. Then
+/// For a chunk of steps from 1 to `n` with the state `S` before it, let `P[i]` be the product of the decays of the
+/// steps from 1 to `i`, a number for each channel, and `Q`, `K`, `V`, `U` matrices of a row for each step. Then
 ///
 /// ```text
 /// out     = (Q P) S + A U              A[i,j] = sum over channels of Q[i] K[j] P[i] / P[j]   for j <= i, else 0

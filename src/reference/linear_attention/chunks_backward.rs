@@ -8,8 +8,8 @@ use crate::reference::matrix::Matrix;
 impl Chunks {
     /// The gradients of a head; `dout` is `[steps, dv]`, `dstate` that of the last state.
     ///
-    /// In the notation of [`Chunks`], with `G` the gradient of the state after the chunk, first that of `U` and then all
-    /// others; `<,>` is the sum of products along rows:
+    /// In the notation of [`Chunks`], with `G` the gradient of the state after the chunk, first that of `U` and then
+    /// all others; `<,>` is the sum of products along rows:
     ///
     /// ```text
     /// dU = A^T dout + (K P[n] / P) G            dA = dout U^T
@@ -34,9 +34,9 @@ impl Chunks {
     /// sum over j < t <= i of what A[i,j] consists of, times dA[i,j]
     /// ```
     ///
-    /// and likewise for `K P` and `M` of the delta rule. The last line is the sum over `i >= t` of `Q dQ` minus that over
-    /// `j >= t` of `K dK`, of the parts that come from `A`: those `i` and `j` that do not lie on both sides of `t` cancel.
-    /// With a bonus, `t` is not among the decays before query `t`.
+    /// and likewise for `K P` and `M` of the delta rule. The last line is the sum over `i >= t` of `Q dQ` minus that
+    /// over `j >= t` of `K dK`, of the parts that come from `A`: those `i` and `j` that do not lie on both sides of `t`
+    /// cancel. With a bonus, `t` is not among the decays before query `t`.
     pub(super) fn gradients(self, head: &Head, dout: &[f64], dstate: &[f64]) -> HeadGradients {
         let mut result = HeadGradients::zeros(head);
         let mut states = vec![Matrix::of(head.dk, head.dv, &head.state)];
@@ -61,8 +61,8 @@ impl Chunks {
 }
 
 impl Chunk<'_> {
-    /// Adds the gradients of this chunk's steps, and returns that of the state before it; `g` is that of the state after
-    /// it.
+    /// Adds the gradients of this chunk's steps, and returns that of the state before it; `g` is that of the state
+    /// after it.
     fn gradients(
         &self,
         result: &mut HeadGradients,

@@ -3,8 +3,8 @@
 use super::chunks::Chunk;
 use crate::reference::matrix::Matrix;
 
-/// `[steps, steps]`: in row `i` and column `j < i` the sum over channels of `rows[i] k[j]` times the decays of the steps
-/// from `j + 1` to the end of `i`; in column `i` that of `rows[i] own k[i]`; 0 to the right.
+/// `[steps, steps]`: in row `i` and column `j < i` the sum over channels of `rows[i] k[j]` times the decays of the
+/// steps from `j + 1` to the end of `i`; in column `i` that of `rows[i] own k[i]`; 0 to the right.
 pub(super) struct Scores<'a> {
     pub(super) chunk: &'a Chunk<'a>,
     /// `[steps, dk]`

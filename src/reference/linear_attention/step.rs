@@ -44,8 +44,8 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// The step: a sequence of length 1. `out` is `[batch, heads, dv]`; `final_state` and `final_z` are the states after
-    /// the step.
+    /// The step: a sequence of length 1. `out` is `[batch, heads, dv]`; `final_state` and `final_z` are the states
+    /// after the step.
     ///
     /// # Errors
     /// As [`Forward::run`].

@@ -136,8 +136,8 @@ impl Forward<'_> {
         self.run_rounded(|x| x)
     }
 
-    /// The same formula with outputs of a narrow type: `round` (to that type and back) is applied to `out`. All else is in
-    /// `f32` in every implementation that works at all, and is not rounded here.
+    /// The same formula with outputs of a narrow type: `round` (to that type and back) is applied to `out`. All else is
+    /// in `f32` in every implementation that works at all, and is not rounded here.
     ///
     /// # Errors
     /// As [`run`](Self::run).

@@ -99,7 +99,8 @@ pub struct Gradients {
 }
 
 impl Forward<'_> {
-    /// The recurrence, in `f64` throughout. For each head, with `S[t]` a matrix `[dk, dv]` and `S[-1]` the initial state:
+    /// The recurrence, in `f64` throughout. For each head, with `S[t]` a matrix `[dk, dv]` and `S[-1]` the initial
+    /// state:
     ///
     /// ```text
     /// S[t]   = (diag(exp(decay[t])) + b[t] a[t]^T) S[t-1] + k[t] v[t]^T
@@ -113,8 +114,8 @@ impl Forward<'_> {
     }
 
     /// The same formula as a naive implementation on tensor cores of a narrow type computes it: `round` (to that type
-    /// and back) is applied to the state where it is multiplied with `a` or `r`, to `S^T a`, and to the result. Sums are
-    /// exact, and the state that is carried on is not rounded.
+    /// and back) is applied to the state where it is multiplied with `a` or `r`, to `S^T a`, and to the result. Sums
+    /// are exact, and the state that is carried on is not rounded.
     ///
     /// # Errors
     /// As [`run`](Self::run).

@@ -105,8 +105,9 @@ fn gradients_pass_through_each_feature_map() {
     }
 }
 
-/// What kernels use: the gradient of a step's decay is that of the next step's, plus `q dq - k dk`; behind the last step
-/// stands the product of the last state and its gradient, and before the first one that of the initial state and its.
+/// What kernels use: the gradient of a step's decay is that of the next step's, plus `q dq - k dk`; behind the last
+/// step stands the product of the last state and its gradient, and before the first one that of the initial state and
+/// its.
 #[test]
 fn gradients_of_decays_are_running_sums() {
     let case = Case {
@@ -155,9 +156,68 @@ fn the_default_scale_is_that_of_attention() {
     assert_eq!(with(None), with(Some(1.0 / 3.0_f64.sqrt())));
 }
 
+/// The recurrence and its gradients once more for states of one number, with each rounding written out.
 #[test]
 fn rounding_applies_to_products_and_to_results() {
-    let coarse = |x: f64| (x * 4.0).round() / 4.0;
+    let coarse = |x: f64| (x * 8.0).round() / 8.0;
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let case = Case {
+        batch: 1,
+        seqlen: 6,
+        heads: 1,
+        shared: [1; 3],
+        dk: 1,
+        dv: 1,
+        feature_map: FeatureMap::Silu,
+        decay: Fades::PerStep,
+        delta: true,
+        ..CASE
+    };
+    let inputs = Inputs::new(case);
+    let q: Vec<f64> = inputs.q.iter().map(|&q| 0.7 * coarse(silu(q))).collect();
+    let k: Vec<f64> = inputs.k.iter().map(|&k| coarse(silu(k))).collect();
+    let (mut kept, mut errors, mut us, mut out) = (vec![], vec![], vec![], vec![]);
+    let mut states = vec![inputs.initial_state[0]];
+    for t in 0..case.seqlen {
+        kept.push(inputs.decay[t].exp() * states[t]);
+        errors.push(inputs.v[t] - k[t] * coarse(kept[t]));
+        us.push(coarse(inputs.beta[t] * errors[t]));
+        states.push(kept[t] + k[t] * us[t]);
+        out.push(coarse(q[t] * coarse(states[t + 1])));
+    }
+    let found = inputs.forward().run_rounded(coarse).unwrap();
+    assert_near("out", &found.out, &out, 1e-14);
+    assert_near("state", &found.final_state, &states[case.seqlen..], 1e-14);
+
+    let found = inputs.backward().run_rounded(coarse).unwrap();
+    let slope = |x: f64| case.feature_map.derivative(x);
+    let mut g = inputs.dfinal_state[0];
+    for t in (0..case.seqlen).rev() {
+        let near = |name: &str, found: f64, expected: f64| {
+            assert_near(&format!("{name} {t}"), &[found], &[expected], 1e-14);
+        };
+        let dout = inputs.dout[t];
+        let dq = 0.7 * coarse(states[t + 1]) * dout;
+        near("dq", found.dq[t], coarse(slope(inputs.q[t]) * dq));
+        g += q[t] * dout;
+        let du = k[t] * coarse(g);
+        let dv = coarse(inputs.beta[t] * du);
+        near("dv", found.dv[t], dv);
+        let dbeta = &found.dbeta.as_ref().unwrap()[t];
+        near("dbeta", *dbeta, coarse(du * errors[t]));
+        let dk = coarse(g) * us[t] - coarse(kept[t]) * dv;
+        near("dk", found.dk[t], coarse(slope(inputs.k[t]) * dk));
+        g -= k[t] * dv;
+        near("ddecay", found.ddecay.as_ref().unwrap()[t], g * kept[t]);
+        g *= inputs.decay[t].exp();
+    }
+    assert_near("dinitial_state", &found.dinitial_state, &[g], 1e-14);
+}
+
+/// The division is in `f32`, and what it makes of gradients enters products.
+#[test]
+fn rounding_applies_to_normalised_results() {
+    let coarse = |x: f64| (x * 8.0).round() / 8.0;
     let problem = Forward {
         batch: 1,
         seqlen: 1,
@@ -167,33 +227,23 @@ fn rounding_applies_to_products_and_to_results() {
         heads_v: 1,
         dk: 1,
         dv: 1,
-        q: &[1.1],
-        k: &[0.6],
-        v: &[1.0],
+        q: &[1.0],
+        k: &[0.8],
+        v: &[1.5],
         scale: Some(1.0),
-        feature_map: FeatureMap::Silu,
-        rule: Rule::Delta { beta: &[0.5] },
-        initial_state: Some(&[0.9]),
+        normalize: Some(0.125),
         ..Forward::default()
     };
-    // silu(1.1) = 0.825 -> 0.75; silu(0.6) = 0.387 -> 0.5; the state is read as 1, so u = 0.5 (1 - 0.5) = 0.25
-    // the state is 0.9 + 0.125 = 1.025 and is read as 1
-    let result = problem.run_rounded(coarse).unwrap();
-    assert_eq!(result.out, [0.75]);
-    assert_near("state", &result.final_state, &[1.025], 1e-15);
+    // k: 0.75; the state 1.125 and z 0.75 are read as they are: 1.125 / 0.875 = 1.286 -> 1.25
+    assert_eq!(problem.run_rounded(coarse).unwrap().out, [1.25]);
     let backward = Backward {
         forward: problem,
-        dout: &[1.3],
+        dout: &[1.0],
         ..Backward::default()
     };
     let gradients = backward.run_rounded(coarse).unwrap();
-    // G = 0.75 * 1.3 = 0.975, read as 1: du = 0.5, dv = 0.25, dbeta = 0.5 * 0.5
-    assert_eq!(gradients.dv, [0.25]);
-    assert_eq!(gradients.dbeta, Some(vec![0.25]));
-    // 1 * 1.3 * silu'(1.1) = 1.3 * 0.957 = 1.24
-    assert_eq!(gradients.dq, [1.25]);
-    // (1 * 0.25 - 1 * 0.25) silu'(0.6)
-    assert_eq!(gradients.dk, [0.0]);
-    // 0.975 - 0.5 * 0.25
-    assert_near("state", &gradients.dinitial_state, &[0.85], 1e-15);
+    // 1 / 0.875 = 1.143 -> 1.125, and -1.125 / 0.766 = -1.469 -> -1.5
+    assert_eq!(gradients.dv, [0.875]); // 0.75 * 1.125 = 0.844
+    assert_eq!(gradients.dq, [0.125]); // 1.125 * 1.125 - 0.75 * 1.5 = 0.141
+    assert_eq!(gradients.dk, [0.25]); // 1.125 * 1.5 - 1.5 * 1 = 0.1875 -> 0.25
 }
