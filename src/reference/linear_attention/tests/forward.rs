@@ -16,7 +16,7 @@ fn the_recurrence_is_attention_with_decay() {
     ] {
         let case = Case {
             heads: 4,
-            shared: [4, 2, 1],
+            shared: [2; 3],
             decay,
             reads,
             feature_map: FeatureMap::EluPlusOne,
@@ -57,11 +57,11 @@ fn the_recurrence_is_attention_with_decay() {
                             Which::Bonus => (s + 1..t).map(|r| gate(r, c)).sum::<f64>().exp(),
                             Which::Updated => (s + 1..=t).map(|r| gate(r, c)).sum::<f64>().exp(),
                         };
-                        let q = inputs.q[(token * heads + h) * dk + c];
+                        let q = inputs.q[(token * 2 + h / 2) * dk + c];
                         let k = inputs.k[((b * seqlen + s) * 2 + h / 2) * dk + c];
                         score += 0.7 * map(q) * map(k) * factor;
                     }
-                    let v = &inputs.v[(b * seqlen + s) * dv..];
+                    let v = &inputs.v[((b * seqlen + s) * 2 + h / 2) * dv..];
                     for (sum, v) in sums.iter_mut().zip(v) {
                         *sum += score * v;
                     }
