@@ -71,6 +71,11 @@ impl Matrix {
         })
     }
 
+    /// The matrix of `f` of each element.
+    pub(super) fn map(&self, f: impl Fn(f64) -> f64) -> Self {
+        Self::new(self.rows, self.columns, |i, j| f(self.at(i, j)))
+    }
+
     /// The sum of products of elements of row `i` of this and row `j` of another matrix.
     pub(super) fn dot(&self, i: usize, other: &Self, j: usize) -> f64 {
         let products = self.row(i).iter().zip(other.row(j)).map(|(x, y)| x * y);
@@ -90,5 +95,6 @@ mod tests {
         assert_eq!(a.transposed().values, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
         assert_eq!(a.dot(0, &a, 1), 4.0 + 10.0 + 18.0);
         assert_eq!(a.plus(&a).minus(&a), a);
+        assert_eq!(b.map(|x| x + 1.0).values, [2.0, 1.0, 0.0]);
     }
 }

@@ -97,11 +97,29 @@ impl Backward<'_> {
     /// # Errors
     /// As [`Forward::run_chunked`].
     pub fn run_chunked(&self, chunks: Chunks) -> Result<Gradients, Mismatch> {
+        self.run_chunked_rounded(chunks, |x| x)
+    }
+
+    /// The chunked algorithm as a naive implementation on tensor cores of a narrow type computes it: `round` is applied
+    /// to all operands of products of matrices, which are those of [`Forward::run_chunked_rounded`], `M`, and the
+    /// gradients of `A`, of `M`, of `U`, of values and of states; and to `dq`, `dk`, `dv` and `dbeta`. Sums are exact,
+    /// and so are the states and their gradients as they are carried on and in products with each other.
+    ///
+    /// This is the yardstick for what [`run_rounded`](Self::run_rounded) has exactly, which is the gradients of decays
+    /// and initial states of the linear rule.
+    ///
+    /// # Errors
+    /// As [`Forward::run_chunked`].
+    pub fn run_chunked_rounded(
+        &self,
+        chunks: Chunks,
+        round: impl Fn(f64) -> f64,
+    ) -> Result<Gradients, Mismatch> {
         chunks.check()?;
         self.run_by(
-            &|x| x,
-            |head| chunks.run(head),
-            |head, dout, dstate| chunks.gradients(head, dout, dstate),
+            &round,
+            |head| chunks.run(head, &round),
+            |head, dout, dstate| chunks.gradients(head, dout, dstate, &round),
         )
     }
 

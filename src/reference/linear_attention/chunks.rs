@@ -61,22 +61,22 @@ impl Chunks {
         Ok(())
     }
 
-    /// `out` and the last state of a head.
-    pub(super) fn run(self, head: &Head) -> HeadOutput {
+    /// `out` and the last state of a head, as `Forward::run_chunked_rounded` says.
+    pub(super) fn run(self, head: &Head, round: &dyn Fn(f64) -> f64) -> HeadOutput {
         let mut state = Matrix::of(head.dk, head.dv, &head.state);
         let mut out = Vec::with_capacity(head.steps * head.dv);
-        for chunk in self.of(head) {
+        for chunk in self.of(head, round) {
             let u = chunk.updates(&state);
             if !matches!(head.reads, Reads::Last) {
-                let inside = chunk.scores().matrix().times(&u);
-                out.extend(chunk.q_before().times(&state).plus(&inside).values);
+                let inside = chunk.scores().matrix().map(round).times(&u);
+                let before = chunk.q_before().times(&state.map(round));
+                out.extend(before.plus(&inside).values);
             }
             state = chunk.next(&state, &u);
         }
         if matches!(head.reads, Reads::Last) {
-            out = Matrix::of(head.steps, head.dk, &head.q)
-                .times(&state)
-                .values;
+            let q = Matrix::of(head.steps, head.dk, &head.q);
+            out = q.times(&state.map(round)).values;
         }
         HeadOutput {
             out,
@@ -85,7 +85,11 @@ impl Chunks {
     }
 
     /// The chunks of a head, in order.
-    pub(super) fn of(self, head: &Head) -> impl DoubleEndedIterator<Item = Chunk<'_>> {
+    pub(super) fn of<'a>(
+        self,
+        head: &'a Head,
+        round: &'a dyn Fn(f64) -> f64,
+    ) -> impl Iterator<Item = Chunk<'a>> {
         (0..head.steps.div_ceil(self.chunk)).map(move |at| {
             let from = at * self.chunk;
             let steps = self.chunk.min(head.steps - from);
@@ -95,6 +99,7 @@ impl Chunks {
                 from,
                 steps,
                 sub_chunk: self.sub_chunk,
+                round,
                 q: rows(&head.q, head.dk),
                 k: rows(&head.k, head.dk),
                 v: rows(&head.v, head.dv),
@@ -109,6 +114,8 @@ pub(super) struct Chunk<'a> {
     pub(super) from: usize,
     pub(super) steps: usize,
     pub(super) sub_chunk: usize,
+    /// Applied to operands of products of matrices.
+    pub(super) round: &'a dyn Fn(f64) -> f64,
     /// `[steps, dk]`
     pub(super) q: Matrix,
     /// `[steps, dk]`
@@ -135,21 +142,21 @@ impl Chunk<'_> {
     /// Queries as they meet the state before the chunk.
     pub(super) fn q_before(&self) -> Matrix {
         Matrix::new(self.steps, self.head.dk, |i, c| {
-            self.q.at(i, c) * self.decay(0..self.read(i), c)
+            (self.round)(self.q.at(i, c) * self.decay(0..self.read(i), c))
         })
     }
 
     /// Keys as the delta rule looks them up in the state before the chunk.
     pub(super) fn k_before(&self) -> Matrix {
         Matrix::new(self.steps, self.head.dk, |i, c| {
-            self.k.at(i, c) * self.decay(0..i + 1, c)
+            (self.round)(self.k.at(i, c) * self.decay(0..i + 1, c))
         })
     }
 
     /// Keys as they are left in the state after the chunk.
     pub(super) fn k_after(&self) -> Matrix {
         Matrix::new(self.steps, self.head.dk, |i, c| {
-            self.k.at(i, c) * self.decay(i + 1..self.steps, c)
+            (self.round)(self.k.at(i, c) * self.decay(i + 1..self.steps, c))
         })
     }
 
@@ -203,9 +210,10 @@ impl Chunk<'_> {
         let Some(beta) = self.beta() else {
             return self.v.clone();
         };
-        let transform = transform(beta, &self.overlaps().matrix());
-        let w = transform.times(&self.k_before());
-        transform.times(&self.v).minus(&w.times(state))
+        let transform = transform(beta, &self.overlaps().matrix()).map(self.round);
+        let w = transform.times(&self.k_before()).map(self.round);
+        let looked_up = w.times(&state.map(self.round));
+        transform.times(&self.v).minus(&looked_up).map(self.round)
     }
 }
 

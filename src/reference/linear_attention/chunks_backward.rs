@@ -37,10 +37,17 @@ impl Chunks {
     /// and likewise for `K P` and `M` of the delta rule. The last line is the sum over `i >= t` of `Q dQ` minus that
     /// over `j >= t` of `K dK`, of the parts that come from `A`: those `i` and `j` that do not lie on both sides of `t`
     /// cancel. With a bonus, `t` is not among the decays before query `t`.
-    pub(super) fn gradients(self, head: &Head, dout: &[f64], dstate: &[f64]) -> HeadGradients {
+    pub(super) fn gradients(
+        self,
+        head: &Head,
+        dout: &[f64],
+        dstate: &[f64],
+        round: &dyn Fn(f64) -> f64,
+    ) -> HeadGradients {
         let mut result = HeadGradients::zeros(head);
         let mut states = vec![Matrix::of(head.dk, head.dv, &head.state)];
-        for (at, chunk) in self.of(head).enumerate() {
+        let chunks: Vec<Chunk<'_>> = self.of(head, round).collect();
+        for (at, chunk) in chunks.iter().enumerate() {
             let u = chunk.updates(&states[at]);
             states.push(chunk.next(&states[at], &u));
         }
@@ -48,10 +55,9 @@ impl Chunks {
         let mut g = Matrix::of(head.dk, head.dv, dstate);
         if let (Reads::Last, Some(last)) = (&head.reads, states.last()) {
             let q = Matrix::of(head.steps, head.dk, &head.q);
-            result.q = dout.times(&last.transposed()).values;
+            result.q = dout.times(&last.map(round).transposed()).values;
             g = g.plus(&q.transposed().times(&dout));
         }
-        let chunks: Vec<Chunk<'_>> = self.of(head).collect();
         for (chunk, before) in chunks.iter().zip(&states).rev() {
             g = chunk.gradients(&mut result, &dout, before, &g);
         }
@@ -73,15 +79,15 @@ impl Chunk<'_> {
         let Head { dk, dv, .. } = *self.head;
         let dout = Matrix::new(self.steps, dv, |i, e| dout.at(self.from + i, e));
         let u = self.updates(before);
-        let (q_before, k_after) = (self.q_before(), self.k_after());
+        let (before_narrow, g_narrow) = (before.map(self.round), g.map(self.round));
 
-        let mut du = k_after.times(g);
+        let mut du = self.k_after().times(&g_narrow);
         let mut g_before = self.fade(g);
         // in row i, the gradient of the sum of the logarithms up to i
         let mut decay_sums = Matrix::zeros(self.steps, dk);
 
         // what the state after the chunk has of K
-        let from_state = u.times(&g.transposed());
+        let from_state = u.times(&g_narrow.transposed());
         let mut dkey = Matrix::new(self.steps, dk, |j, c| {
             from_state.at(j, c) * self.decay(j + 1..self.steps, c)
         });
@@ -89,10 +95,12 @@ impl Chunk<'_> {
 
         if !matches!(self.head.reads, Reads::Last) {
             let scores = self.scores();
-            du = du.plus(&scores.matrix().transposed().times(&dout));
-            g_before = g_before.plus(&q_before.transposed().times(&dout));
-            let from_scores = scores.gradients(&dout.times(&u.transposed()));
-            let from_state = dout.times(&before.transposed());
+            let a = scores.matrix().map(self.round);
+            du = du.plus(&a.transposed().times(&dout));
+            g_before = g_before.plus(&self.q_before().transposed().times(&dout));
+            let da = dout.times(&u.transposed()).map(self.round);
+            let from_scores = scores.gradients(&da);
+            let from_state = dout.times(&before_narrow.transposed());
             let dq = Matrix::new(self.steps, dk, |i, c| {
                 from_state.at(i, c) * self.decay(0..self.read(i), c)
             });
@@ -114,18 +122,20 @@ impl Chunk<'_> {
 
         if let Some(beta) = self.beta() {
             let overlaps = self.overlaps();
-            let m = overlaps.matrix();
-            let transform = transform(beta, &m);
-            let k_before = self.k_before();
-            let error = self.v.minus(&k_before.times(before)).minus(&m.times(&u));
-            let dv = transform.transposed().times(&du);
+            let exact = overlaps.matrix();
+            let transform = transform(beta, &exact).map(self.round);
+            let (m, k_before) = (exact.map(self.round), self.k_before());
+            let looked_up = k_before.times(&before_narrow).plus(&m.times(&u));
+            let error = self.v.minus(&looked_up);
+            let dv = transform.transposed().times(&du.map(self.round));
+            let dv = dv.map(self.round);
             let du_of_error = du.minus(&m.transposed().times(&dv));
             for i in 0..self.steps {
                 result.beta[self.from + i] = du_of_error.dot(i, &error, i);
             }
-            let dm = Matrix::new(self.steps, self.steps, |i, j| -dv.dot(i, &u, j));
+            let dm = dv.times(&u.transposed()).map(|x| (self.round)(-x));
             let from_overlaps = overlaps.gradients(&dm);
-            let from_state = dv.times(&before.transposed());
+            let from_state = dv.times(&before_narrow.transposed());
             let dlookup = Matrix::new(self.steps, dk, |i, c| {
                 -from_state.at(i, c) * self.decay(0..i + 1, c)
             });

@@ -188,8 +188,8 @@ impl Forward<'_> {
     /// it, the state; and to the result. Sums are exact. Scale, decays and the state that is carried on are in `f32` in
     /// every implementation that works at all, and are not rounded here.
     ///
-    /// How far this lies from [`run`](Self::run) is a yardstick for kernels. A chunked kernel rounds other products,
-    /// of decays with queries and keys and of queries with keys, but not more of them.
+    /// How far this lies from [`run`](Self::run) is a yardstick for kernels. A chunked kernel rounds other products:
+    /// see [`run_chunked_rounded`](Self::run_chunked_rounded).
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -202,8 +202,26 @@ impl Forward<'_> {
     /// # Errors
     /// As [`run`](Self::run), or if a size of `chunks` is 0.
     pub fn run_chunked(&self, chunks: Chunks) -> Result<Output, Mismatch> {
+        self.run_chunked_rounded(chunks, |x| x)
+    }
+
+    /// The chunked algorithm as a naive implementation on tensor cores of a narrow type computes it: `round` is applied
+    /// to all operands of products of matrices, which in the notation of [`Chunks`] are `f(q)`, `f(k)`, `Q P`, `K P`,
+    /// `K P[n] / P`, the factors that `A` and `M` are made of, `A`, `T`, `W = T (K P)`, `U` and `S`; and to the result.
+    /// Sums are exact, and so are `A` and `M` within a sub-chunk, scale, decays and the state that is carried on.
+    ///
+    /// This is the yardstick for what [`run_rounded`](Self::run_rounded) has exactly, which is the final state of the
+    /// linear rule.
+    ///
+    /// # Errors
+    /// As [`run_chunked`](Self::run_chunked).
+    pub fn run_chunked_rounded(
+        &self,
+        chunks: Chunks,
+        round: impl Fn(f64) -> f64,
+    ) -> Result<Output, Mismatch> {
         chunks.check()?;
-        self.run_by(&|x| x, |head| chunks.run(head))
+        self.run_by(&round, |head| chunks.run(head, &round))
     }
 
     /// Gathers each head, runs it by `run`, divides and puts the results where they belong.

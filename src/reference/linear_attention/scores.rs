@@ -58,6 +58,7 @@ impl Scores<'_> {
         let steps = self.chunk.steps;
         let mut drows = Matrix::zeros(steps, k.columns);
         let mut dk = drows.clone();
+        let mut decay_sums = drows.clone();
         for start in (0..steps).step_by(self.chunk.sub_chunk) {
             let end = steps.min(start + self.chunk.sub_chunk);
             let (left, right) = (self.left(start, end), self.right(start));
@@ -66,27 +67,28 @@ impl Scores<'_> {
             for c in 0..k.columns {
                 for j in 0..start {
                     *dk.at_mut(j, c) += dright.at(j, c) * self.chunk.decay(j + 1..start, c);
+                    *decay_sums.at_mut(j, c) -= dright.at(j, c) * right.at(j, c);
                 }
                 for i in start..end {
                     let after = self.chunk.decay(start..self.ends[i], c);
                     *drows.at_mut(i, c) += dleft.at(i - start, c) * after;
+                    let mut passed = dleft.at(i - start, c) * left.at(i - start, c);
                     for j in start..i {
                         let factor = d.at(i, j) * self.between(i, j, c);
-                        *drows.at_mut(i, c) += factor * k.at(j, c);
-                        *dk.at_mut(j, c) += factor * self.rows.at(i, c);
+                        let (row, key) = (self.rows.at(i, c), k.at(j, c));
+                        *drows.at_mut(i, c) += factor * key;
+                        *dk.at_mut(j, c) += factor * row;
+                        passed += factor * key * row;
+                        *decay_sums.at_mut(j, c) -= factor * key * row;
+                    }
+                    // without an end there is no step before, and nothing was passed
+                    if let Some(last) = self.ends[i].checked_sub(1) {
+                        *decay_sums.at_mut(last, c) += passed;
                     }
                 }
             }
         }
-        let mut decay_sums = Matrix::zeros(steps, k.columns);
         for c in 0..k.columns {
-            for i in 0..steps {
-                // without an end there is no step before, and drows is 0
-                if let Some(last) = self.ends[i].checked_sub(1) {
-                    *decay_sums.at_mut(last, c) += self.rows.at(i, c) * drows.at(i, c);
-                }
-                *decay_sums.at_mut(i, c) -= k.at(i, c) * dk.at(i, c);
-            }
             for i in 0..steps {
                 *drows.at_mut(i, c) += d.at(i, i) * self.own[c] * k.at(i, c);
                 *dk.at_mut(i, c) += d.at(i, i) * self.own[c] * self.rows.at(i, c);
@@ -109,14 +111,14 @@ impl Scores<'_> {
     fn left(&self, start: usize, end: usize) -> Matrix {
         Matrix::new(end - start, self.rows.columns, |i, c| {
             let i = start + i;
-            self.rows.at(i, c) * self.chunk.decay(start..self.ends[i], c)
+            (self.chunk.round)(self.rows.at(i, c) * self.chunk.decay(start..self.ends[i], c))
         })
     }
 
     /// The keys before the sub-chunk from `start`, faded until then.
     fn right(&self, start: usize) -> Matrix {
         Matrix::new(start, self.rows.columns, |j, c| {
-            self.chunk.k.at(j, c) * self.chunk.decay(j + 1..start, c)
+            (self.chunk.round)(self.chunk.k.at(j, c) * self.chunk.decay(j + 1..start, c))
         })
     }
 

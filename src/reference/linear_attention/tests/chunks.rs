@@ -226,6 +226,73 @@ fn segments_pass_states_on() {
     }
 }
 
+/// A number of 8 significant bits, as bf16 has.
+fn eight_bits(x: f64) -> f64 {
+    if x == 0.0 {
+        return x;
+    }
+    let unit = (x.abs().log2().floor() - 7.0).exp2();
+    (x / unit).round() * unit
+}
+
+/// Everything is rounded, and no sum over many steps makes more of it: not even for the gradients of strong decays,
+/// which are small beside those of queries and keys.
+#[test]
+fn roundings_of_chunks_stay_small() {
+    for (name, decay_mean, delta, reads) in [
+        ("weak", -0.76, false, Which::Updated),
+        ("strong", -2.0, false, Which::Updated),
+        ("bonus", -1.0, false, Which::Bonus),
+        ("delta", -1.0, true, Which::Updated),
+    ] {
+        let case = Case {
+            name,
+            batch: 1,
+            seqlen: 300,
+            heads: 1,
+            shared: [1; 3],
+            dk: 8,
+            dv: 8,
+            decay: Fades::PerChannel,
+            decay_mean,
+            delta,
+            reads,
+            ..CASE
+        };
+        let mut inputs = Inputs::new(case);
+        for key in inputs.k.chunks_mut(case.dk) {
+            let length = key.iter().map(|x| x * x).sum::<f64>().sqrt();
+            key.iter_mut().for_each(|x| *x /= length);
+        }
+        let near = |what: &str, found: &[f64], expected: &[f64]| {
+            let pairs = found.iter().zip(expected);
+            let distance: f64 = pairs.map(|(x, y)| (x - y).powi(2)).sum();
+            let length: f64 = expected.iter().map(|x| x * x).sum();
+            let error = (distance / length).sqrt();
+            assert!((3e-4..8e-3).contains(&error), "{name}: {what}: {error}");
+        };
+        let (forward, backward) = (inputs.forward(), inputs.backward());
+        let chunks = Chunks::default();
+        let found = forward.run_chunked_rounded(chunks, eight_bits).unwrap();
+        let expected = forward.run().unwrap();
+        near("out", &found.out, &expected.out);
+        near("final_state", &found.final_state, &expected.final_state);
+        let found = backward.run_chunked_rounded(chunks, eight_bits).unwrap();
+        let expected = backward.run().unwrap();
+        near("dq", &found.dq, &expected.dq);
+        near("dk", &found.dk, &expected.dk);
+        near("dv", &found.dv, &expected.dv);
+        let both = found.ddecay.zip(expected.ddecay);
+        let (found_decay, expected_decay) = both.unwrap();
+        near("ddecay", &found_decay, &expected_decay);
+        if let Some((found, expected)) = found.dbeta.zip(expected.dbeta) {
+            near("dbeta", &found, &expected);
+        }
+        let (found, expected) = (found.dinitial_state, expected.dinitial_state);
+        near("dinitial_state", &found, &expected);
+    }
+}
+
 #[test]
 fn chunks_of_no_steps_are_refused() {
     let inputs = Inputs::new(Case {
