@@ -323,7 +323,7 @@ fn rounding_applies_to_products_and_to_what_is_stored() {
         seqlen: 1,
         dz: 1,
         dv: 1,
-        u: &[0.7],
+        u: &[1.3],
         v: &[0.6],
         z: &[1.1],
         quadratic: Pair {
@@ -333,7 +333,7 @@ fn rounding_applies_to_products_and_to_what_is_stored() {
         scale: 1.5,
         ..Forward::default()
     };
-    // q: 1; k: 0.55 -> 0.5; the square of 0.75 is 0.5625 -> 0.5; a = 0.3 -> 0.25; 0.175 -> 0.25
+    // q: 1; k: 0.55 -> 0.5; the square of 0.75 is 0.5625 -> 0.5; a = 0.3 -> 0.25; 0.325 -> 0.25
     assert_eq!(problem.run_rounded(coarse).unwrap(), [0.25]);
     let backward = Backward {
         forward: problem,
@@ -341,11 +341,36 @@ fn rounding_applies_to_products_and_to_what_is_stored() {
     };
     let gradients = backward.run_rounded(coarse).unwrap();
     assert_eq!(gradients.du, [0.25]); // 1.3 * 0.25 = 0.325
-    assert_eq!(gradients.dv, [0.5]); // da = 0.91 -> 1; 0.5 * 1
-    // dx: 2 * 0.75 * 1 * 0.6 = 0.9 -> 1; dq = 1.5 * 0.5, dk = 1.5 * 1; dz = 0.75 + 0.5 * 1.5
-    assert_eq!(gradients.dz, [1.5]);
-    assert_near(&gradients.quadratic.q.dgamma, &[1.1 * 0.75]);
-    assert_near(&gradients.quadratic.k.dbeta, &[1.5]);
+    assert_eq!(gradients.dv, [1.0]); // da = 1.69 -> 1.75; 0.5 * 1.75 = 0.875
+    // dx: 2 * 0.75 * 1.75 * 0.6 = 1.575 -> 1.5; dq = 1.5 * 1.5 * 0.5, dk = 1.5 * 1.5; dz = 1.125 + 0.5 * 2.25
+    assert_eq!(gradients.dz, [2.25]);
+    assert_near(&gradients.quadratic.q.dgamma, &[1.1 * 1.125]);
+    assert_near(&gradients.quadratic.k.dbeta, &[2.25]);
+
+    let linear = Forward {
+        u: &[1.0],
+        quadratic: Pair {
+            q: affine(zero),
+            k: affine(zero),
+        },
+        mixed: Some(Mixed {
+            chunk: 1,
+            linear: problem.quadratic,
+            scale: 1.3,
+        }),
+        ..problem
+    };
+    // the state: 0.5 * 0.6 -> 0.25; 1.3 * 0.25 = 0.325
+    assert_eq!(linear.run_rounded(coarse).unwrap(), [0.25]);
+    let backward = Backward {
+        forward: linear,
+        dout: &[1.3],
+    };
+    let gradients = backward.run_rounded(coarse).unwrap();
+    // da = 1.25; the gradient of the state: 1.3 * 1.25 = 1.625 -> 1.75
+    assert_eq!(gradients.dv, [1.0]); // 1.75 * 0.5 = 0.875
+    // dq = 1.3 * 0.25 * 1.25 = 0.406, dk = 1.75 * 0.6; dz = 0.406 + 0.5 * 1.05 = 0.931
+    assert_eq!(gradients.dz, [1.0]);
 }
 
 #[test]

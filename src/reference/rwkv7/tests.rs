@@ -225,27 +225,27 @@ fn rounding_applies_to_products_and_to_results() {
         k: &[0.5],
         v: &[0.7],
         a: &[-0.6],
-        b: &[1.0],
+        b: &[0.6],
         initial_state: Some(&[0.9]),
         cu_seqlens: None,
     };
-    // the state is looked up as 1: -0.6 -> -0.5; 0.9 - 0.5 + 0.35 = 0.75
+    // the state is looked up as 1: -0.6 -> -0.5; 0.9 - 0.3 + 0.35 = 0.95 is read as 1
     let result = problem.run_rounded(coarse).unwrap();
-    assert_eq!(result.out, [0.75]);
-    assert!((result.final_state[0] - 0.75).abs() < 1e-15);
+    assert_eq!(result.out, [1.0]);
+    assert!((result.final_state[0] - 0.95).abs() < 1e-15);
     let backward = Backward {
         forward: problem,
         dout: &[1.1],
         dfinal_state: None,
     };
     let gradients = backward.run_rounded(coarse).unwrap();
-    // G = 1.1 is multiplied as 1
+    // G = 1.1 is multiplied as 1, and G^T b = 0.6 becomes 0.5
     assert_eq!(gradients.dk, [0.75]); // 0.7
     assert_eq!(gradients.dv, [0.5]);
-    assert_eq!(gradients.da, [1.0]);
+    assert_eq!(gradients.da, [0.5]);
     assert_eq!(gradients.db, [-0.5]);
     assert!((gradients.ddecay[0] - 0.99).abs() < 1e-15);
-    assert!((gradients.dinitial_state[0] - (1.1 - 0.6)).abs() < 1e-15);
+    assert!((gradients.dinitial_state[0] - (1.1 - 0.3)).abs() < 1e-15);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod chunks;
 mod forward;
 mod gradients;
+mod rounding;
 
 use super::{Backward, Chunks, Decay, FeatureMap, Forward, Readout, Rule};
 use crate::reference::differences::noise;
