@@ -15,6 +15,7 @@ mod bench;
 mod causal_conv1d;
 mod cublas;
 mod gemm;
+mod selective_scan;
 mod support;
 
 use std::error::Error;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
+use seqmix::selective_scan::SelectiveScan;
 
 use cublas::Cublas;
 
@@ -31,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let attention = Attention::new(&context)?;
     let conv = CausalConv1d::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
+    let scan = SelectiveScan::new(&context)?;
     match driver {
         Driver::Cuda => {
             let mut gpu = support::Gpu::new(&context)?;
@@ -51,6 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
+            bench::time::<selective_scan::Shape>(&mut criterion, &gpu, &scan);
             criterion.final_summary();
         }
         Driver::Emulator => {
@@ -61,6 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
+            bench::count::<selective_scan::Shape>(&stream, &filter, &scan)?;
         }
     }
     Ok(())

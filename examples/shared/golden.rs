@@ -3,6 +3,8 @@
 
 #[path = "golden/causal_conv1d.rs"]
 mod causal_conv1d;
+#[path = "golden/selective_scan.rs"]
+mod selective_scan;
 #[path = "golden/ssd.rs"]
 mod ssd;
 
@@ -18,6 +20,7 @@ use seqmix::attention::{Attention, Bias, Config, Forward, ForwardVarlen, Mask};
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
 use seqmix::gemm::{self, Activation, Addend, Epilogue, Gemm, Multiply};
+use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, Error, Half, Tensor, Workspace};
 use serde_json::Value;
@@ -82,15 +85,19 @@ pub(crate) struct Ops {
     attention: Attention,
     causal_conv1d: CausalConv1d,
     gemm: Gemm,
+    selective_scan: SelectiveScan,
     ssd: Ssd,
 }
 
 /// The ops that have kernels.
-const OPS: [&str; 5] = [
+const OPS: [&str; 8] = [
     "attention_forward",
     "causal_conv1d_forward",
     "causal_conv1d_backward",
     "gemm",
+    "selective_scan_forward",
+    "selective_scan_backward",
+    "selective_scan_step",
     "ssd_forward",
 ];
 
@@ -115,6 +122,7 @@ impl Ops {
             attention: Attention::new(context)?,
             causal_conv1d: CausalConv1d::new(context)?,
             gemm: Gemm::new(context)?,
+            selective_scan: SelectiveScan::new(context)?,
             ssd: Ssd::new(context)?,
         })
     }
@@ -223,6 +231,23 @@ impl Case {
                 self.causal_conv1d_backward::<bf16>(ops)
             }
             ("causal_conv1d_backward", Some(Dtype::F32)) => self.causal_conv1d_backward::<f32>(ops),
+            ("selective_scan_forward", Some(Dtype::F16)) => self.selective_scan_forward::<f16>(ops),
+            ("selective_scan_forward", Some(Dtype::BF16)) => {
+                self.selective_scan_forward::<bf16>(ops)
+            }
+            ("selective_scan_forward", Some(Dtype::F32)) => self.selective_scan_forward::<f32>(ops),
+            ("selective_scan_backward", Some(Dtype::F16)) => {
+                self.selective_scan_backward::<f16>(ops)
+            }
+            ("selective_scan_backward", Some(Dtype::BF16)) => {
+                self.selective_scan_backward::<bf16>(ops)
+            }
+            ("selective_scan_backward", Some(Dtype::F32)) => {
+                self.selective_scan_backward::<f32>(ops)
+            }
+            ("selective_scan_step", Some(Dtype::F16)) => self.selective_scan_step::<f16>(ops),
+            ("selective_scan_step", Some(Dtype::BF16)) => self.selective_scan_step::<bf16>(ops),
+            ("selective_scan_step", Some(Dtype::F32)) => self.selective_scan_step::<f32>(ops),
             ("ssd_forward", Some(Dtype::F16)) => self.ssd_forward::<f16>(ops),
             ("ssd_forward", Some(Dtype::BF16)) => self.ssd_forward::<bf16>(ops),
             (op, dtype) if !OPS.contains(&op) => unsupported(format!(
@@ -232,13 +257,13 @@ impl Case {
             (op, Some(other)) => unsupported(format!(
                 "no {op} kernel for {other:?}; there are F16 and BF16"
             )),
-            (_, None) => Err(Failure::Unreadable("no tensor q, a or x".into())),
+            (_, None) => Err(Failure::Unreadable("no tensor q, a, x or u".into())),
         }
     }
 
     /// The dtype of the first operand, which is that of the case.
     fn half(&self) -> Option<Dtype> {
-        let names = ["q", "a", "x"].into_iter();
+        let names = ["q", "a", "x", "u"].into_iter();
         let first = names.filter_map(|name| self.get(name)).next();
         first.map(|tensor| tensor.dtype)
     }

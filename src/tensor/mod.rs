@@ -203,6 +203,19 @@ impl<'a, T, const N: usize> TensorRef<'a, T, N> {
         Self { layout, ..self }
     }
 
+    /// The same memory, from the first element on, with another shape and other strides: so an axis of one
+    /// element appears or goes, two axes become one, or one stands for many with a stride of 0.
+    ///
+    /// # Errors
+    /// As [`TensorRef::new`].
+    pub fn as_strided<const M: usize>(
+        self,
+        shape: [usize; M],
+        strides: [usize; M],
+    ) -> Result<TensorRef<'a, T, M>> {
+        TensorRef::new(self.slice, shape, strides)
+    }
+
     /// Elements along each axis.
     pub fn shape(&self) -> [usize; N] {
         self.layout.shape
@@ -271,6 +284,18 @@ impl<'a, T, const N: usize> TensorMut<'a, T, N> {
     pub fn transposed(self) -> Self {
         let layout = self.layout.transposed();
         Self { layout, ..self }
+    }
+
+    /// The same memory, from the first element on, with another shape and other strides.
+    ///
+    /// # Errors
+    /// As [`TensorMut::new`].
+    pub fn as_strided<const M: usize>(
+        self,
+        shape: [usize; M],
+        strides: [usize; M],
+    ) -> Result<TensorMut<'a, T, M>> {
+        TensorMut::new(self.slice, shape, strides)
     }
 
     /// Elements along each axis.

@@ -119,6 +119,25 @@ fn causal_conv1d_keeps_every_bound() {
     }
 }
 
+#[test]
+fn selective_scan_keeps_every_bound() {
+    let ops = Ops::new(&device().context).unwrap();
+    let forward = cases("selective_scan_forward", 4).into_iter();
+    let all = forward.map(|case| (case, 2));
+    let backward = cases("selective_scan_backward", 2).into_iter();
+    let all = all.chain(backward.map(|case| (case, 8)));
+    let step = cases("selective_scan_step", 2).into_iter();
+    for ((name, case), tensors) in all.chain(step.map(|case| (case, 2))) {
+        let outputs = case.run(&ops);
+        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let verdicts = case.judge(&outputs, false).unwrap();
+        assert_eq!(verdicts.len(), tensors, "{name}");
+        for (tensor, verdict) in verdicts {
+            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+        }
+    }
+}
+
 /// Runs the reference on a case of gemm.
 fn run_gemm_reference(case: &Case) -> Vec<f64> {
     let values = |name| case.get(name).map(|stored| stored.values().unwrap());

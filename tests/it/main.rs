@@ -19,5 +19,6 @@ mod gemm;
 mod golden_cases;
 mod golden_references;
 mod planted;
+mod selective_scan;
 mod ssd;
 mod support;

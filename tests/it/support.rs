@@ -1,5 +1,6 @@
 //! What the tests of every op need: the device, and tensors that notice what they should not.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use cuda_emulator::Driver;
@@ -7,6 +8,7 @@ use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
+use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
 
@@ -19,6 +21,7 @@ pub(crate) struct Device {
     pub(crate) attention: Attention,
     pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
+    pub(crate) selective_scan: SelectiveScan,
     pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
     /// has begun: the first lives as long as all tests.
@@ -40,6 +43,7 @@ pub(crate) fn device() -> &'static Device {
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
             _first_stream: context.new_stream().unwrap(),
@@ -48,6 +52,7 @@ pub(crate) fn device() -> &'static Device {
             attention,
             causal_conv1d,
             gemm,
+            selective_scan,
             ssd,
         }
     })
@@ -117,6 +122,13 @@ impl<const N: usize> Place<N> {
         Self { shape, ..place }
     }
 
+    /// Where a range of an axis begins, and its shape.
+    fn part(&self, axis: usize, range: Range<usize>) -> (usize, [usize; N]) {
+        let mut shape = self.shape;
+        shape[axis] = range.len();
+        (self.offset + range.start * self.strides[axis], shape)
+    }
+
     /// Where the elements lie in the buffer, in row-major order.
     fn elements(&self) -> Vec<usize> {
         let mut at = vec![self.offset];
@@ -176,6 +188,17 @@ impl<T: Element, const N: usize> Placed<T, N> {
             ..
         } = self.place;
         TensorMut::new(self.buffer.slice_mut(offset..), shape, strides).unwrap()
+    }
+
+    /// The indices of this range of an axis.
+    pub(crate) fn part(&self, axis: usize, range: Range<usize>) -> TensorRef<'_, T, N> {
+        let (offset, shape) = self.place.part(axis, range);
+        TensorRef::new(self.buffer.slice(offset..), shape, self.place.strides).unwrap()
+    }
+
+    pub(crate) fn part_mut(&mut self, axis: usize, range: Range<usize>) -> TensorMut<'_, T, N> {
+        let (offset, shape) = self.place.part(axis, range);
+        TensorMut::new(self.buffer.slice_mut(offset..), shape, self.place.strides).unwrap()
     }
 
     /// The elements in row-major order, after a check that nothing beside them was written.

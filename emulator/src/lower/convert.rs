@@ -162,7 +162,11 @@ pub(super) fn cvt<'t>(
         relu,
         flush,
     };
-    let a = l.source(&operands[1], from.bytes() == 8)?;
+    // the manual lets a register be wider than the integer that is read
+    let a = match from.bytes() == 8 || from.is_float() {
+        true => l.source(&operands[1], from.bytes() == 8)?,
+        false => l.low(&operands[1])?,
+    };
     Ok(Code::Convert {
         convert,
         d: l.out(&operands[0], to.bytes() == 8)?,

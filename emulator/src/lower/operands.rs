@@ -177,6 +177,17 @@ impl<'t> Lowerer<'t> {
         matches!(operand, Operand::Name(name) if matches!(self.register(name), Some((Kind::Wide, _))))
     }
 
+    /// A source of an integer of at most 32 bits, which may be the low half of a 64-bit register.
+    pub(super) fn low(&mut self, operand: &Operand<'t>) -> Lowered<Slot> {
+        match operand {
+            Operand::Name(name) => match self.register(name) {
+                Some((Kind::Wide, row)) => Ok(row as Slot),
+                _ => self.narrow(operand),
+            },
+            _ => self.narrow(operand),
+        }
+    }
+
     /// A destination of at most 32 bits.
     pub(super) fn narrow_out(&mut self, operand: &Operand<'t>) -> Lowered<Slot> {
         match operand {

@@ -1,0 +1,199 @@
+//! Scans, each compared with the reference.
+
+use half::{bf16, f16};
+
+use super::problem::Problem;
+use super::{Across, Case, Steps, Weight};
+use crate::naive::Number;
+use crate::support::device;
+
+fn check<T: Number>(case: Case) {
+    let stream = device().stream();
+    Problem::<T>::new(case, &stream).check_forward(&device().selective_scan);
+}
+
+/// In every type.
+fn check_all(case: Case) {
+    check::<f16>(case);
+    check::<bf16>(case);
+    check::<f32>(case);
+}
+
+#[test]
+fn a_mamba_layer() {
+    check_all(Case::of(2, 64, 64, 16));
+    check_all(Case::of(2, 64, 64, 16).across());
+    check_all(Case::bare(1, 64, 64, 16));
+}
+
+/// Around the tiles of 16 and 32 steps.
+#[test]
+fn every_length() {
+    for seqlen in [
+        1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129,
+    ] {
+        check::<f16>(Case::of(2, 12, seqlen, 16));
+        check::<bf16>(Case::of(1, 12, seqlen, 16).across().reversed());
+        check::<f32>(Case::of(1, 5, seqlen, 16).reversed());
+    }
+}
+
+/// Around the blocks of 16, 32 and 64 channels.
+#[test]
+fn every_number_of_channels() {
+    for dim in [1, 7, 8, 9, 16, 63, 64, 65, 130] {
+        check::<f16>(Case::of(1, dim, 40, 16));
+        check::<f32>(Case::of(1, dim, 40, 16).across());
+    }
+}
+
+#[test]
+fn every_state_size() {
+    for dstate in [
+        1, 2, 3, 4, 5, 8, 12, 16, 17, 24, 32, 40, 64, 65, 100, 128, 200, 256,
+    ] {
+        let case = Case::of(1, 20, 40, dstate);
+        check::<bf16>(case);
+        check::<f16>(case.across());
+        check::<f32>(case.reversed());
+    }
+}
+
+#[test]
+fn complex_numbers() {
+    for dstate in [1, 2, 7, 16, 32, 33, 64, 128] {
+        let case = Case::of(1, 20, 40, dstate).complex();
+        check::<f16>(case);
+        check::<f32>(case.across());
+        check::<bf16>(case.reversed());
+    }
+}
+
+#[test]
+fn constant_coefficients() {
+    for dstate in [1, 4, 16, 40, 64, 100, 256] {
+        for (b, c) in [(None, None), (None, Some(Steps)), (Some(Across), None)] {
+            let case = Case {
+                b,
+                c,
+                ..Case::of(2, 40, 35, dstate)
+            };
+            check::<f16>(case);
+            if dstate <= 128 {
+                check::<f32>(case.complex());
+            }
+        }
+    }
+}
+
+#[test]
+fn groups() {
+    for (dim, groups) in [(128, 2), (24, 3), (96, 96), (130, 2)] {
+        let case = Case {
+            groups,
+            ..Case::of(2, dim, 33, 16)
+        };
+        check::<f16>(case);
+        check::<f32>(case.across());
+    }
+}
+
+/// Rows that are not aligned, and tensors that lie in different ways.
+#[test]
+fn any_layout() {
+    for (padding, shift) in [(0, 1), (1, 0), (4, 4), (8, 8), (3, 5)] {
+        let case = Case {
+            padding,
+            shift,
+            ..Case::of(2, 24, 48, 16)
+        };
+        check_all(case);
+        check_all(case.across());
+        check::<f16>(case.across().reversed());
+    }
+    for (elements, b, c) in [
+        (Steps, Across, Steps),
+        (Across, Steps, Steps),
+        (Steps, Across, Across),
+    ] {
+        let case = Case {
+            elements,
+            b: Some(b),
+            c: Some(c),
+            ..Case::of(2, 24, 48, 16)
+        };
+        check_all(case);
+    }
+}
+
+#[test]
+fn each_option_alone() {
+    let bare = Case::bare(1, 20, 50, 16);
+    let softplus = Case::of(1, 20, 50, 16).config;
+    for case in [
+        Case {
+            config: softplus,
+            ..bare
+        },
+        Case {
+            d: Some(Weight::F32),
+            ..bare
+        },
+        Case {
+            d: Some(Weight::Same),
+            delta_bias: Some(Weight::Same),
+            config: softplus,
+            ..bare
+        },
+        Case { z: true, ..bare },
+        Case {
+            states: true,
+            ..bare
+        },
+    ] {
+        check::<f16>(case);
+        check::<f32>(case);
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths() {
+    for cu_seqlens in [
+        &[0, 70] as &[i32],
+        &[0, 5, 5, 37, 70],
+        &[0, 0, 1, 2, 34, 66, 70, 70],
+        &[0, 16, 32, 48, 64, 70],
+    ] {
+        let case = Case {
+            cu_seqlens: Some(cu_seqlens),
+            ..Case::of(1, 20, 70, 16)
+        };
+        check_all(case);
+        check_all(case.across().reversed());
+        check::<f16>(case.segments(3));
+        check::<f32>(case.segments(2).reversed());
+        check::<bf16>(case.complex());
+    }
+}
+
+/// More segments than a sequence has tiles leave some empty.
+#[test]
+fn segments() {
+    for segments in [1, 2, 3, 5, 16] {
+        for seqlen in [1, 31, 64, 150] {
+            let case = Case::of(2, 20, seqlen, 16).segments(segments);
+            check::<f16>(case);
+            check::<f32>(case.reversed());
+            check::<bf16>(case.across());
+            check::<f32>(case.complex());
+        }
+    }
+}
+
+#[test]
+fn nothing_to_scan() {
+    check::<f16>(Case::of(2, 20, 0, 16));
+    check::<f32>(Case::of(0, 20, 30, 16));
+    check::<f32>(Case::of(2, 0, 30, 16));
+    check::<f16>(Case::of(2, 20, 0, 16).segments(3));
+}
