@@ -48,11 +48,10 @@ impl Matrix {
     /// The product of two matrices.
     pub(super) fn times(&self, other: &Self) -> Self {
         let mut result = Self::zeros(self.rows, other.columns);
-        for i in 0..self.rows {
-            for k in 0..self.columns {
-                let factor = self.at(i, k);
-                for j in 0..other.columns {
-                    *result.at_mut(i, j) += factor * other.at(k, j);
+        for (i, sums) in result.values.chunks_mut(other.columns.max(1)).enumerate() {
+            for (k, factor) in self.row(i).iter().enumerate() {
+                for (sum, x) in sums.iter_mut().zip(other.row(k)) {
+                    *sum += factor * x;
                 }
             }
         }
