@@ -29,7 +29,7 @@ params! {
         pub dinitial_state: States,
         /// For several segments: gradients of states.
         pub segments: Segments,
-        /// As [`ForwardParams::checkpoints`].
+        /// As [`ForwardParams::checkpoints`](super::ForwardParams::checkpoints).
         pub checkpoints: u64,
         /// Address of `[batch, blocks of channels, seqlen, 2, states]` of f32: each block's sums of dB and
         /// dC; 0 if neither is wanted, or both are constant.
@@ -39,7 +39,7 @@ params! {
         pub of_states: u64,
         /// Address of `[2, sequences, segments, dim]` of f32: sums of dD and `ddelta_bias`.
         pub of_channels: u64,
-        /// As [`ForwardParams::pass`].
+        /// As [`ForwardParams::pass`](super::ForwardParams::pass).
         pub pass: i64,
     }
 }
@@ -89,7 +89,7 @@ const fn backward(
     }
 }
 
-/// As [`FORWARD`].
+/// As [`FORWARD`](super::FORWARD).
 ///
 /// Registers decide: of each state and step of a part a lane holds a decay and what it left, besides the
 /// state, its gradient, A and dA. Two channels a lane halve what it costs to add dB and dC over channels.
