@@ -16,6 +16,7 @@ mod causal_conv1d;
 mod cublas;
 mod gemm;
 mod selective_scan;
+mod ssd;
 mod support;
 
 use std::error::Error;
@@ -25,6 +26,7 @@ use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::selective_scan::SelectiveScan;
+use seqmix::ssd::Ssd;
 
 use cublas::Cublas;
 
@@ -32,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (context, driver) = device::open()?;
     let attention = Attention::new(&context)?;
     let conv = CausalConv1d::new(&context)?;
+    let ssd = Ssd::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
     match driver {
@@ -56,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
+            bench::time::<ssd::Shape>(&mut criterion, &gpu, &ssd);
             criterion.final_summary();
         }
         Driver::Emulator => {
@@ -68,6 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
+            bench::count::<ssd::Shape>(&stream, &filter, &ssd)?;
         }
     }
     Ok(())

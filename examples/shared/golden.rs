@@ -90,14 +90,16 @@ pub(crate) struct Ops {
 }
 
 /// The ops that have kernels.
-const OPS: [&str; 7] = [
+const OPS: [&str; 9] = [
     "attention_forward",
     "causal_conv1d_forward",
     "causal_conv1d_backward",
     "gemm",
     "selective_scan_forward",
     "selective_scan_backward",
+    "selective_scan_step",
     "ssd_forward",
+    "ssd_backward",
 ];
 
 /// Where the golden cases are: tests/golden of the working directory, else of a folder above this program, else
@@ -244,8 +246,15 @@ impl Case {
             ("selective_scan_backward", Some(Dtype::F32)) => {
                 self.selective_scan_backward::<f32>(ops)
             }
+            ("selective_scan_step", Some(Dtype::F16)) => self.selective_scan_step::<f16>(ops),
+            ("selective_scan_step", Some(Dtype::BF16)) => self.selective_scan_step::<bf16>(ops),
+            ("selective_scan_step", Some(Dtype::F32)) => self.selective_scan_step::<f32>(ops),
             ("ssd_forward", Some(Dtype::F16)) => self.ssd_forward::<f16>(ops),
             ("ssd_forward", Some(Dtype::BF16)) => self.ssd_forward::<bf16>(ops),
+            ("ssd_forward", Some(Dtype::F32)) => self.ssd_forward::<f32>(ops),
+            ("ssd_backward", Some(Dtype::F16)) => self.ssd_backward::<f16>(ops),
+            ("ssd_backward", Some(Dtype::BF16)) => self.ssd_backward::<bf16>(ops),
+            ("ssd_backward", Some(Dtype::F32)) => self.ssd_backward::<f32>(ops),
             (op, dtype) if !OPS.contains(&op) => unsupported(format!(
                 "no kernel for the op {op}, {dtype:?}; there are {}",
                 OPS.join(", ")

@@ -1,5 +1,5 @@
 // Passes states from segment to segment: from those after segments that begin with zeros to those
-// before each segment.
+// before each segment, in the order of the walk.
 //
 // grid    x: parts of a head's state; y: heads; z: sequences
 // thread  owns four neighbouring numbers of the state, and walks over the segments
@@ -27,16 +27,17 @@ struct Carry {
         const Sequence all = sequence_of(params.cu_seqlens, params.steps, params.segment,
                                          static_cast<int>(blockIdx.z));
         float4 state = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (params.initial.at != nullptr) {
+        if (params.before.at != nullptr) {
             state = *reinterpret_cast<const float4*>(
-                params.initial.at + blockIdx.z * params.initial.sequence_stride +
-                blockIdx.y * params.initial.head_stride +
-                at / params.dstate * params.initial.channel_stride + at % params.dstate);
+                params.before.at + blockIdx.z * params.before.sequence_stride +
+                blockIdx.y * params.before.head_stride +
+                at / params.dstate * params.before.channel_stride + at % params.dstate);
         }
-        for (int segment = 0; segment < all.segments; ++segment) {
+        for (int n = 0; n < all.segments; ++n) {
+            const int segment = params.backward != 0 ? all.segments - 1 - n : n;
             const int64_t head = (all.slot + segment) * params.heads + blockIdx.y;
-            auto* slot = reinterpret_cast<float4*>(params.states + head * params.head_size + at);
-            if (segment + 1 < all.segments) {
+            auto* slot = reinterpret_cast<float4*>(params.segments + head * params.head_size + at);
+            if (n + 1 < all.segments) {
                 const float decay = params.decays[head];
                 const float4 end = *slot;
                 *slot = state;
@@ -45,7 +46,7 @@ struct Carry {
                 state.z = decay * state.z + end.z;
                 state.w = decay * state.w + end.w;
             } else {
-                *slot = state;  // nothing was computed of the last segment
+                *slot = state;  // nothing was computed of the last one
             }
         }
     }

@@ -3,7 +3,7 @@
 //
 // grid    x: blocks of slices, group by group; y: segments; z: sequences
 // block   takes kChunk steps at a time: scores = (C B^T) * decay * dt', for each slice
-// warp    owns 16 steps of C B^T, and 16 * Tiles channels of one slice: their state, which stays in
+// warp    owns 16 steps of C B^T, or a part of their columns, and 16 * Tiles channels of one slice: their state, which stays in
 //         registers, and their outputs
 // lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
 //
@@ -18,6 +18,8 @@
 #include "common/numeric.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
+#include "ssd/gate.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/range.cuh"
@@ -37,11 +39,19 @@ struct Forward {
     static constexpr int kThreads = Slices::kThreads;
     static constexpr int kSlices = Slices::kCount;
     static constexpr int kWarpChannels = Slices::kWarpChannels;
-    static_assert(16 * Slices::kWarps == kChunk, "a warp owns 16 steps of C B^T");
+
+    static constexpr int kChunk = seqmix::ssd::kChunk<Element>;
+    static constexpr int kSlice = seqmix::ssd::kSlice<Element>;
+    static constexpr int kElements = 16 / sizeof(Element);  // of 16 bytes
+    static constexpr int kRowWarps = kChunk / 16;
+    static constexpr int kColumnWarps = Slices::kWarps / kRowWarps;
+    static_assert(kRowWarps * kColumnWarps == Slices::kWarps, "each warp owns as much of C B^T");
+    static_assert(kColumnWarps == 1 || !kNarrow<Element>, "a warp knows the largest of a row");
 
     // Outputs are computed for half a chunk at a time: the state and 64 steps would not leave
     // enough registers.
     static constexpr int kHalf = kChunk / 2;
+    static constexpr int kProducts = kChunk / kColumnWarps / 8;  // of 16x8, of C B^T
     static constexpr int kRowTiles = kHalf / 16;
     static constexpr int kColumns = kWarpChannels / 8;
 
@@ -60,7 +70,7 @@ struct Forward {
         // z of half a chunk, and then its outputs on their way to global memory; a warp reads and
         // writes its own channels only
         GateTile gate[kSlices];
-        Steps steps[kSlices];
+        Steps<kChunk> steps[kSlices];
         float skip[kSlices][kSlice];         // D
         float score_units[kSlices][kChunk];  // what scores were divided by, if kNarrow
     };
@@ -81,8 +91,8 @@ struct Forward {
         if (chunks > 0) {
             fetch(layer, place, smem, 0);
             fetch_gate(layer, place, smem, 0);
-            Slices::template scan<Element>(smem.steps, layer,
-                                           Slices::template inputs<Element>(layer, place, 0),
+            Slices::scan(smem.steps, layer,
+                                           Slices::inputs(layer, place, 0),
                                            place.steps);
             load_skip(layer, smem);
         }
@@ -97,9 +107,9 @@ struct Forward {
             __syncthreads();  // all tiles, and decays of the steps, before they are read
             multiply_scores(smem);
             const StepInputs next =
-                Slices::template inputs<Element>(layer, place, (chunk + 1) * kChunk);
+                Slices::inputs(layer, place, (chunk + 1) * kChunk);
             __syncthreads();  // the scores of all warps, before each reads those of its slice
-            const Steps& steps = smem.steps[Slices::of_warp()];
+            const Steps<kChunk>& steps = smem.steps[Slices::of_warp()];
             const float unit = state.fit();
 #pragma unroll 1
             for (int half = 0; half < 2 && half * kHalf < rows; ++half) {
@@ -111,7 +121,7 @@ struct Forward {
                 __syncwarp();  // every lane's part of z, before it is read
                 finish(y, smem, layer.z.at != nullptr, half);
                 store(params, place, smem, chunk * kChunk + half * kHalf);
-                __syncwarp();  // the outputs have been read, before z overwrites them
+                // a lane overwrites the outputs that it has read itself
                 fetch_gate(layer, place, smem, chunk * kChunk + (half + 1) * kHalf);
             }
             state.advance(smem.x[Slices::of_warp()], Slices::warp_channel(), smem.b, steps.weight,
@@ -122,7 +132,7 @@ struct Forward {
             __syncthreads();  // all have read the chunk's tiles and decays, before the next ones
             if (chunk + 1 < chunks) {
                 fetch(layer, place, smem, (chunk + 1) * kChunk);
-                Slices::template scan<Element>(smem.steps, layer, next, rows - kChunk);
+                Slices::scan(smem.steps, layer, next, rows - kChunk);
             }
         }
         if (place.last && params.last.at != nullptr) {
@@ -153,11 +163,11 @@ struct Forward {
     __device__ __forceinline__ static void fetch(const Layer& layer, const Place& place, Smem& smem,
                                                  int step) {
         const int rows = place.steps - step;
-        const int group = group_of_block(layer, kSlices);
+        const int group = Slices::group(layer);
         const auto coefficients = [&](const CoefficientTile& tile, const Rows& from) {
             const Element* first = row_of<const Element>(from, place.start + step, group);
             CoefficientCopy::start(tile, CoefficientCopy::source(first, from.step_stride),
-                                   from.step_stride, rows, layer.dstate / 8);
+                                   from.step_stride, rows, layer.dstate / kElements);
         };
         coefficients(smem.b, layer.b);
         coefficients(smem.c, layer.c);
@@ -167,24 +177,9 @@ struct Forward {
             const Element* first =
                 row_of<const Element>(layer.x, place.start + step, slice.head) + slice.channel;
             ChannelCopy::start(smem.x[i], ChannelCopy::source(first, layer.x.step_stride),
-                               layer.x.step_stride, rows, slice.channels / 8);
+                               layer.x.step_stride, rows, slice.channels / kElements);
         }
         commit_copies();
-    }
-
-    // Calls with(row, chunk) for the chunks of 16 bytes of the warp's channels in half a chunk of
-    // steps, each in one lane. The rows that eight neighbouring lanes take differ in their swizzles
-    // as much as in their columns, so that their accesses have no bank conflicts.
-    template <typename With>
-    __device__ __forceinline__ static void for_each_chunk(const With& with) {
-        constexpr int kOwn = kWarpChannels / 8;  // chunks of a row: eight lanes take 8 / kOwn rows
-#pragma unroll
-        for (int pass = 0; pass < kHalf * kOwn / 32; ++pass) {
-            const int eight = 4 * pass + lane_of_warp() / 8;
-            const int lane = lane_of_warp() % 8;
-            const int row = eight / kOwn * 8 + eight % kOwn + lane / kOwn * kOwn;
-            with(row, Slices::warp_channel() / 8 + lane % kOwn);
-        }
     }
 
     // Starts the copy of the warp's channels of z, of the half chunk that begins `step` steps into
@@ -197,10 +192,10 @@ struct Forward {
         const Slice slice = Slices::slice(layer, Slices::of_warp());
         const Element* from =
             row_of<const Element>(layer.z, place.start + step, slice.head) + slice.channel;
-        for_each_chunk([&](int row, int chunk) {
-            const bool valid = step + row < place.steps && 8 * chunk < slice.channels;
+        Slices::template for_each_chunk<kHalf>([&](int row, int chunk) {
+            const bool valid = step + row < place.steps && kElements * chunk < slice.channels;
             copy16_async(smem.gate[Slices::of_warp()].address(row, chunk),
-                         from + row * layer.z.step_stride + 8 * chunk, valid);
+                         from + row * layer.z.step_stride + kElements * chunk, valid);
         });
         commit_copies();
     }
@@ -219,28 +214,29 @@ struct Forward {
 
     // scores = (C B^T) * decay * dt', of the warp's 16 steps and all steps up to them.
     __device__ __forceinline__ static void multiply_scores(Smem& smem) {
-        const int warp = warp_of_block();
-        const auto c_operand = operand_by_rows(smem.c, 16 * warp);
-        const auto b_operand = operand_by_columns(smem.b, 0);
-        float products[kChunk / 8][4] = {};
+        const int tile = warp_of_block() % kRowWarps;
+        const int start = kChunk / kColumnWarps * (warp_of_block() / kRowWarps);
+        const auto c_operand = by_rows(smem.c, 16 * tile);
+        const auto b_operand = by_columns(smem.b, start);
+        float products[kProducts][4] = {};
 #pragma unroll
         for (int step = 0; step < Size / 16; ++step) {
-            uint32_t c[4];
-            load_matrices(c, c_operand.address(0, step));
+            Pair<Element> c[4];
+            c_operand.load(c, 0, step);
 #pragma unroll
-            for (int pair = 0; pair < kChunk / 16; ++pair) {
-                if (pair <= warp) {  // later steps do not act on earlier ones
-                    uint32_t b[4];
-                    load_matrices(b, b_operand.address(16 * pair, step));
-                    multiply<Element>(products[2 * pair], c, b[0], b[1]);
-                    multiply<Element>(products[2 * pair + 1], c, b[2], b[3]);
+            for (int pair = 0; pair < kProducts / 2; ++pair) {
+                if (start / 16 + pair <= tile) {  // later steps do not act on earlier ones
+                    Pair<Element> b[4];
+                    b_operand.load(b, 16 * pair, step);
+                    multiply_pairs<Element>(products[2 * pair], c, b[0], b[1]);
+                    multiply_pairs<Element>(products[2 * pair + 1], c, b[2], b[3]);
                 }
             }
         }
         float largest[2] = {};
         if constexpr (kNarrow<Element>) {
 #pragma unroll
-            for (int column = 0; column < kChunk / 8; ++column) {
+            for (int column = 0; column < kProducts; ++column) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     largest[i / 2] = fmaxf(largest[i / 2], fabsf(products[column][i]));
@@ -251,39 +247,37 @@ struct Forward {
         }
 #pragma unroll 1
         for (int slice = 0; slice < kSlices; ++slice) {
-            const Steps& steps = smem.steps[slice];
-            auto* to = reinterpret_cast<unsigned char*>(smem.scores[slice].elements);
+            const Steps<kChunk>& steps = smem.steps[slice];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int row = 16 * warp + 8 * half + lane_row();
+                const int row = 16 * tile + 8 * half + lane_row();
                 const float high = steps.high[row];
                 const float low = steps.low[row];
                 float factor = 1.f;
                 if constexpr (kNarrow<Element>) {
-                    const float unit = excess(largest[half] * steps.reach);
+                    const float unit = fitting(largest[half] * steps.largest * steps.growth);
                     factor = inverse(unit);
                     if (lane_column() == 0) {
                         smem.score_units[slice][row] = unit;
                     }
                 }
 #pragma unroll
-                for (int column = 0; column < kChunk / 8; ++column) {
-                    if (column / 2 <= warp) {
-                        const int first = 8 * column + lane_column();
-                        const auto pair_of = [&](const float* numbers) {
+                for (int column = 0; column < kProducts; ++column) {
+                    if (start / 16 + column / 2 <= tile) {
+                        const int first = start + 8 * column + lane_column();
+                        const auto both_of = [&](const float* numbers) {
                             return *reinterpret_cast<const float2*>(numbers + first);
                         };
-                        const float2 highs = pair_of(steps.high);
-                        const float2 lows = pair_of(steps.low);
-                        const float2 sizes = pair_of(steps.size);
+                        const float2 highs = both_of(steps.high);
+                        const float2 lows = both_of(steps.low);
+                        const float2 sizes = both_of(steps.size);
                         const float* product = &products[column][2 * half];
                         const float left =
-                            product[0] * (sizes.x * Steps::between(high, low, highs.x, lows.x));
+                            product[0] * (sizes.x * between(high, low, highs.x, lows.x));
                         const float right =
-                            product[1] * (sizes.y * Steps::between(high, low, highs.y, lows.y));
-                        *reinterpret_cast<uint32_t*>(to + ScoreTile::offset(row, column) +
-                                                     2 * lane_column()) =
-                            pack<Element>(first <= row ? left * factor : 0.f,
+                            product[1] * (sizes.y * between(high, low, highs.y, lows.y));
+                        pair_of(smem.scores[slice], row, first) =
+                            join<Element>(first <= row ? left * factor : 0.f,
                                           first + 1 <= row ? right * factor : 0.f);
                     }
                 }
@@ -294,21 +288,21 @@ struct Forward {
     // y += C S^T, with the state as it was before the chunk.
     __device__ __forceinline__ static void multiply_state(Output& y, const Smem& smem,
                                                           const State& state, int half) {
-        const auto c_operand = operand_by_rows(smem.c, kHalf * half);
+        const auto c_operand = by_rows(smem.c, kHalf * half);
 #pragma unroll
         for (int step = 0; step < Size / 16; ++step) {
-            uint32_t c[kRowTiles][4];
+            Pair<Element> c[kRowTiles][4];
 #pragma unroll
             for (int tile = 0; tile < kRowTiles; ++tile) {
-                load_matrices(c[tile], c_operand.address(16 * tile, step));
+                c_operand.load(c[tile], 16 * tile, step);
             }
 #pragma unroll
             for (int column = 0; column < kColumns; ++column) {
-                uint32_t s[2];
+                Pair<Element> s[2];
                 state.operand(s, step, column);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
-                    multiply<Element>(y[tile][column], c[tile], s[0], s[1]);
+                    multiply_pairs<Element>(y[tile][column], c[tile], s[0], s[1]);
                 }
             }
         }
@@ -334,24 +328,24 @@ struct Forward {
 
     // y += scores x
     __device__ __forceinline__ static void multiply_inputs(Output& y, const Smem& smem, int half) {
-        const auto score_operand = operand_by_rows(smem.scores[Slices::of_warp()], kHalf * half);
-        const auto x_operand = operand_by_rows(smem.x[Slices::of_warp()], 0, Slices::warp_channel());
+        const auto score_operand = by_rows(smem.scores[Slices::of_warp()], kHalf * half);
+        const auto x_operand = by_rows(smem.x[Slices::of_warp()], 0, Slices::warp_channel());
 #pragma unroll 1
         for (int step = 0; step < kRowTiles * (half + 1); ++step) {
-            uint32_t x[kColumns / 2][4];
+            Pair<Element> x[kColumns / 2][4];
 #pragma unroll
             for (int pair = 0; pair < kColumns / 2; ++pair) {
-                load_matrices_transposed(x[pair], x_operand.address(16 * step, pair));
+                x_operand.load_transposed(x[pair], 16 * step, pair);
             }
 #pragma unroll
             for (int tile = 0; tile < kRowTiles; ++tile) {
                 if (step <= kRowTiles * half + tile) {
-                    uint32_t scores[4];
-                    load_matrices(scores, score_operand.address(16 * tile, step));
+                    Pair<Element> scores[4];
+                    score_operand.load(scores, 16 * tile, step);
 #pragma unroll
                     for (int pair = 0; pair < kColumns / 2; ++pair) {
-                        multiply<Element>(y[tile][2 * pair], scores, x[pair][0], x[pair][1]);
-                        multiply<Element>(y[tile][2 * pair + 1], scores, x[pair][2], x[pair][3]);
+                        multiply_pairs<Element>(y[tile][2 * pair], scores, x[pair][0], x[pair][1]);
+                        multiply_pairs<Element>(y[tile][2 * pair + 1], scores, x[pair][2], x[pair][3]);
                     }
                 }
             }
@@ -362,8 +356,6 @@ struct Forward {
     __device__ __forceinline__ static void finish(const Output& y, Smem& smem, bool gated,
                                                   int half) {
         const int slice = Slices::of_warp();
-        const auto* x_bytes = reinterpret_cast<const unsigned char*>(smem.x[slice].elements);
-        auto* gate_bytes = reinterpret_cast<unsigned char*>(smem.gate[slice].elements);
 #pragma unroll
         for (int i = 0; i < 2 * kRowTiles; ++i) {
             const int row = 8 * i + lane_row();
@@ -371,26 +363,19 @@ struct Forward {
                 kNarrow<Element> ? smem.score_units[slice][kHalf * half + row] : 1.f;
 #pragma unroll
             for (int column = 0; column < kColumns; ++column) {
-                const int chunk = Slices::warp_channel() / 8 + column;
-                const float2 skip = *reinterpret_cast<const float2*>(
-                    &smem.skip[slice][8 * chunk + lane_column()]);
-                float x[2];
-                unpack<Element>(x[0], x[1],
-                                *reinterpret_cast<const uint32_t*>(
-                                    x_bytes + ChannelTile::offset(kHalf * half + row, chunk) +
-                                    2 * lane_column()));
+                const int channel = Slices::warp_channel() + 8 * column + lane_column();
+                const float2 skip = *reinterpret_cast<const float2*>(&smem.skip[slice][channel]);
+                const float2 x = part<Element>(pair_of(smem.x[slice], kHalf * half + row, channel));
                 const float* pair = &y[i / 2][column][i % 2 * 2];
-                float left = pair[0] * unit + skip.x * x[0];
-                float right = pair[1] * unit + skip.y * x[1];
-                auto* gate = reinterpret_cast<uint32_t*>(
-                    gate_bytes + GateTile::offset(row, chunk) + 2 * lane_column());
+                float left = pair[0] * unit + skip.x * x.x;
+                float right = pair[1] * unit + skip.y * x.y;
+                auto& gate = pair_of(smem.gate[slice], row, channel);
                 if (gated) {
-                    float z[2];
-                    unpack<Element>(z[0], z[1], *gate);
-                    left *= silu(z[0]);
-                    right *= silu(z[1]);
+                    const float2 z = part<Element>(gate);
+                    left *= silu(z.x);
+                    right *= silu(z.y);
                 }
-                *gate = pack<Element>(left, right);
+                gate = join<Element>(left, right);
             }
         }
     }
@@ -403,17 +388,12 @@ struct Forward {
         const auto* bytes =
             reinterpret_cast<const unsigned char*>(smem.gate[Slices::of_warp()].elements);
         Element* to = row_of<Element>(params.out, place.start + step, slice.head) + slice.channel;
-        for_each_chunk([&](int row, int chunk) {
-            if (step + row < place.steps && 8 * chunk < slice.channels) {
-                *reinterpret_cast<uint4*>(to + row * params.out.step_stride + 8 * chunk) =
+        Slices::template for_each_chunk<kHalf>([&](int row, int chunk) {
+            if (step + row < place.steps && kElements * chunk < slice.channels) {
+                *reinterpret_cast<uint4*>(to + row * params.out.step_stride + kElements * chunk) =
                     *reinterpret_cast<const uint4*>(bytes + GateTile::offset(row, chunk));
             }
         });
-    }
-
-    __device__ __forceinline__ static float silu(float x) {
-        constexpr float kLog2e = 1.44269504088896f;
-        return x * reciprocal_approx(1.f + exp2_approx(-kLog2e * x));
     }
 };
 

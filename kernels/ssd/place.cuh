@@ -3,6 +3,8 @@
 // A head's channels do not see each other, so heads are cut into slices of kSlice channels. The
 // slices of a group share B and C; a block takes a few neighbours of them. A sequence is cut into
 // chunks of kChunk steps, the unit of computation, and a long one into segments of many chunks.
+//
+// A slice of a chunk is a square whose rows are 128 bytes: 64 channels, or 32 of f32.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +13,11 @@
 
 namespace seqmix::ssd {
 
-constexpr int kChunk = 64;
-constexpr int kSlice = 64;
+template <typename Element>
+constexpr int kChunk = 128 / sizeof(Element);
+
+template <typename Element>
+constexpr int kSlice = kChunk<Element>;
 
 // Neighbouring channels of one head.
 struct Slice {
@@ -21,21 +26,22 @@ struct Slice {
     int channels;  // how many there are; 0 behind a group's last slice
 };
 
-// Slice `index` of the block, which has `slices` of them; blocks lie along x of the grid, group by
-// group.
-__device__ __forceinline__ Slice slice_of_block(const Layer& layer, int slices, int index) {
-    const int of_head = (layer.headdim + kSlice - 1) / kSlice;
+// Slice `index` of the block, which has `slices` of them of `width` channels; blocks lie along x of
+// the grid, group by group.
+__device__ __forceinline__ Slice slice_of_block(const Layer& layer, int width, int slices,
+                                                int index) {
+    const int of_head = (layer.headdim + width - 1) / width;
     const int of_group = layer.heads_per_group * of_head;
     const int blocks = (of_group + slices - 1) / slices;
     const int group = static_cast<int>(blockIdx.x) / blocks;
     const int slice = static_cast<int>(blockIdx.x) % blocks * slices + index;
-    const int channel = slice % of_head * kSlice;
+    const int channel = slice % of_head * width;
     const int head = group * layer.heads_per_group + slice / of_head;
-    return {head, channel, slice < of_group ? min(layer.headdim - channel, kSlice) : 0};
+    return {head, channel, slice < of_group ? min(layer.headdim - channel, width) : 0};
 }
 
-__device__ __forceinline__ int group_of_block(const Layer& layer, int slices) {
-    return slice_of_block(layer, slices, 0).head / layer.heads_per_group;
+__device__ __forceinline__ int group_of_block(const Layer& layer, int width, int slices) {
+    return slice_of_block(layer, width, slices, 0).head / layer.heads_per_group;
 }
 
 // The steps of a sequence, and where its segments lie in a workspace.
@@ -86,6 +92,15 @@ __device__ __forceinline__ Place place_of_block(const Layer& layer) {
             index == 0,
             index + 1 == all.segments,
             index < all.segments};
+}
+
+// Where the chunk of `chunk` steps that begins `step` steps into the place lies in a workspace that
+// has a slot for each chunk, counted as those of segments are.
+__device__ __forceinline__ int64_t chunk_slot(const Layer& layer, const Place& place, int chunk,
+                                              int step) {
+    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, chunk,
+                                     static_cast<int>(blockIdx.z));
+    return all.slot + (place.start - all.start + step) / chunk;
 }
 
 // The address of a step's first element of a head or group.

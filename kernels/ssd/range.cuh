@@ -1,8 +1,9 @@
 // Powers of two that keep the operands of f16 products in range.
 //
-// The state and the products of B and C are sums in f32 that may well exceed 65504, although what
-// comes of them does not. Such operands are divided by a power of two, and the product is multiplied
-// by it: exact, and 1 in most places. bf16 has the range of f32 and needs none of this.
+// The state and the products of B and C are sums in f32 that may well exceed 65504, or be so small
+// that f16 has few bits for them, although what comes of them is neither. Such operands are divided
+// by a power of two, and the product is multiplied by it: exact. bf16 has the range of f32 and needs
+// none of this.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,14 @@ __device__ __forceinline__ float excess(float bound) {
     return bound >= kLargestOperand ? __uint_as_float(power - (14 << 23)) : 1.f;
 }
 
+// The same, where it costs nothing to divide: numbers of which the largest are near `bound` come to
+// lie right below kLargestOperand, also if they are small. No less than 2^-40, so that what is divided
+// by it as well stays in the range of f32.
+__device__ __forceinline__ float fitting(float bound) {
+    const uint32_t power = __float_as_uint(bound) & 0x7f800000;
+    return __uint_as_float(max(power, 101u << 23) - (14 << 23));
+}
+
 // A power of two above x and at most 2 x, but one that has an inverse.
 __device__ __forceinline__ float power_above(float x) {
     const uint32_t power = __float_as_uint(x) & 0x7f800000;
@@ -36,6 +45,15 @@ __device__ __forceinline__ float power_above(float x) {
 // 1 / power, of a power of two.
 __device__ __forceinline__ float inverse(float power) {
     return __uint_as_float((254 << 23) - __float_as_uint(power));
+}
+
+// The sum of all lanes' numbers, in an order that does not depend on them.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x += __shfl_xor_sync(kAllLanes, x, distance);
+    }
+    return x;
 }
 
 // The largest of all lanes' numbers, none of which is negative.

@@ -11,17 +11,20 @@
 
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/place.cuh"
+#include "ssd/products.cuh"
 #include "ssd/range.cuh"
 #include "ssd/steps.cuh"
 
 namespace seqmix::ssd {
 
-template <typename Element, int Size, int Tiles>
+template <typename Element_, int Size, int Tiles>
 struct State {
+    using Element = Element_;
     static constexpr int kChannels = 16 * Tiles;
     static constexpr int kParts = Size / 8;
-    static_assert(kSlice % kChannels == 0, "a warp's channels belong to one slice");
+    static_assert(kSlice<Element> % kChannels == 0, "a warp's channels belong to one slice");
 
     float values[Tiles][kParts][4];
 
@@ -98,36 +101,64 @@ struct State {
         }
     }
 
-    // Makes the state an operand: divides it by the power of two that is returned.
-    __device__ __forceinline__ float fit() {
-        if constexpr (!kNarrow<Element>) {
-            return 1.f;
-        }
-        float largest = 0.f;
+    // The largest magnitude in the warp's states.
+    __device__ __forceinline__ float largest() const {
+        float x = 0.f;
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll
             for (int part = 0; part < kParts; ++part) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    largest = fmaxf(largest, fabsf(values[tile][part][i]));
+                    x = fmaxf(x, fabsf(values[tile][part][i]));
                 }
             }
         }
-        const float unit = excess(warp_max(largest));
+        return warp_max(x);
+    }
+
+    // Makes the state an operand: divides it by the power of two that is returned.
+    __device__ __forceinline__ float fit() {
+        if constexpr (!kNarrow<Element>) {
+            return 1.f;
+        }
+        const float unit = excess(largest());
         if (unit != 1.f) {  // the same for the whole warp
             multiply_by(inverse(unit));
         }
         return unit;
     }
 
+    // Stores the states divided by `unit`, rounded to operands of a product.
+    __device__ __forceinline__ void store_operands(Element* to, int channels, int dstate,
+                                                   float unit) const {
+        const float factor = inverse(unit);
+        for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
+            const float* pair = &values[tile][part][2 * half];
+            *reinterpret_cast<Pair<Element>*>(to + offset) =
+                join<Element>(pair[0] * factor, pair[1] * factor);
+        });
+    }
+
+    // This lane's part of the sum of products with what store_operands wrote.
+    __device__ __forceinline__ float dot(const Element* from, int channels, int dstate) const {
+        float sum = 0.f;
+        for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
+            const float2 other =
+                ssd::part<Element>(*reinterpret_cast<const Pair<Element>*>(from + offset));
+            const float* pair = &values[tile][part][2 * half];
+            sum += pair[0] * other.x + pair[1] * other.y;
+        });
+        return sum;
+    }
+
     // The states 16 * step and following of the eight channels `column`, as an operand B whose rows
     // are states.
-    __device__ __forceinline__ void operand(uint32_t (&b)[2], int step, int column) const {
+    __device__ __forceinline__ void operand(Pair<Element> (&b)[2], int step, int column) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const float* pair = &values[column / 2][2 * step + i][column % 2 * 2];
-            b[i] = pack<Element>(pair[0], pair[1]);
+            b[i] = join<Element>(pair[0], pair[1]);
         }
     }
 
@@ -139,40 +170,26 @@ struct State {
                                             const CoefficientTile& b, const float* weights,
                                             float decay) {
         multiply_by(decay);
-        const auto x_operand = operand_by_columns(x, 0, channel);
-        const auto b_operand = operand_by_rows(b, 0);
+        const auto x_operand = by_columns(x, 0, channel);
+        const auto b_operand = by_rows(b, 0);
 #pragma unroll 1
-        for (int step = 0; step < kChunk / 16; ++step) {
-            uint32_t a[Tiles][4];
+        for (int step = 0; step < kChunk<Element> / 16; ++step) {
+            Pair<Element> a[Tiles][4];
 #pragma unroll
             for (int tile = 0; tile < Tiles; ++tile) {
-                load_matrices_transposed(a[tile], x_operand.address(16 * step, tile));
-            }
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float2 weight = *reinterpret_cast<const float2*>(
-                    weights + 16 * step + 8 * half + lane_state());
-#pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                        float low;
-                        float high;
-                        unpack<Element>(low, high, a[tile][i]);
-                        a[tile][i] = pack<Element>(low * weight.x, high * weight.y);
-                    }
-                }
+                x_operand.load_transposed(a[tile], 16 * step, tile);
+                weigh_columns<Element>(a[tile], weights + 16 * step);
             }
 #pragma unroll
             for (int pair = 0; pair < kParts / 2; ++pair) {
-                uint32_t coefficients[4];
-                load_matrices_transposed(coefficients, b_operand.address(16 * step, pair));
+                Pair<Element> coefficients[4];
+                b_operand.load_transposed(coefficients, 16 * step, pair);
 #pragma unroll
                 for (int tile = 0; tile < Tiles; ++tile) {
-                    multiply<Element>(values[tile][2 * pair], a[tile], coefficients[0],
-                                      coefficients[1]);
-                    multiply<Element>(values[tile][2 * pair + 1], a[tile], coefficients[2],
-                                      coefficients[3]);
+                    multiply_pairs<Element>(values[tile][2 * pair], a[tile], coefficients[0],
+                                            coefficients[1]);
+                    multiply_pairs<Element>(values[tile][2 * pair + 1], a[tile], coefficients[2],
+                                            coefficients[3]);
                 }
             }
         }

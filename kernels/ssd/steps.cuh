@@ -12,32 +12,42 @@
 
 #include "common/numeric.cuh"
 #include "common/warp.cuh"
+#include "ssd/operands.cuh"
 #include "ssd/place.cuh"
 #include "ssd/range.cuh"
 
 namespace seqmix::ssd {
 
+// The decay from after step j to after step i; meaningless for j > i.
+__device__ __forceinline__ float between(float high_i, float low_i, float high_j, float low_j) {
+    return exp2_approx((high_i - high_j) + (low_i - low_j));
+}
+
 // The steps of a chunk as one head sees them. Steps behind the sequence's end have size 0.
+template <int Chunk>
 struct alignas(16) Steps {
-    float size[kChunk];    // dt'
-    float high[kChunk];    // the exponent of the decay from before the chunk to after a step, in
-    float low[kChunk];     // powers of two: the sum of both
-    float inflow[kChunk];  // 2 to that power: what is left of the state before the chunk
-    float weight[kChunk];  // dt' times the decay from the step to the chunk's end: with how much of
+    float size[Chunk];     // dt'
+    float high[Chunk];     // the exponent of the decay from before the chunk to after a step, in
+    float low[Chunk];      // powers of two: the sum of both
+    float inflow[Chunk];   // 2 to that power: what is left of the state before the chunk
+    float weight[Chunk];   // dt' times the decay from the step to the chunk's end: with how much of
                            // it an input enters the state
     // For all of the chunk:
     float decay;           // of the state; with kNarrow divided by `unit`
     float unit;            // what products with weights are to be multiplied by, see range.cuh
-    float reach;           // no less than any size times decay
+    // With kNarrow, for bounds:
+    float largest;         // size
+    float growth;          // no less than any decay between two steps
 
-    // The decay from after step j to after step i; meaningless for j > i.
-    __device__ __forceinline__ static float between(float high_i, float low_i, float high_j,
-                                                    float low_j) {
-        return exp2_approx((high_i - high_j) + (low_i - low_j));
+    // The decay from after step `row` to the chunk's end.
+    __device__ __forceinline__ float outflow(int row) const {
+        return between(high[Chunk - 1], low[Chunk - 1], high[row], low[row]);
     }
+
+    static_assert(Chunk <= 64, "each lane has two neighbouring steps");
 };
 
-// What a lane reads of dt: two neighbouring steps.
+// What a lane reads of dt: two neighbouring steps. Lanes behind a shorter chunk read zeros.
 struct StepInputs {
     float values[2];
 };
@@ -50,10 +60,9 @@ __device__ __forceinline__ StepInputs load_steps(const Layer& layer, const Slice
     const int first = 2 * lane_of_warp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const bool valid = slice.channels > 0 && first + i < rows;
-        inputs.values[i] = valid ? static_cast<float>(*row_of<const Element>(
-                                       layer.dt, step + first + i, slice.head))
-                                 : 0.f;
+        const bool valid = slice.channels > 0 && first + i < min(rows, kChunk<Element>);
+        inputs.values[i] =
+            valid ? load(row_of<Element>(layer.dt, step + first + i, slice.head)) : 0.f;
     }
     return inputs;
 }
@@ -74,6 +83,14 @@ __device__ __forceinline__ float step_size(const Layer& layer, float dt, float b
     return limit(layer.softplus != 0 ? softplus(biased) : biased, layer.dt_min, layer.dt_max);
 }
 
+// The derivative of dt' with respect to dt: 0 where a limit holds.
+__device__ __forceinline__ float step_size_slope(const Layer& layer, float dt, float bias) {
+    const float biased = dt + bias;
+    const float size = layer.softplus != 0 ? softplus(biased) : biased;
+    const float slope = layer.softplus != 0 ? 1.f / (1.f + expf(-biased)) : 1.f;
+    return size < layer.dt_min || size > layer.dt_max ? 0.f : slope;
+}
+
 // The sum of this lane's number and those of all lanes before it, in an order that depends on the
 // lane alone.
 __device__ __forceinline__ float warp_prefix_sum(float x) {
@@ -86,9 +103,12 @@ __device__ __forceinline__ float warp_prefix_sum(float x) {
 }
 
 // Fills `steps` from the inputs, of which `rows` are steps; all lanes of a warp.
-template <bool Narrow>
-__device__ __forceinline__ void scan_steps(Steps& steps, const Layer& layer, const Slice& slice,
-                                           const StepInputs& inputs, int rows) {
+template <typename Element>
+__device__ __forceinline__ void scan_steps(Steps<kChunk<Element>>& steps, const Layer& layer,
+                                           const Slice& slice, const StepInputs& inputs,
+                                           int rows) {
+    constexpr bool Narrow = kNarrow<Element>;
+    constexpr int kSteps = kChunk<Element>;
     constexpr float kLog2e = 1.44269504088896f;
     // 2^-160 is 0 in f32 and no factor brings it back
     constexpr float kLargestExponent = 160.f;
@@ -103,7 +123,7 @@ __device__ __forceinline__ void scan_steps(Steps& steps, const Layer& layer, con
     float low[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        size[i] = first + i < rows && exists ? step_size(layer, inputs.values[i], bias) : 0.f;
+        size[i] = first + i < min(rows, kSteps) && exists ? step_size(layer, inputs.values[i], bias) : 0.f;
         const float exponent = limit(size[i] * rate, -kLargestExponent, kLargestExponent);
         high[i] = rintf(exponent * kUnits) / kUnits;
         low[i] = exponent - high[i];
@@ -120,7 +140,7 @@ __device__ __forceinline__ void scan_steps(Steps& steps, const Layer& layer, con
     float weight[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        weight[i] = size[i] * Steps::between(total_high, total_low, high[i], low[i]);
+        weight[i] = size[i] * between(total_high, total_low, high[i], low[i]);
     }
     float unit = 1.f;
     if constexpr (Narrow) {
@@ -130,14 +150,16 @@ __device__ __forceinline__ void scan_steps(Steps& steps, const Layer& layer, con
         weight[0] *= inverse(unit);
         weight[1] *= inverse(unit);
         const float largest_size = warp_max(fmaxf(size[0], size[1]));
-        // sizes are not negative, so that all exponents have the sign of A
-        const float growth = exp2_approx(fmaxf(total_high + total_low, 0.f));
         if (lane_of_warp() == 0) {
-            steps.reach = largest_size * growth;
+            steps.largest = largest_size;
+            // sizes are not negative, so that all exponents have the sign of A
+            steps.growth = exp2_approx(fmaxf(total_high + total_low, 0.f));
         }
     }
     const auto store = [&](float* to, const float (&pair)[2]) {
-        *reinterpret_cast<float2*>(to + first) = make_float2(pair[0], pair[1]);
+        if (first < kSteps) {
+            *reinterpret_cast<float2*>(to + first) = make_float2(pair[0], pair[1]);
+        }
     };
     const float inflow[2] = {exp2_approx(high[0] + low[0]), exp2_approx(high[1] + low[1])};
     store(steps.size, size);

@@ -11,6 +11,7 @@
 //!
 //! Tensor cores compute it chunk by chunk, and the state stays on the chip from chunk to chunk.
 
+mod backward;
 mod plan;
 mod problem;
 mod tensors;
@@ -22,18 +23,19 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 
 use crate::abi::ssd::{
-    CarryParams, ForwardParams, Layer, Rows, SegmentParams, States, WALK, Walk, carry,
+    self as abi, CarryParams, Direction, ForwardParams, GRADIENT, Gradient, GradientParams, Rows,
+    SUM_COEFFICIENTS, States, SumCoefficientsParams, SumParametersParams, SweepParams, WALK, Walk,
 };
 use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
 use crate::launch::{Kernel, Launch};
-use crate::tensor::{Half, TensorMut, TensorRef};
+use crate::tensor::{Float, TensorRef};
 use crate::workspace::Workspace;
 use problem::{Layouts, Problem, SkipLayout};
 
-pub use plan::Plan;
-pub use tensors::{Config, Forward, Skip};
+pub use plan::{BackwardPlan, Plan};
+pub use tensors::{Backward, Config, Forward, Layer, Skip, SkipMut};
 
 /// Alignment of what the kernels copy 16 bytes at a time.
 const COPY_BYTES: u64 = 16;
@@ -42,7 +44,7 @@ const COPY_BYTES: u64 = 16;
 ///
 /// ```no_run
 /// use half::bf16;
-/// use seqmix::ssd::{Config, Forward, Ssd};
+/// use seqmix::ssd::{Config, Forward, Layer, Ssd};
 /// use seqmix::{Tensor, Workspace};
 ///
 /// # fn main() -> seqmix::Result<()> {
@@ -58,26 +60,17 @@ const COPY_BYTES: u64 = 16;
 /// let b = Tensor::from_host(&stream, &ones(300 * 128), [1, 300, 1, 128])?;
 /// let mut out = Tensor::<bf16, 4>::zeros(&stream, x.shape())?;
 /// let mut states = Tensor::<f32, 4>::zeros(&stream, [1, 2, 64, 128])?;
-/// let layer = Forward {
-///     x: x.view(),
-///     dt: dt.view(),
-///     a: a.view(),
-///     b: b.view(),
-///     c: b.view(),
-///     d: None,
-///     z: None,
-///     dt_bias: None,
-///     initial_states: None,
-///     cu_seqlens: None,
+/// let tensors = Forward {
+///     layer: Layer::new(x.view(), dt.view(), a.view(), b.view(), b.view()),
 ///     out: out.view_mut(),
 ///     final_states: Some(states.view_mut()),
 /// };
 /// let config = Config::default();
 /// let mut workspace = Workspace::new(&stream);
-/// workspace.reserve(ssd.plan(config, &layer)?.workspace_bytes())?;
-/// ssd.forward(&stream, config, layer, &mut workspace)?; // queued
+/// workspace.reserve(ssd.plan(config, &tensors)?.workspace_bytes())?;
+/// ssd.forward(&stream, config, tensors, &mut workspace)?; // queued
 ///
-/// // Each state is the sum of exp(-1)^i over all steps.
+/// // Each number of a state is the sum of exp(-1)^i over all steps.
 /// let expected = 1.0 / (1.0 - (-1.0_f32).exp());
 /// assert!((states.to_host(&stream)?[0] - expected).abs() < 0.01);
 /// # Ok(())
@@ -88,8 +81,15 @@ pub struct Ssd {
     /// The rows of the table that the device can run, and their kernels.
     rows: Vec<Walk>,
     forward: Vec<Kernel<ForwardParams>>,
-    segment: Vec<Kernel<SegmentParams>>,
+    sweep: Vec<Kernel<SweepParams>>,
+    sweep_back: Vec<Kernel<SweepParams>>,
     carry: Kernel<CarryParams>,
+    /// The same of the table of gradients.
+    gradient_rows: Vec<Gradient>,
+    gradients: Vec<Kernel<GradientParams>>,
+    /// In the order of [`SUM_COEFFICIENTS`].
+    sum_coefficients: Vec<Kernel<SumCoefficientsParams>>,
+    sum_parameters: Kernel<SumParametersParams>,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -98,9 +98,20 @@ pub struct Ssd {
 // struct in C++ has the same size and offsets.
 unsafe impl DeviceRepr for ForwardParams {}
 // SAFETY: as above.
-unsafe impl DeviceRepr for SegmentParams {}
+unsafe impl DeviceRepr for SweepParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for CarryParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for GradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for SumCoefficientsParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for SumParametersParams {}
+
+/// Loads one kernel, which has an image of its own.
+fn load<P: DeviceRepr>(ctx: &Arc<CudaContext>, entry: &crate::abi::Entry) -> Result<Kernel<P>> {
+    Kernel::load(&images::load(ctx, &entry.name)?, entry)
+}
 
 impl Ssd {
     /// Loads the kernels.
@@ -111,22 +122,38 @@ impl Ssd {
     /// 8.0; [`Error::Load`](crate::Error::Load) and driver errors.
     pub fn new(ctx: &Arc<CudaContext>) -> Result<Self> {
         let device = Device::of("ssd", ctx)?;
-        let fits = |row: &&Walk| {
-            row.forward_shared_bytes().max(row.segment_shared_bytes()) <= device.shared_bytes
+        let shared_bytes = |row: &Walk| {
+            let sweep = row.sweep_shared_bytes(Direction::Backward);
+            row.forward_shared_bytes().max(sweep)
         };
-        let rows: Vec<Walk> = WALK.iter().filter(fits).copied().collect();
-        let (mut forward, mut segment) = (Vec::new(), Vec::new());
-        for row in &rows {
-            let (whole, part) = (row.forward(), row.segment());
-            forward.push(Kernel::load(&images::load(ctx, &whole.name)?, &whole)?);
-            segment.push(Kernel::load(&images::load(ctx, &part.name)?, &part)?);
-        }
-        let carry = carry();
+        let rows = WALK.iter().copied();
+        let rows: Vec<Walk> = rows
+            .filter(|row| shared_bytes(row) <= device.shared_bytes)
+            .collect();
+        let gradient_rows = GRADIENT.iter().copied();
+        let gradient_rows: Vec<Gradient> = gradient_rows
+            .filter(|row| row.shared_bytes() <= device.shared_bytes)
+            .collect();
+        let sweeps = |way| rows.iter().map(move |row| load(ctx, &row.sweep(way)));
+        let forward: Result<_> = rows.iter().map(|row| load(ctx, &row.forward())).collect();
+        let sweep: Result<_> = sweeps(Direction::Forward).collect();
+        let sweep_back: Result<_> = sweeps(Direction::Backward).collect();
+        let gradients = gradient_rows.iter().map(|row| load(ctx, &row.entry()));
+        let gradients: Result<_> = gradients.collect();
+        let sum_coefficients = SUM_COEFFICIENTS
+            .iter()
+            .map(|&dtype| load(ctx, &abi::sum_coefficients(dtype)));
+        let sum_coefficients: Result<_> = sum_coefficients.collect();
         Ok(Self {
+            forward: forward?,
+            sweep: sweep?,
+            sweep_back: sweep_back?,
+            carry: load(ctx, &abi::carry())?,
+            gradients: gradients?,
+            sum_coefficients: sum_coefficients?,
+            sum_parameters: load(ctx, &abi::sum_parameters())?,
             rows,
-            forward,
-            segment,
-            carry: Kernel::load(&images::load(ctx, &carry.name)?, &carry)?,
+            gradient_rows,
             device,
             ctx: ctx.clone(),
         })
@@ -138,148 +165,188 @@ impl Ssd {
     ///
     /// # Errors
     /// As [`Ssd::forward`], for what can be known without a stream.
-    pub fn plan<T: Half>(&self, config: Config, tensors: &Forward<'_, T>) -> Result<Plan> {
-        let op = "ssd::forward";
-        let problem = Problem::new(op, T::DTYPE, config, &layouts(tensors))?;
-        Plan::new(op, &problem, &self.rows, &self.device)
+    pub fn plan<T: Float>(&self, config: Config, tensors: &Forward<'_, T>) -> Result<Plan> {
+        let (problem, _) = describe_forward(config, tensors)?;
+        Plan::new(&problem, &self.rows, &self.device)
     }
 
     /// Queues a layer on `stream`.
     ///
-    /// States, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`. The same inputs
-    /// give the same bits. A sequence without steps has its initial state as its final state.
+    /// States, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`, and `f32` is
+    /// multiplied with its 24 bits, in six times the work. The same inputs give the same bits. A sequence without steps has its initial state as its final state.
     ///
     /// # Errors
     /// Shapes, layouts or options that do not fit, see [`Error`](crate::Error);
     /// [`Error::Workspace`](crate::Error::Workspace) if fewer bytes are reserved than
     /// [`Plan::workspace_bytes`]. Nothing is queued then.
-    pub fn forward<T: Half>(
+    pub fn forward<T: Float>(
         &self,
         stream: &Arc<CudaStream>,
         config: Config,
-        tensors: Forward<'_, T>,
+        mut tensors: Forward<'_, T>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let op = "ssd::forward";
-        let problem = Problem::new(op, T::DTYPE, config, &layouts(&tensors))?;
-        let Forward {
-            x,
-            dt,
-            a,
-            b,
-            c,
-            d,
-            z,
-            dt_bias,
-            initial_states,
-            cu_seqlens,
-            mut out,
-            mut final_states,
-        } = tensors;
-        let plan = Plan::new(op, &problem, &self.rows, &self.device);
+        let (problem, outputs) = describe_forward(config, &tensors)?;
         let mut scratch = workspace.scratch();
         let mut memory;
-        let mut launch = Launch::new(op, stream);
+        let mut launch = Launch::new(problem.op, stream);
         launch.same_context("the operation", &self.ctx)?;
-        let rows = |at, rows: Rows| Rows { at, ..rows };
-        let states = |at, states: States| States { at, ..states };
-        let mut layer = Layer {
-            x: rows(launch.read("x", &x, COPY_BYTES)?, problem.layer.x),
-            dt: rows(launch.read("dt", &dt, 2)?, problem.layer.dt),
-            b: rows(launch.read("b", &b, COPY_BYTES)?, problem.layer.b),
-            c: rows(launch.read("c", &c, COPY_BYTES)?, problem.layer.c),
-            a: launch.read("a", &a, 4)?,
-            ..problem.layer
-        };
-        if let Some(z) = &z {
-            layer.z.at = launch.read("z", z, COPY_BYTES)?;
-        }
-        if let Some(dt_bias) = &dt_bias {
-            layer.dt_bias = launch.read("dt_bias", dt_bias, 4)?;
-        }
-        layer.d = match &d {
-            None => 0,
-            Some(Skip::PerHead(d)) => launch.read("d", d, 4)?,
-            Some(Skip::PerChannel(d)) => launch.read("d", d, 4)?,
-        };
-        if let Some(cu_seqlens) = &cu_seqlens {
-            layer.cu_seqlens = launch.read("cu_seqlens", cu_seqlens, 4)?;
-        }
-        let initial = match &initial_states {
-            Some(initial) => launch.read("initial_states", initial, COPY_BYTES)?,
-            None => 0,
-        };
-        let out = launch.write("out", &mut out, COPY_BYTES)?;
-        let last = match &mut final_states {
+        let (mut layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let out = launch.write("out", &mut tensors.out, COPY_BYTES)?;
+        let last = match &mut tensors.final_states {
             Some(last) => launch.write("final_states", last, COPY_BYTES)?,
             None => 0,
         };
         if problem.is_empty() {
             return launch.check();
         }
-        let plan = plan?;
+        let plan = Plan::new(&problem, &self.rows, &self.device)?;
         layer.segment = plan.segment as i32; // at most the steps and a chunk, which fit
         memory = scratch.take(plan.workspace_bytes())?;
         let starts = match &mut memory {
             Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
             None => 0,
         };
-        let initial = states(initial, problem.initial);
         if starts != 0 {
-            let decays = starts + plan.workspace[0] as u64;
-            let params = SegmentParams {
+            let params = SweepParams {
                 layer,
-                states: starts,
-                decays,
+                before: initial,
+                segments: starts,
+                decays: starts + plan.workspace[0] as u64,
+                phase: 0,
+                ..SweepParams::default()
             };
-            // SAFETY: `Problem::new` checked that the tensors have the sizes and strides that the
-            // parameters tell the kernel, which accesses no index beyond them: it clamps what it reads
-            // from cu_seqlens to the steps. The workspace has room for each slot, which `sequence_of`
-            // in kernels/ssd/place.cuh keeps below the plan's.
-            unsafe { launch.run(&self.segment[plan.row], plan.grid, &params) }?;
-            let params = CarryParams {
-                initial,
-                cu_seqlens: layer.cu_seqlens,
-                states: starts,
-                decays,
-                head_size: (problem.headdim * problem.dstate) as i64,
-                steps: layer.steps,
-                heads: layer.heads,
-                dstate: layer.dstate,
-                segment: layer.segment,
-            };
-            // SAFETY: as above; it reads what the kernel before it wrote.
-            unsafe { launch.run(&self.carry, plan.grid_of_carry(&problem), &params) }?;
+            // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
+            // tell the kernels, and the workspace has room for all segments.
+            unsafe { self.pass_segments(&launch, &plan, &problem, &params, Direction::Forward) }?;
         }
         let params = ForwardParams {
             layer,
-            out: rows(out, problem.out),
+            out: Rows {
+                at: out,
+                ..outputs.out
+            },
             initial,
-            last: states(last, problem.last),
+            last: States {
+                at: last,
+                ..outputs.last
+            },
             starts,
         };
-        // SAFETY: as above.
+        // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell
+        // the kernel, which accesses no index beyond them: it clamps what it reads from cu_seqlens to the
+        // steps.
         unsafe { launch.run(&self.forward[plan.row], plan.grid, &params) }
+    }
+
+    /// Queues the kernels that compute the states before segments, or backwards those behind them.
+    ///
+    /// # Safety
+    /// The tensors of `params` must be as it says, and its workspace have a slot for each segment: those
+    /// that `Problem::slots` counts.
+    unsafe fn pass_segments(
+        &self,
+        launch: &Launch<'_>,
+        plan: &Plan,
+        problem: &Problem,
+        params: &SweepParams,
+        way: Direction,
+    ) -> Result<()> {
+        let kernels = match way {
+            Direction::Forward => &self.sweep,
+            Direction::Backward => &self.sweep_back,
+        };
+        // SAFETY: this function's own condition; the kernel clamps what it reads from cu_seqlens to the
+        // steps, so that no slot is beyond those counted.
+        unsafe { launch.run(&kernels[plan.row], plan.grid, params) }?;
+        let layer = params.layer;
+        let params = CarryParams {
+            before: params.before,
+            cu_seqlens: layer.cu_seqlens,
+            segments: params.segments,
+            decays: params.decays,
+            head_size: problem.head_size() as i64,
+            steps: layer.steps,
+            heads: layer.heads,
+            dstate: layer.dstate,
+            segment: layer.segment,
+            backward: (way == Direction::Backward).into(),
+        };
+        // SAFETY: as above; it reads what the kernel before it wrote.
+        unsafe { launch.run(&self.carry, plan.grid_of_carry(problem), &params) }
     }
 }
 
-/// The layouts of a call's tensors.
-fn layouts<T: Half>(tensors: &Forward<'_, T>) -> Layouts {
+/// How the outputs of a forward call lie.
+struct Outputs {
+    out: Rows,
+    last: States,
+}
+
+fn describe_forward<T: Float>(
+    config: Config,
+    tensors: &Forward<'_, T>,
+) -> Result<(Problem, Outputs)> {
+    let problem = Problem::new("ssd::forward", T::DTYPE, config, &layouts(&tensors.layer))?;
+    let outputs = Outputs {
+        out: problem.like_x("out", tensors.out.layout())?,
+        last: match &tensors.final_states {
+            Some(states) => problem.states("final_states", states.layout())?,
+            None => States::default(),
+        },
+    };
+    Ok((problem, outputs))
+}
+
+/// The layouts of a layer's tensors.
+fn layouts<T: Float>(layer: &Layer<'_, T>) -> Layouts {
     Layouts {
-        x: tensors.x.layout(),
-        dt: tensors.dt.layout(),
-        a: tensors.a.layout(),
-        b: tensors.b.layout(),
-        c: tensors.c.layout(),
-        d: tensors.d.as_ref().map(|d| match d {
+        x: layer.x.layout(),
+        dt: layer.dt.layout(),
+        a: layer.a.layout(),
+        b: layer.b.layout(),
+        c: layer.c.layout(),
+        d: layer.d.as_ref().map(|d| match d {
             Skip::PerHead(d) => SkipLayout::PerHead(d.layout()),
             Skip::PerChannel(d) => SkipLayout::PerChannel(d.layout()),
         }),
-        z: tensors.z.as_ref().map(TensorRef::layout),
-        dt_bias: tensors.dt_bias.as_ref().map(TensorRef::layout),
-        initial_states: tensors.initial_states.as_ref().map(TensorRef::layout),
-        cu_seqlens: tensors.cu_seqlens.as_ref().map(TensorRef::layout),
-        out: tensors.out.layout(),
-        final_states: tensors.final_states.as_ref().map(TensorMut::layout),
+        z: layer.z.as_ref().map(TensorRef::layout),
+        dt_bias: layer.dt_bias.as_ref().map(TensorRef::layout),
+        initial_states: layer.initial_states.as_ref().map(TensorRef::layout),
+        cu_seqlens: layer.cu_seqlens.as_ref().map(TensorRef::layout),
     }
+}
+
+/// The layer with addresses, and its initial states.
+fn read_layer<'a, T: Float>(
+    launch: &mut Launch<'a>,
+    problem: &Problem,
+    tensors: &'a Layer<'_, T>,
+) -> Result<(abi::Layer, States)> {
+    let element = size_of::<T>() as u64;
+    let mut layer = problem.layer;
+    layer.x.at = launch.read("x", &tensors.x, COPY_BYTES)?;
+    layer.dt.at = launch.read("dt", &tensors.dt, element)?;
+    layer.a = launch.read("a", &tensors.a, 4)?;
+    layer.b.at = launch.read("b", &tensors.b, COPY_BYTES)?;
+    layer.c.at = launch.read("c", &tensors.c, COPY_BYTES)?;
+    layer.d = match &tensors.d {
+        None => 0,
+        Some(Skip::PerHead(d)) => launch.read("d", d, 4)?,
+        Some(Skip::PerChannel(d)) => launch.read("d", d, 4)?,
+    };
+    if let Some(z) = &tensors.z {
+        layer.z.at = launch.read("z", z, COPY_BYTES)?;
+    }
+    if let Some(dt_bias) = &tensors.dt_bias {
+        layer.dt_bias = launch.read("dt_bias", dt_bias, 4)?;
+    }
+    if let Some(cu_seqlens) = &tensors.cu_seqlens {
+        layer.cu_seqlens = launch.read("cu_seqlens", cu_seqlens, 4)?;
+    }
+    let mut initial = problem.initial;
+    if let Some(states) = &tensors.initial_states {
+        initial.at = launch.read("initial_states", states, COPY_BYTES)?;
+    }
+    Ok((layer, initial))
 }

@@ -2,7 +2,7 @@
 
 use super::Config;
 use crate::abi::Dtype;
-use crate::abi::ssd::{CHUNK, Layer, Rows, States, WALK};
+use crate::abi::ssd::{Layer, Rows, States, WALK, chunk};
 use crate::error::{Error, Result};
 use crate::tensor::Layout;
 
@@ -12,13 +12,16 @@ const MAX_STEPS: usize = 1 << 30;
 /// Heads, channels of a head: the kernels multiply their numbers of slices in 32 bits.
 const MAX_HEADS: usize = 1 << 15;
 
-/// Elements of a 16-byte copy of 16-bit types, and what `headdim` and `dstate` are multiples of.
-const COPY: usize = 8;
+/// What `headdim` and `dstate` are multiples of: products take eight columns at a time.
+const COLUMNS: usize = 8;
+
+/// Bytes of a copy.
+const COPY: usize = 16;
 
 /// Numbers of a 16-byte copy of states.
 const STATE_COPY: usize = 4;
 
-/// Shapes and strides of the tensors of a layer.
+/// Shapes and strides of the inputs of a layer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layouts {
     pub(super) x: Layout<4>,
@@ -31,8 +34,6 @@ pub(super) struct Layouts {
     pub(super) dt_bias: Option<Layout<1>>,
     pub(super) initial_states: Option<Layout<4>>,
     pub(super) cu_seqlens: Option<Layout<1>>,
-    pub(super) out: Layout<4>,
-    pub(super) final_states: Option<Layout<4>>,
 }
 
 /// D, per head or per channel.
@@ -45,7 +46,9 @@ pub(super) enum SkipLayout {
 /// A checked layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Problem {
+    pub(super) op: &'static str,
     pub(super) dtype: Dtype,
+    pub(super) batch: usize,
     pub(super) sequences: usize,
     pub(super) heads: usize,
     pub(super) groups: usize,
@@ -59,13 +62,11 @@ pub(super) struct Problem {
     pub(super) segment: Option<usize>,
     /// For the kernels, without addresses and the length of segments.
     pub(super) layer: Layer,
-    pub(super) out: Rows,
     pub(super) initial: States,
-    pub(super) last: States,
 }
 
 impl Problem {
-    /// The problem of these tensors.
+    /// The problem of these inputs.
     pub(super) fn new(
         op: &'static str,
         dtype: Dtype,
@@ -73,34 +74,9 @@ impl Problem {
         layouts: &Layouts,
     ) -> Result<Self> {
         let check = Check(op);
-        let Layouts { x, dt, a, b, c, .. } = layouts;
+        let Layouts { x, dt, b, c, .. } = layouts;
         let ([batch, steps, heads, headdim], [_, _, groups, dstate]) = (x.shape, b.shape);
-        check.sizes("dt", [batch, steps, heads], dt.shape)?;
-        check.sizes("a", [heads], a.shape)?;
-        check.sizes("b", [batch, steps, groups, dstate], b.shape)?;
-        check.sizes("c", b.shape, c.shape)?;
-        check.sizes("out", x.shape, layouts.out.shape)?;
-        if let Some(z) = layouts.z {
-            check.sizes("z", x.shape, z.shape)?;
-        }
-        if let Some(dt_bias) = layouts.dt_bias {
-            check.sizes("dt_bias", [heads], dt_bias.shape)?;
-        }
-        match layouts.d {
-            None => {}
-            Some(SkipLayout::PerHead(d)) => check.sizes("d", [heads], d.shape)?,
-            Some(SkipLayout::PerChannel(d)) => check.sizes("d", [heads, headdim], d.shape)?,
-        }
         let sequences = check.sequences(batch, layouts.cu_seqlens)?;
-        let states = [sequences, heads, headdim, dstate];
-        for (name, layout) in [
-            ("initial_states", layouts.initial_states),
-            ("final_states", layouts.final_states),
-        ] {
-            if let Some(layout) = layout {
-                check.sizes(name, states, layout.shape)?;
-            }
-        }
         let heads_per_group = check.heads_per_group(heads, groups)?;
         let largest = WALK.iter().map(|row| row.size).max().unwrap_or(0);
         check.multiple("headdim", headdim, MAX_HEADS)?;
@@ -108,74 +84,19 @@ impl Problem {
         check.at_most("x", steps, MAX_STEPS, "steps")?;
         check.at_most("x", heads, MAX_HEADS, "heads")?;
         check.config(config)?;
-
-        let packed = layouts.cu_seqlens.is_some();
-        let rows = |name, layout: &Layout<4>| -> Result<Rows> {
-            let [batch, step, head, _] = check.strides(name, layout, COPY, true)?;
-            Ok(Rows {
-                at: 0,
-                batch_stride: if packed { 0 } else { batch },
-                step_stride: step,
-                head_stride: head,
-            })
-        };
-        let optional = |name, layout: Option<Layout<4>>| match layout {
-            Some(layout) => rows(name, &layout),
-            None => Ok(Rows::default()),
-        };
-        let states = |name, layout: Option<Layout<4>>| -> Result<States> {
-            let Some(layout) = layout else {
-                return Ok(States::default());
-            };
-            let [sequence, head, channel, _] = check.strides(name, &layout, STATE_COPY, true)?;
-            Ok(States {
-                at: 0,
-                sequence_stride: sequence,
-                head_stride: head,
-                channel_stride: channel,
-            })
-        };
-        let [dt_batch, dt_step, dt_head] = check.strides("dt", dt, 1, false)?;
-        check.strides("a", a, 1, true)?;
-        for (name, layout) in [
-            ("dt_bias", layouts.dt_bias),
-            ("cu_seqlens", layouts.cu_seqlens),
-        ] {
-            if let Some(layout) = layout {
-                check.strides(name, &layout, 1, true)?;
-            }
-        }
-        let [d_head, d_channel] = match layouts.d {
-            None => [0, 0],
-            Some(SkipLayout::PerHead(d)) => {
-                let [head] = check.strides("d", &d, 1, false)?;
-                [head, 0]
-            }
-            Some(SkipLayout::PerChannel(d)) => check.strides("d", &d, 1, false)?,
-        };
-        Ok(Self {
+        let mut problem = Self {
+            op,
             dtype,
+            batch,
             sequences,
             heads,
             groups,
             headdim,
             dstate,
             steps,
-            packed,
+            packed: layouts.cu_seqlens.is_some(),
             segment: config.segment,
             layer: Layer {
-                x: rows("x", x)?,
-                dt: Rows {
-                    at: 0,
-                    batch_stride: if packed { 0 } else { dt_batch },
-                    step_stride: dt_step,
-                    head_stride: dt_head,
-                },
-                b: rows("b", b)?,
-                c: rows("c", c)?,
-                z: optional("z", layouts.z)?,
-                d_head_stride: d_head,
-                d_channel_stride: d_channel,
                 // checked above: all are below 2^31
                 steps: steps as i32,
                 heads: heads as i32,
@@ -187,15 +108,124 @@ impl Problem {
                 dt_max: config.dt_limit.1,
                 ..Layer::default()
             },
-            out: rows("out", &layouts.out)?,
-            initial: states("initial_states", layouts.initial_states)?,
-            last: states("final_states", layouts.final_states)?,
+            initial: States::default(),
+        };
+        problem.layer.x = problem.like_x("x", *x)?;
+        problem.layer.dt = problem.like_dt("dt", *dt)?;
+        problem.like_a("a", layouts.a)?;
+        problem.layer.b = problem.like_b("b", *b)?;
+        problem.layer.c = problem.like_b("c", *c)?;
+        if let Some(z) = layouts.z {
+            problem.layer.z = problem.like_x("z", z)?;
+        }
+        if let Some(dt_bias) = layouts.dt_bias {
+            problem.like_a("dt_bias", dt_bias)?;
+        }
+        if let Some(d) = layouts.d {
+            let [head, channel] = problem.like_d("d", d)?;
+            problem.layer.d_head_stride = head;
+            problem.layer.d_channel_stride = channel;
+        }
+        if let Some(states) = layouts.initial_states {
+            problem.initial = problem.states("initial_states", states)?;
+        }
+        if let Some(cu_seqlens) = layouts.cu_seqlens {
+            check.strides("cu_seqlens", &cu_seqlens, 1, true)?;
+        }
+        Ok(problem)
+    }
+
+    /// How a tensor of the shape of x lies.
+    pub(super) fn like_x(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, [self.heads, self.headdim])
+    }
+
+    /// How a tensor of the shape of B lies.
+    pub(super) fn like_b(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, [self.groups, self.dstate])
+    }
+
+    fn rows(&self, name: &'static str, layout: Layout<4>, row: [usize; 2]) -> Result<Rows> {
+        let check = Check(self.op);
+        let shape = [self.batch, self.steps, row[0], row[1]];
+        check.sizes(name, shape, layout.shape)?;
+        let [batch, step, head, _] =
+            check.strides(name, &layout, COPY / self.dtype.bytes(), true)?;
+        Ok(self.in_batch(batch, step, head))
+    }
+
+    /// How a tensor of the shape of dt lies.
+    pub(super) fn like_dt(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
+        let check = Check(self.op);
+        check.sizes(name, [self.batch, self.steps, self.heads], layout.shape)?;
+        let [batch, step, head] = check.strides(name, &layout, 1, false)?;
+        Ok(self.in_batch(batch, step, head))
+    }
+
+    fn in_batch(&self, batch_stride: i64, step_stride: i64, head_stride: i64) -> Rows {
+        Rows {
+            at: 0,
+            // all sequences lie in one row of the batch
+            batch_stride: if self.packed { 0 } else { batch_stride },
+            step_stride,
+            head_stride,
+        }
+    }
+
+    /// Checks a contiguous tensor of the shape of A.
+    pub(super) fn like_a(&self, name: &'static str, layout: Layout<1>) -> Result<()> {
+        let check = Check(self.op);
+        check.sizes(name, [self.heads], layout.shape)?;
+        check.strides(name, &layout, 1, true)?;
+        Ok(())
+    }
+
+    /// The strides of D: from one head to the next, and from one channel to the next.
+    pub(super) fn like_d(&self, name: &'static str, layout: SkipLayout) -> Result<[i64; 2]> {
+        let check = Check(self.op);
+        match layout {
+            SkipLayout::PerHead(d) => {
+                check.sizes(name, [self.heads], d.shape)?;
+                let [head] = check.strides(name, &d, 1, false)?;
+                Ok([head, 0])
+            }
+            SkipLayout::PerChannel(d) => {
+                check.sizes(name, [self.heads, self.headdim], d.shape)?;
+                check.strides(name, &d, 1, false)
+            }
+        }
+    }
+
+    /// How states lie.
+    pub(super) fn states(&self, name: &'static str, layout: Layout<4>) -> Result<States> {
+        let check = Check(self.op);
+        let shape = [self.sequences, self.heads, self.headdim, self.dstate];
+        check.sizes(name, shape, layout.shape)?;
+        let [sequence, head, channel, _] = check.strides(name, &layout, STATE_COPY, true)?;
+        Ok(States {
+            at: 0,
+            sequence_stride: sequence,
+            head_stride: head,
+            channel_stride: channel,
         })
     }
 
     /// Whether there is neither an output nor a state.
     pub(super) fn is_empty(&self) -> bool {
         self.sequences == 0 || self.heads == 0
+    }
+
+    /// Numbers of a head's state.
+    pub(super) fn head_size(&self) -> usize {
+        self.headdim * self.dstate
+    }
+
+    /// Slots of a workspace for parts of so many steps: as `sequence_of` in kernels/ssd/place.cuh counts
+    /// them.
+    pub(super) fn slots(&self, part: usize) -> usize {
+        let rows = if self.packed { 1 } else { self.sequences };
+        let steps = rows.saturating_mul(self.steps);
+        (steps / part).saturating_add(self.sequences)
     }
 
     /// Chunks of the longest sequence; if lengths vary, which the host does not know, of an average
@@ -205,7 +235,7 @@ impl Problem {
             true => self.steps.div_ceil(self.sequences.max(1)),
             false => self.steps,
         };
-        steps.div_ceil(CHUNK)
+        steps.div_ceil(chunk(self.dtype))
     }
 }
 
@@ -269,13 +299,13 @@ impl Check {
 
     /// Refuses a size without a kernel.
     fn multiple(self, name: &str, size: usize, largest: usize) -> Result<()> {
-        if size > 0 && size.is_multiple_of(COPY) && size <= largest {
+        if size > 0 && size.is_multiple_of(COLUMNS) && size <= largest {
             return Ok(());
         }
         Err(Error::Unsupported {
             op: self.0,
             request: format!("{name} {size}"),
-            available: format!("each multiple of {COPY} up to {largest}"),
+            available: format!("each multiple of {COLUMNS} up to {largest}"),
         })
     }
 

@@ -1,10 +1,10 @@
 //! Tests of the pure steps: tensors' layouts to [`Problem`], and [`Problem`] to [`Plan`].
 
 use super::Config;
-use super::plan::Plan;
+use super::plan::{BackwardPlan, Plan};
 use super::problem::{Layouts, Problem, SkipLayout};
-use crate::abi::Dtype::{BF16, F16};
-use crate::abi::ssd::{Rows, States, WALK};
+use crate::abi::Dtype::{BF16, F16, F32};
+use crate::abi::ssd::{GRADIENT, Rows, States, WALK};
 use crate::driver::Device;
 use crate::error::Result;
 use crate::tensor::Layout;
@@ -38,8 +38,6 @@ fn layer(batch: usize, steps: usize, heads: usize, groups: usize) -> Layouts {
         dt_bias: Some(contiguous([heads])),
         initial_states: Some(states),
         cu_seqlens: None,
-        out: x,
-        final_states: Some(states),
     }
 }
 
@@ -53,7 +51,7 @@ fn plan(layouts: &Layouts, segment: Option<usize>) -> Plan {
         ..Config::default()
     };
     let problem = Problem::new(OP, F16, config, layouts).unwrap();
-    Plan::new(OP, &problem, WALK, &DEVICE).unwrap()
+    Plan::new(&problem, WALK, &DEVICE).unwrap()
 }
 
 #[test]
@@ -67,7 +65,7 @@ fn a_problem_holds_sizes_and_strides() {
     };
     let layer = problem.layer;
     assert_eq!(layer.x, rows(5 * 6 * 72, 6 * 72, 72));
-    assert_eq!((layer.z, problem.out), (layer.x, layer.x));
+    assert_eq!(layer.z, layer.x);
     assert_eq!(layer.dt, rows(5 * 6, 6, 1));
     assert_eq!(layer.b, rows(5 * 3 * 128, 3 * 128, 128));
     assert_eq!(layer.c, layer.b);
@@ -81,7 +79,7 @@ fn a_problem_holds_sizes_and_strides() {
         head_stride: 72 * 128,
         channel_stride: 128,
     };
-    assert_eq!((problem.initial, problem.last), (states, states));
+    assert_eq!(problem.initial, states);
     assert!(!problem.is_empty());
 }
 
@@ -91,7 +89,6 @@ fn packed_sequences_have_no_batch_strides() {
     let layouts = Layouts {
         cu_seqlens: Some(contiguous([4])),
         initial_states: Some(states),
-        final_states: None,
         ..layer(1, 50, 6, 1)
     };
     let problem = problem(&layouts).unwrap();
@@ -123,7 +120,6 @@ fn tensors_beyond_the_kernels_integers_are_refused() {
     let layouts = Layouts {
         x: huge([1, steps, 6, 72]),
         z: None,
-        out: huge([1, steps, 6, 72]),
         dt: Layout {
             shape: [1, steps, 6],
             strides: [0, 0, 1],
@@ -144,11 +140,10 @@ fn the_first_row_that_fits_runs_a_problem() {
             b,
             c: b,
             initial_states: None,
-            final_states: None,
             ..layer(1, 5, 6, 1)
         };
         let problem = Problem::new(OP, dtype, Config::default(), &layouts).unwrap();
-        Plan::new(OP, &problem, WALK, &DEVICE).unwrap().kernel
+        Plan::new(&problem, WALK, &DEVICE).unwrap().kernel
     };
     for (dstate, size) in [
         (8, 64),
@@ -160,6 +155,8 @@ fn the_first_row_that_fits_runs_a_problem() {
     ] {
         assert_eq!(with(F16, dstate), format!("ssd_forward_f16_n{size}"));
         assert_eq!(with(BF16, dstate), format!("ssd_forward_bf16_n{size}"));
+        let size = size.max(128);
+        assert_eq!(with(F32, dstate), format!("ssd_forward_f32_n{size}"));
     }
     let problem = problem(&layer(1, 5, 6, 1)).unwrap();
     for (rows, words) in [
@@ -169,9 +166,7 @@ fn the_first_row_that_fits_runs_a_problem() {
         ),
         (&WALK[3..], "no kernel of this type that fits this GPU"),
     ] {
-        let text = Plan::new(OP, &problem, rows, &DEVICE)
-            .unwrap_err()
-            .to_string();
+        let text = Plan::new(&problem, rows, &DEVICE).unwrap_err().to_string();
         assert!(text.contains(words), "{text}");
     }
 }
@@ -217,4 +212,124 @@ fn long_sequences_are_cut_where_heads_are_few() {
     assert_eq!(plan(&layer(1, 16_384, 2, 1), None).grid[1], 52);
     assert_eq!(plan(&layer(8, 16_384, 64, 1), None).grid[1], 1);
     assert_eq!(plan(&layer(1, 64, 2, 1), None).grid[1], 1);
+}
+
+fn backward_plan(
+    layouts: &Layouts,
+    dtype: crate::abi::Dtype,
+    per_channel: bool,
+) -> Result<BackwardPlan> {
+    let config = Config {
+        segment: Some(128),
+        ..Config::default()
+    };
+    let problem = Problem::new("ssd::backward", dtype, config, layouts)?;
+    BackwardPlan::new(&problem, per_channel, WALK, GRADIENT, &DEVICE)
+}
+
+#[test]
+fn gradients_have_a_block_for_each_chunk_and_part_of_a_group() {
+    let plan = backward_plan(&layer(2, 300, 6, 1), F16, true).unwrap();
+    // 10 chunks: each head is a block of its own
+    assert_eq!((plan.heads_per_part, plan.parts), (1, 6));
+    assert_eq!(plan.grid, [6, 5, 2]);
+    assert_eq!((plan.segment(), plan.walk.grid[1]), (128, 3));
+    assert_eq!(
+        (plan.chunk_slots, plan.sums_of_head),
+        (600 / 64 + 2, 2 + 72)
+    );
+    // 4 blocks for each of 108 multiprocessors are 108 for each of 4 chunks: two heads each
+    let plan = backward_plan(&layer(4, 64, 200, 1), F16, false).unwrap();
+    assert_eq!(
+        (plan.heads_per_part, plan.parts, plan.grid[0]),
+        (2, 100, 100)
+    );
+    assert_eq!(plan.sums_of_head, 3);
+    // chunks of f32 are half as long
+    let plan = backward_plan(&layer(2, 300, 6, 1), F32, false).unwrap();
+    assert_eq!(plan.grid, [6, 10, 2]);
+    assert_eq!(plan.kernel, "ssd_gradients_f32_n128");
+}
+
+#[test]
+fn the_workspace_of_gradients_has_room_for_all() {
+    let plan = backward_plan(&layer(2, 300, 6, 1), F16, true).unwrap();
+    let memory = plan.memory;
+    let heads = (600 / 64 + 2) * 6;
+    let sizes = [
+        (memory.segments, 4 * (600 / 128 + 2) * 6 * 72 * 128),
+        (memory.decays, 4 * (600 / 128 + 2) * 6),
+        (memory.states, 2 * heads * 72 * 128),
+        (memory.gradients, 2 * heads * 72 * 128),
+        (memory.state_units, 4 * heads * 2),
+        (memory.gradient_units, 4 * heads * 2),
+        (memory.dots, 16 * heads * 2),
+        (memory.coefficients, 8 * 6 * (600 / 64 + 2) * 64 * 128),
+        (memory.sums, 4 * heads * 74),
+    ];
+    let mut at = 0;
+    for (start, bytes) in sizes {
+        assert_eq!(start, at);
+        at += usize::next_multiple_of(bytes, 128);
+    }
+    assert_eq!(plan.workspace_bytes(), at);
+    assert_eq!(
+        plan.to_string(),
+        format!(
+            "3 segments of 128 steps; ssd_gradients_f16_n128, 6 parts of groups x 5 chunks x 2, {at} bytes of \
+             workspace"
+        )
+    );
+}
+
+#[test]
+fn gradients_of_too_many_steps_for_a_launch_are_refused_before_any() {
+    let layouts = |steps| layer(1, steps, 1, 1);
+    backward_plan(&layouts(65_535 * 64), F16, false).unwrap();
+    let text = backward_plan(&layouts(65_535 * 64 + 1), F16, false).unwrap_err();
+    let words = "ssd::backward: no kernel for 4194241 steps; there is up to 4194240";
+    assert_eq!(text.to_string(), words);
+}
+
+/// Tensors without elements may have axes of any size, and strides of 0 as well.
+#[test]
+fn sizes_that_no_memory_holds_do_not_overflow() {
+    let empty = |shape| Layout {
+        shape,
+        strides: [0, 0, 8, 1],
+    };
+    for (batch, steps) in [(usize::MAX, 0), (usize::MAX, 1 << 30), (1 << 62, 64)] {
+        let x = empty([batch, steps, 1 << 15, 1 << 15]);
+        let b = empty([batch, steps, 1, 256]);
+        let layouts = Layouts {
+            x,
+            dt: Layout {
+                shape: [batch, steps, 1 << 15],
+                strides: [0, 0, 1],
+            },
+            a: contiguous([1 << 15]),
+            b,
+            c: b,
+            d: None,
+            z: None,
+            dt_bias: None,
+            initial_states: None,
+            cu_seqlens: None,
+        };
+        for segment in [None, Some(64), Some(usize::MAX)] {
+            let config = Config {
+                segment,
+                ..Config::default()
+            };
+            let problem = Problem::new(OP, F16, config, &layouts).unwrap();
+            let plan = Plan::new(&problem, WALK, &DEVICE).unwrap();
+            let alone = plan.grid[1] == 1;
+            let expected = if alone { 0 } else { usize::MAX };
+            assert_eq!(plan.workspace_bytes(), expected, "{batch}, {steps}");
+            match BackwardPlan::new(&problem, true, WALK, GRADIENT, &DEVICE) {
+                Ok(plan) => assert_eq!(plan.workspace_bytes(), usize::MAX),
+                Err(error) => assert!(error.to_string().contains("1073741824 steps"), "{error}"),
+            }
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! [`Layout`]: shape and strides of a tensor, and the arithmetic that keeps its elements in bounds.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 
 /// Shape and strides, in elements, of a tensor of `N` axes.
@@ -26,6 +28,26 @@ impl<const N: usize> Layout<N> {
             self.strides[last..].reverse();
         }
         self
+    }
+
+    /// The indices of `axis` in `range`, and the offset of the first of them.
+    pub(crate) fn narrow(mut self, axis: usize, range: Range<usize>) -> Result<(Self, usize)> {
+        let size = self.shape.get(axis).copied();
+        if range.start > range.end || size.is_none_or(|size| range.end > size) {
+            return Err(Error::Argument {
+                op: "narrow",
+                argument: "range",
+                expected: format!("indices of an axis of shape {:?}", self.shape),
+                found: format!("{range:?} of axis {axis}"),
+            });
+        }
+        self.shape[axis] = range.len();
+        // an empty view has no elements to be off from; of others, the offset is one that they can reach
+        let offset = match self.shape.contains(&0) {
+            true => 0,
+            false => range.start * self.strides[axis],
+        };
+        Ok((self, offset))
     }
 
     /// Elements from the first to the last reachable one; 0 for an empty tensor, `None` if the
@@ -100,6 +122,27 @@ mod tests {
         // an empty axis must not make the strides of the others zero
         assert_eq!(Layout::contiguous([2, 0, 4]).unwrap().strides, [4, 4, 1]);
         assert_eq!(Layout::contiguous([2, usize::MAX, 2]), None);
+    }
+
+    #[test]
+    fn narrow_keeps_the_indices_of_a_range() {
+        let dense = layout([4, 6], [6, 1]);
+        let part = |axis, range| dense.narrow(axis, range).unwrap();
+        assert_eq!(part(1, 2..5), (layout([4, 3], [6, 1]), 2));
+        assert_eq!(part(0, 3..4), (layout([1, 6], [6, 1]), 18));
+        assert_eq!(part(0, 4..4), (layout([0, 6], [6, 1]), 0));
+        for (axis, range) in [
+            (0, 0..5),
+            (1, 6..7),
+            (2, 0..1),
+            (0, Range { start: 3, end: 2 }),
+        ] {
+            let text = dense.narrow(axis, range).unwrap_err().to_string();
+            assert!(
+                text.contains("indices of an axis of shape [4, 6]"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

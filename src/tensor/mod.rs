@@ -5,6 +5,7 @@
 mod layout;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
@@ -203,6 +204,29 @@ impl<'a, T, const N: usize> TensorRef<'a, T, N> {
         Self { layout, ..self }
     }
 
+    /// The indices of `axis` in `range`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such axis, or one that is shorter.
+    pub fn narrow(self, axis: usize, range: Range<usize>) -> Result<Self> {
+        let (layout, offset) = self.layout.narrow(axis, range)?;
+        let slice = self.slice.slice(offset..);
+        Ok(Self { slice, layout })
+    }
+
+    /// The same memory, from the first element on, with another shape and other strides: so an axis of one
+    /// element appears or goes, two axes become one, or one stands for many with a stride of 0.
+    ///
+    /// # Errors
+    /// As [`TensorRef::new`].
+    pub fn as_strided<const M: usize>(
+        self,
+        shape: [usize; M],
+        strides: [usize; M],
+    ) -> Result<TensorRef<'a, T, M>> {
+        TensorRef::new(self.slice, shape, strides)
+    }
+
     /// Elements along each axis.
     pub fn shape(&self) -> [usize; N] {
         self.layout.shape
@@ -271,6 +295,28 @@ impl<'a, T, const N: usize> TensorMut<'a, T, N> {
     pub fn transposed(self) -> Self {
         let layout = self.layout.transposed();
         Self { layout, ..self }
+    }
+
+    /// The indices of `axis` in `range`, to write for a while.
+    ///
+    /// # Errors
+    /// As [`TensorRef::narrow`].
+    pub fn narrow(&mut self, axis: usize, range: Range<usize>) -> Result<TensorMut<'_, T, N>> {
+        let (layout, offset) = self.layout.narrow(axis, range)?;
+        let slice = self.slice.slice_mut(offset..);
+        Ok(TensorMut { slice, layout })
+    }
+
+    /// The same memory, from the first element on, with another shape and other strides.
+    ///
+    /// # Errors
+    /// As [`TensorMut::new`].
+    pub fn as_strided<const M: usize>(
+        self,
+        shape: [usize; M],
+        strides: [usize; M],
+    ) -> Result<TensorMut<'a, T, M>> {
+        TensorMut::new(self.slice, shape, strides)
     }
 
     /// Elements along each axis.

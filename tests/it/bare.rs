@@ -92,7 +92,7 @@ impl Arguments {
         Self { params, bytes }
     }
 
-    /// Sets a field, such as `m`, or one of a field that is a struct, such as `a.at`.
+    /// Sets a field, such as `m`, or one of fields that are structs, such as `a.at`.
     pub(crate) fn set<T: Pod>(&mut self, field: &str, value: T) {
         let offset = |params: &Params, name: &str| {
             let mut fields = params.fields.iter();
@@ -101,14 +101,17 @@ impl Arguments {
                 .unwrap_or_else(|| panic!("{}: no field {name}", params.cpp))
                 .1
         };
-        let at = match field.split_once('.') {
-            Some((outer, inner)) => {
+        let mut at = 0;
+        let mut outer = &self.params;
+        let mut path = field.split('.').peekable();
+        while let Some(name) = path.next() {
+            at += offset(outer, name);
+            if let Some(inner) = path.peek() {
                 let mut parts = self.params.parts.iter();
-                let part = parts.find(|part| part.fields.iter().any(|field| field.0 == inner));
-                offset(&self.params, outer) + offset(part.expect("a struct of fields"), inner)
+                let part = parts.find(|part| part.fields.iter().any(|field| field.0 == *inner));
+                outer = part.expect("a struct of fields");
             }
-            None => offset(&self.params, field),
-        };
+        }
         let bytes = bytemuck::bytes_of(&value);
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::selective_scan::{
-    Backward, Coefficient, CoefficientMut, Config, Forward, Gradients, Inputs,
+    Backward, Coefficient, CoefficientMut, Config, Forward, Gradients, Inputs, Step, StepConfig,
+    Weight,
 };
-use seqmix::{Float, Tensor, Workspace};
+use seqmix::{Float, Tensor, TensorRef, Workspace};
 
 use super::{Case, Failure, Ops, Output};
 
@@ -125,4 +126,70 @@ impl Case {
             Output::fetch("ddelta_bias", &ddelta_bias, stream)?,
         ])
     }
+
+    pub(super) fn selective_scan_step<T: Float + Pod + Into<f64>>(
+        &self,
+        ops: &Ops,
+    ) -> Result<Vec<Output>, Failure> {
+        let stream = &ops.stream;
+        let mut state: Tensor<f32, 3> = self.need("state")?.upload(stream)?;
+        let x: Tensor<T, 2> = self.need("x")?.upload(stream)?;
+        let dt: Tensor<T, 2> = self.need("dt")?.upload(stream)?;
+        let a: Tensor<f32, 2> = self.need("A")?.upload(stream)?;
+        let b: Tensor<T, 3> = self.need("B")?.upload(stream)?;
+        let c: Tensor<T, 3> = self.need("C")?.upload(stream)?;
+        let d: Option<Tensor<f32, 1>> = self.optional("D", stream)?;
+        let z: Option<Tensor<T, 2>> = self.optional("z", stream)?;
+        let dt_bias: Option<Tensor<f32, 1>> = self.optional("dt_bias", stream)?;
+        let mut out = Tensor::<T, 2>::zeros(stream, x.shape())?;
+
+        // the channels of a group are a head
+        let ([batch, dim, states], [_, groups, _]) = (state.shape(), b.shape());
+        let width = dim / groups.max(1);
+        let (rows, row_strides) = ([batch, groups, width], [dim, width, 1]);
+        let row = strided::<T, 2, 3>(rows, row_strides);
+        let vector = strided::<f32, 1, 2>([groups, width], [width, 1]);
+        let step = Step {
+            d: d.as_ref()
+                .map(Tensor::view)
+                .map(vector)
+                .transpose()?
+                .map(Weight::F32),
+            z: z.as_ref().map(Tensor::view).map(row).transpose()?,
+            dt_bias: dt_bias
+                .as_ref()
+                .map(Tensor::view)
+                .map(vector)
+                .transpose()?
+                .map(Weight::F32),
+            ..Step::new(
+                state.view_mut().as_strided(
+                    [batch, groups, width, states],
+                    [dim * states, width * states, states, 1],
+                )?,
+                (row(x.view())?, row(dt.view())?),
+                a.view()
+                    .as_strided([groups, width, states], [width * states, states, 1])?,
+                (b.view(), c.view()),
+                out.view_mut().as_strided(rows, row_strides)?,
+            )
+        };
+        let config = StepConfig {
+            dt_softplus: self.flag("dt_softplus")?,
+            ..StepConfig::default()
+        };
+        ops.selective_scan.step(stream, config, step)?;
+        Ok(vec![
+            Output::fetch("out", &out, stream)?,
+            Output::fetch("state", &state, stream)?,
+        ])
+    }
+}
+
+/// Views tensors with these sizes and strides.
+fn strided<T, const N: usize, const M: usize>(
+    shape: [usize; M],
+    strides: [usize; M],
+) -> impl Copy + for<'a> Fn(TensorRef<'a, T, N>) -> seqmix::Result<TensorRef<'a, T, M>> {
+    move |tensor| tensor.as_strided(shape, strides)
 }

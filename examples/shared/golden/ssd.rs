@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use seqmix::cudarc::driver::CudaStream;
-use seqmix::ssd::{Config, Forward, Skip};
-use seqmix::{Half, Tensor, TensorRef, Workspace};
+use seqmix::ssd::{Backward, Config, Forward, Layer, Skip, SkipMut};
+use seqmix::{Float, Tensor, Workspace};
 
 use super::{Case, Failure, Ops, Output};
 
-/// D, in one of its forms.
+/// D, or its gradient, in one of its forms.
 enum Stored {
     PerHead(Tensor<f32, 1>),
     PerChannel(Tensor<f32, 2>),
@@ -21,6 +21,80 @@ impl Stored {
             Self::PerHead(d) => Skip::PerHead(d.view()),
             Self::PerChannel(d) => Skip::PerChannel(d.view()),
         }
+    }
+
+    fn view_mut(&mut self) -> SkipMut<'_> {
+        match self {
+            Self::PerHead(d) => SkipMut::PerHead(d.view_mut()),
+            Self::PerChannel(d) => SkipMut::PerChannel(d.view_mut()),
+        }
+    }
+
+    /// Zeros of the same form.
+    fn like(&self, stream: &Arc<CudaStream>) -> Result<Self, Failure> {
+        Ok(match self {
+            Self::PerHead(d) => Self::PerHead(Tensor::zeros(stream, d.shape())?),
+            Self::PerChannel(d) => Self::PerChannel(Tensor::zeros(stream, d.shape())?),
+        })
+    }
+
+    fn fetch(&self, name: &'static str, stream: &Arc<CudaStream>) -> Result<Output, Failure> {
+        match self {
+            Self::PerHead(d) => Output::fetch(name, d, stream),
+            Self::PerChannel(d) => Output::fetch(name, d, stream),
+        }
+    }
+}
+
+/// The inputs of a case on the device.
+struct Inputs<T> {
+    x: Tensor<T, 4>,
+    dt: Tensor<T, 3>,
+    a: Tensor<f32, 1>,
+    b: Tensor<T, 4>,
+    c: Tensor<T, 4>,
+    d: Option<Stored>,
+    z: Option<Tensor<T, 4>>,
+    dt_bias: Option<Tensor<f32, 1>>,
+    initial_states: Option<Tensor<f32, 4>>,
+}
+
+impl<T: Float + Pod> Inputs<T> {
+    fn new(case: &Case, stream: &Arc<CudaStream>) -> Result<Self, Failure> {
+        let skip = |d: &super::Stored| match d.shape.len() {
+            1 => d.upload(stream).map(Stored::PerHead),
+            _ => d.upload(stream).map(Stored::PerChannel),
+        };
+        Ok(Self {
+            x: case.need("x")?.upload(stream)?,
+            dt: case.need("dt")?.upload(stream)?,
+            a: case.need("A")?.upload(stream)?,
+            b: case.need("B")?.upload(stream)?,
+            c: case.need("C")?.upload(stream)?,
+            d: case.get("D").map(skip).transpose()?,
+            z: case.optional("z", stream)?,
+            dt_bias: case.optional("dt_bias", stream)?,
+            initial_states: case.optional("initial_states", stream)?,
+        })
+    }
+
+    fn layer(&self) -> Layer<'_, T> {
+        let Self {
+            x, dt, a, b, c, z, ..
+        } = self;
+        Layer {
+            d: self.d.as_ref().map(Stored::view),
+            z: z.as_ref().map(Tensor::view),
+            dt_bias: self.dt_bias.as_ref().map(Tensor::view),
+            initial_states: self.initial_states.as_ref().map(Tensor::view),
+            ..Layer::new(x.view(), dt.view(), a.view(), b.view(), c.view())
+        }
+    }
+
+    /// Zeros of the shape of the states.
+    fn states(&self, stream: &Arc<CudaStream>) -> Result<Tensor<f32, 4>, Failure> {
+        let ([batch, _, heads, headdim], [_, _, _, dstate]) = (self.x.shape(), self.b.shape());
+        Ok(Tensor::zeros(stream, [batch, heads, headdim, dstate])?)
     }
 }
 
@@ -38,53 +112,16 @@ impl Case {
         })
     }
 
-    fn ssd_skip(&self, stream: &Arc<CudaStream>) -> Result<Option<Stored>, Failure> {
-        let upload = |d: &super::Stored| match d.shape.len() {
-            1 => d.upload(stream).map(Stored::PerHead),
-            _ => d.upload(stream).map(Stored::PerChannel),
-        };
-        self.get("D").map(upload).transpose()
-    }
-
-    pub(super) fn ssd_forward<T: Half + Pod + Into<f64>>(
+    pub(super) fn ssd_forward<T: Float + Pod + Into<f64>>(
         &self,
         ops: &Ops,
     ) -> Result<Vec<Output>, Failure> {
         let (stream, config) = (&ops.stream, self.ssd_config()?);
-        let vector = |name| {
-            self.get(name)
-                .map(|x| x.upload::<f32, 1>(stream))
-                .transpose()
-        };
-        let x = self.need("x")?.upload::<T, 4>(stream)?;
-        let dt = self.need("dt")?.upload::<T, 3>(stream)?;
-        let a = self.need("A")?.upload::<f32, 1>(stream)?;
-        let b = self.need("B")?.upload::<T, 4>(stream)?;
-        let c = self.need("C")?.upload::<T, 4>(stream)?;
-        let d = self.ssd_skip(stream)?;
-        let z = self
-            .get("z")
-            .map(|z| z.upload::<T, 4>(stream))
-            .transpose()?;
-        let dt_bias = vector("dt_bias")?;
-        let initial_states = self.get("initial_states");
-        let initial_states = initial_states
-            .map(|x| x.upload::<f32, 4>(stream))
-            .transpose()?;
-        let ([batch, _, heads, headdim], [_, _, _, dstate]) = (x.shape(), b.shape());
-        let mut out = Tensor::<T, 4>::zeros(stream, x.shape())?;
-        let mut final_states = Tensor::<f32, 4>::zeros(stream, [batch, heads, headdim, dstate])?;
+        let inputs = Inputs::<T>::new(self, stream)?;
+        let mut out = Tensor::<T, 4>::zeros(stream, inputs.x.shape())?;
+        let mut final_states = inputs.states(stream)?;
         let tensors = Forward {
-            x: x.view(),
-            dt: dt.view(),
-            a: a.view(),
-            b: b.view(),
-            c: c.view(),
-            d: d.as_ref().map(Stored::view),
-            z: z.as_ref().map(Tensor::view),
-            dt_bias: dt_bias.as_ref().map(Tensor::view),
-            initial_states: initial_states.as_ref().map(Tensor::view),
-            cu_seqlens: None::<TensorRef<'_, i32, 1>>,
+            layer: inputs.layer(),
             out: out.view_mut(),
             final_states: Some(final_states.view_mut()),
         };
@@ -95,5 +132,62 @@ impl Case {
             Output::fetch("out", &out, stream)?,
             Output::fetch("final_states", &final_states, stream)?,
         ])
+    }
+
+    pub(super) fn ssd_backward<T: Float + Pod + Into<f64>>(
+        &self,
+        ops: &Ops,
+    ) -> Result<Vec<Output>, Failure> {
+        let (stream, config) = (&ops.stream, self.ssd_config()?);
+        let inputs = Inputs::<T>::new(self, stream)?;
+        let dout = self.need("dout")?.upload::<T, 4>(stream)?;
+        let dfinal_states = self.optional::<f32, 4>("dfinal_states", stream)?;
+        let heads = inputs.a.shape();
+        let mut dx = Tensor::<T, 4>::zeros(stream, inputs.x.shape())?;
+        let mut ddt = Tensor::<T, 3>::zeros(stream, inputs.dt.shape())?;
+        let mut da = Tensor::<f32, 1>::zeros(stream, heads)?;
+        let mut db = Tensor::<T, 4>::zeros(stream, inputs.b.shape())?;
+        let mut dc = Tensor::<T, 4>::zeros(stream, inputs.c.shape())?;
+        let dd = inputs.d.as_ref().map(|d| d.like(stream));
+        let mut dd = dd.transpose()?;
+        let dz = inputs.z.as_ref();
+        let mut dz = dz
+            .map(|z| Tensor::<T, 4>::zeros(stream, z.shape()))
+            .transpose()?;
+        let mut ddt_bias = Tensor::<f32, 1>::zeros(stream, heads)?;
+        let mut dinitial_states = inputs.states(stream)?;
+        let tensors = Backward {
+            layer: inputs.layer(),
+            dout: dout.view(),
+            dfinal_states: dfinal_states.as_ref().map(Tensor::view),
+            dx: dx.view_mut(),
+            ddt: ddt.view_mut(),
+            da: da.view_mut(),
+            db: db.view_mut(),
+            dc: dc.view_mut(),
+            dd: dd.as_mut().map(Stored::view_mut),
+            dz: dz.as_mut().map(Tensor::view_mut),
+            ddt_bias: Some(ddt_bias.view_mut()),
+            dinitial_states: Some(dinitial_states.view_mut()),
+        };
+        let mut workspace = Workspace::new(stream);
+        workspace.reserve(ops.ssd.backward_plan(config, &tensors)?.workspace_bytes())?;
+        ops.ssd.backward(stream, config, tensors, &mut workspace)?;
+        let mut outputs = vec![
+            Output::fetch("dx", &dx, stream)?,
+            Output::fetch("ddt", &ddt, stream)?,
+            Output::fetch("dA", &da, stream)?,
+            Output::fetch("dB", &db, stream)?,
+            Output::fetch("dC", &dc, stream)?,
+            Output::fetch("ddt_bias", &ddt_bias, stream)?,
+            Output::fetch("dinitial_states", &dinitial_states, stream)?,
+        ];
+        if let Some(dd) = &dd {
+            outputs.push(dd.fetch("dD", stream)?);
+        }
+        if let Some(dz) = &dz {
+            outputs.push(Output::fetch("dz", dz, stream)?);
+        }
+        Ok(outputs)
     }
 }

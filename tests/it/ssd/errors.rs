@@ -1,7 +1,7 @@
 //! Calls that cannot work: each is refused with words that say what was wrong and what would work.
 
 use half::f16;
-use seqmix::ssd::{Config, Forward, Skip};
+use seqmix::ssd::{Config, Forward, Layer, Skip};
 use seqmix::{Error, Result, TensorMut, TensorRef, Workspace};
 
 use crate::support::device;
@@ -68,7 +68,7 @@ fn queue(call: Call) -> Result<()> {
     let mut final_states = stream.alloc_zeros::<f32>(1 << 15).unwrap();
     let half = halves.as_view();
     let float = floats.as_view();
-    let tensors = Forward {
+    let layer = Layer {
         x: TensorRef::new(half.slice(call.offset..), call.x, call.strides)?,
         dt: TensorRef::contiguous(half.slice(..), call.dt)?,
         a: TensorRef::contiguous(float.slice(..), call.a)?,
@@ -89,6 +89,9 @@ fn queue(call: Call) -> Result<()> {
             Some(shape) => Some(TensorRef::contiguous(integers.as_view(), shape)?),
             None => None,
         },
+    };
+    let tensors = Forward {
+        layer,
         out: TensorMut::contiguous(out.as_view_mut(), call.out)?,
         final_states: Some(TensorMut::contiguous(
             final_states.as_view_mut(),

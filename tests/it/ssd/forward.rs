@@ -5,18 +5,19 @@ use half::{bf16, f16};
 use super::{
     CASE, Case, Config, Inputs, Layout, SCALE, SOFTPLUS, Scale, SkipKind, check, compare, run,
 };
-use crate::naive::Narrow;
+use crate::naive::Number;
 
-/// A layer in both dtypes.
-fn check_both(case: Case) {
+/// A layer in all dtypes.
+fn check_all(case: Case) {
     check::<f16>(case);
     check::<bf16>(case);
+    check::<f32>(case);
 }
 
 #[test]
 fn lengths_around_the_chunk() {
     for seqlen in [1, 2, 7, 31, 32, 33, 63, 64, 65, 127, 129, 300] {
-        check_both(Case {
+        check_all(Case {
             batch: 1,
             seqlen,
             heads: 2,
@@ -29,7 +30,7 @@ fn lengths_around_the_chunk() {
 fn every_size_of_heads() {
     for headdim in [8, 16, 24, 40, 64, 72, 80, 128, 200] {
         for dstate in [16, 128, 256] {
-            check_both(Case {
+            check_all(Case {
                 batch: 1,
                 headdim,
                 dstate,
@@ -44,7 +45,7 @@ fn every_size_of_heads() {
 #[test]
 fn every_size_of_states() {
     for dstate in [8, 16, 24, 64, 72, 120, 128, 136, 192, 248, 256] {
-        check_both(Case {
+        check_all(Case {
             batch: 1,
             dstate,
             ..CASE
@@ -65,7 +66,7 @@ fn heads_share_groups() {
         (12, 3),
     ] {
         for dstate in [64, 256] {
-            check_both(Case {
+            check_all(Case {
                 heads,
                 groups,
                 dstate,
@@ -80,7 +81,7 @@ fn heads_share_groups() {
 fn every_option_with_every_other() {
     for option in 0..96 {
         let on = |bit: usize| option >> bit & 1 == 1;
-        check_both(Case {
+        [check::<f16>, check::<bf16>, check::<f32>][option % 3](Case {
             headdim: 24,
             dstate: 16,
             heads: 2,
@@ -108,7 +109,7 @@ fn limits_of_step_sizes() {
         (0.5, f32::INFINITY),
     ] {
         for dt_softplus in [false, true] {
-            check_both(Case {
+            check_all(Case {
                 config: Config {
                     dt_softplus,
                     dt_limit,
@@ -124,7 +125,7 @@ fn limits_of_step_sizes() {
 fn every_layout_in_memory() {
     for layout in [Layout::Contiguous, Layout::Projection, Layout::StepsFirst] {
         for lengths in [None, Some(&[30, 0, 41][..])] {
-            check_both(Case {
+            check_all(Case {
                 layout,
                 lengths,
                 z: true,
@@ -156,8 +157,8 @@ fn segments_of_every_length() {
             },
             ..CASE
         };
-        check_both(case);
-        check_both(Case {
+        check_all(case);
+        check_all(Case {
             batch: 1,
             headdim: 72,
             dstate: 136,
@@ -182,7 +183,7 @@ fn sequences_of_different_lengths() {
     for lengths in lengths {
         for segment in [None, Some(64), Some(128)] {
             for initial_states in [false, true] {
-                check_both(Case {
+                check_all(Case {
                     lengths: Some(lengths),
                     initial_states,
                     z: true,
@@ -203,7 +204,7 @@ fn sequences_of_different_lengths() {
 /// call, and of the reference.
 #[test]
 fn calls_that_continue_each_other() {
-    fn continued<T: Narrow>(first: usize, seqlen: usize, headdim: usize, dstate: usize) {
+    fn continued<T: Number>(first: usize, seqlen: usize, headdim: usize, dstate: usize) {
         let whole = Case {
             batch: 1,
             seqlen,
@@ -245,6 +246,7 @@ fn calls_that_continue_each_other() {
     for (first, seqlen) in [(1, 2), (1, 65), (64, 65), (64, 130), (37, 130), (100, 163)] {
         continued::<f16>(first, seqlen, 64, 64);
         continued::<bf16>(first, seqlen, 40, 128);
+        continued::<f32>(first, seqlen, 40, 16);
     }
 }
 
@@ -254,7 +256,7 @@ fn nothing_to_compute() {
     for (batch, seqlen, heads) in [(0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 0, 0)] {
         for initial_states in [false, true] {
             let groups = heads.min(1);
-            check_both(Case {
+            check_all(Case {
                 batch,
                 seqlen,
                 heads,
@@ -276,7 +278,7 @@ fn strong_and_weak_decays_in_one_chunk() {
         (-1e-3, 1.0, 0.0),
     ] {
         for segment in [None, Some(64)] {
-            check_both(Case {
+            check_all(Case {
                 seqlen: 200,
                 scale: Scale {
                     a,
@@ -297,7 +299,7 @@ fn strong_and_weak_decays_in_one_chunk() {
 /// States that grow, which no model means to have, are those of the formula.
 #[test]
 fn growing_states() {
-    check_both(Case {
+    check_all(Case {
         scale: Scale { a: 0.05, ..SCALE },
         ..CASE
     });
@@ -318,7 +320,7 @@ fn large_numbers() {
     ];
     for (x, b, c, dt_bias) in scales {
         for segment in [None, Some(64)] {
-            check_both(Case {
+            check_all(Case {
                 seqlen: 130,
                 initial_states: false,
                 scale: Scale {
@@ -341,7 +343,7 @@ fn large_numbers() {
 /// Steps of 100 at rates down to -1e4, for 16 thousand steps: everything stays finite.
 #[test]
 fn long_sequences_of_large_steps_stay_finite() {
-    fn finite<T: Narrow>(case: Case) {
+    fn finite<T: Number>(case: Case) {
         let (out, states) = run("long", case, &case.inputs::<T>());
         for (at, x) in out.iter().chain(&states).enumerate() {
             assert!(
@@ -371,5 +373,6 @@ fn long_sequences_of_large_steps_stay_finite() {
         };
         finite::<f16>(case);
         finite::<bf16>(case);
+        finite::<f32>(case);
     }
 }

@@ -1,18 +1,24 @@
 //! State space duality: one layer, from seeded inputs to a verdict. The other files here are tables of layers.
 
+mod backward;
+mod backward_errors;
+mod bare;
 mod counters;
 mod errors;
 mod forward;
+mod gradients;
+mod mutants;
 mod queue;
+mod random;
 
 use std::sync::Arc;
 
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::reference::ssd as reference;
-use seqmix::ssd::{Config, Forward, Skip, Ssd};
-use seqmix::{Result, Workspace};
+use seqmix::ssd::{Config, Forward, Layer, Skip, Ssd};
+use seqmix::{Dtype, Result, Workspace};
 
-use crate::naive::{Narrow, bound, normal};
+use crate::naive::{Number, bound, normal};
 use crate::support::{Place, Placed, assert_close, device};
 
 /// Sizes and options of one layer.
@@ -151,7 +157,7 @@ impl Case {
         [self.sequences(), self.heads, self.headdim, self.dstate]
     }
 
-    fn inputs<T: Narrow>(&self) -> Inputs<T> {
+    fn inputs<T: Number>(&self) -> Inputs<T> {
         let [batch, steps] = self.steps();
         let count = |shape: [usize; 4]| shape.iter().product();
         let (inputs, coefficients) = (count(self.x_shape()), count(self.b_shape()));
@@ -222,7 +228,7 @@ impl Case {
     }
 
     /// Calls `with` with the layer of the reference on these inputs.
-    fn reference<T: Narrow, R>(
+    fn reference<T: Number, R>(
         &self,
         inputs: &Inputs<T>,
         with: impl Fn(&reference::Forward<'_>) -> R,
@@ -262,9 +268,8 @@ impl Case {
     }
 }
 
-/// A layer on the device: inputs are surrounded by NaN; outputs are NaN, surrounded by a number that must stay.
-struct Problem<T> {
-    case: Case,
+/// The inputs of a layer on the device, surrounded by NaN.
+struct Placement<T> {
     x: Placed<T, 4>,
     dt: Placed<T, 3>,
     a: Placed<f32, 1>,
@@ -276,14 +281,11 @@ struct Problem<T> {
     dt_bias: Placed<f32, 1>,
     initial_states: Placed<f32, 4>,
     cu_seqlens: Option<Placed<i32, 1>>,
-    out: Placed<T, 4>,
-    final_states: Placed<f32, 4>,
-    workspace: Workspace,
 }
 
-impl<T: Narrow> Problem<T> {
+impl<T: Number> Placement<T> {
     fn new(case: Case, inputs: &Inputs<T>, stream: &Arc<CudaStream>) -> Self {
-        let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
+        let nan = T::narrow(f64::NAN);
         let (x, b) = (case.x_shape(), case.b_shape());
         let rows =
             |shape, part, data: &[T]| Placed::input(stream, case.place(shape, part), data, nan);
@@ -294,11 +296,8 @@ impl<T: Narrow> Problem<T> {
             let place = Place::contiguous([starts.len()]);
             Placed::input(stream, place, &starts, i32::MAX)
         });
-        let states =
-            |data: &[f32], poison| Placed::input(stream, case.states_place(), data, poison);
-        let unset = vec![f32::NAN; inputs.initial_states.len()];
+        let states = &inputs.initial_states;
         Self {
-            case,
             x: rows(x, 1, &inputs.x),
             dt: Placed::input(stream, case.dt_place(), &inputs.dt, nan),
             a: heads(&inputs.a),
@@ -308,10 +307,49 @@ impl<T: Narrow> Problem<T> {
             d_per_channel: Placed::input(stream, case.d_place(), &inputs.d, f32::NAN),
             z: rows(x, 2, &inputs.z),
             dt_bias: heads(&inputs.dt_bias),
-            initial_states: states(&inputs.initial_states, f32::NAN),
+            initial_states: Placed::input(stream, case.states_place(), states, f32::NAN),
             cu_seqlens: offsets,
-            out: Placed::output(stream, case.place(x, 0), nan, guard),
-            final_states: states(&unset, -123.0),
+        }
+    }
+
+    fn view(&self, case: Case) -> Layer<'_, T> {
+        Layer {
+            x: self.x.view(),
+            dt: self.dt.view(),
+            a: self.a.view(),
+            b: self.b.view(),
+            c: self.c.view(),
+            d: match case.skip {
+                SkipKind::None => None,
+                SkipKind::PerHead => Some(Skip::PerHead(self.d_per_head.view())),
+                SkipKind::PerChannel => Some(Skip::PerChannel(self.d_per_channel.view())),
+            },
+            z: case.z.then(|| self.z.view()),
+            dt_bias: case.dt_bias.then(|| self.dt_bias.view()),
+            initial_states: case.initial_states.then(|| self.initial_states.view()),
+            cu_seqlens: self.cu_seqlens.as_ref().map(Placed::view),
+        }
+    }
+}
+
+/// A layer on the device; outputs are NaN, surrounded by a number that must stay.
+struct Problem<T> {
+    case: Case,
+    layer: Placement<T>,
+    out: Placed<T, 4>,
+    final_states: Placed<f32, 4>,
+    workspace: Workspace,
+}
+
+impl<T: Number> Problem<T> {
+    fn new(case: Case, inputs: &Inputs<T>, stream: &Arc<CudaStream>) -> Self {
+        let (nan, guard) = (T::narrow(f64::NAN), T::narrow(-123.0));
+        let out = case.place(case.x_shape(), 0);
+        Self {
+            case,
+            layer: Placement::new(case, inputs, stream),
+            out: Placed::output(stream, out, nan, guard),
+            final_states: Placed::output(stream, case.states_place(), f32::NAN, -123.0),
             workspace: Workspace::new(stream),
         }
     }
@@ -331,24 +369,10 @@ impl<T: Narrow> Problem<T> {
     }
 
     fn tensors(&mut self) -> (Forward<'_, T>, &mut Workspace) {
-        let case = self.case;
         let tensors = Forward {
-            x: self.x.view(),
-            dt: self.dt.view(),
-            a: self.a.view(),
-            b: self.b.view(),
-            c: self.c.view(),
-            d: match case.skip {
-                SkipKind::None => None,
-                SkipKind::PerHead => Some(Skip::PerHead(self.d_per_head.view())),
-                SkipKind::PerChannel => Some(Skip::PerChannel(self.d_per_channel.view())),
-            },
-            z: case.z.then(|| self.z.view()),
-            dt_bias: case.dt_bias.then(|| self.dt_bias.view()),
-            initial_states: case.initial_states.then(|| self.initial_states.view()),
-            cu_seqlens: self.cu_seqlens.as_ref().map(Placed::view),
+            layer: self.layer.view(self.case),
             out: self.out.view_mut(),
-            final_states: case.final_states.then(|| self.final_states.view_mut()),
+            final_states: self.case.final_states.then(|| self.final_states.view_mut()),
         };
         (tensors, &mut self.workspace)
     }
@@ -363,21 +387,41 @@ impl<T: Narrow> Problem<T> {
 }
 
 /// Runs a layer and compares outputs and states with the reference.
-fn check<T: Narrow>(case: Case) {
+fn check<T: Number>(case: Case) {
     let name = format!("{:?} {case:?}", T::DTYPE);
     let inputs = case.inputs::<T>();
     let (out, states) = run(&name, case, &inputs);
     compare(&name, case, &inputs, &out, &states);
 }
 
+/// Bits that a naive run in `f32` keeps: the kernels approximate exponentials, and exponents are sums in `f32`, so that
+/// they lose more than operands of 24 bits would.
+const BITS: i32 = 17;
+
+/// One rounding of what the kernels return in `T`; of sums in `f32`, as above.
+fn unit<T: Number>() -> f64 {
+    match T::DTYPE {
+        Dtype::F32 => f64::powi(2.0, -BITS),
+        _ => T::UNIT,
+    }
+}
+
 /// As `T` rounds, but without its largest number: that is no excuse for a kernel.
-fn round_in_any_range<T: Narrow>(x: f64) -> f64 {
-    let power = f64::powi(2.0, (x.abs().log2() as i32).saturating_sub(14).max(0));
+fn round_in_any_range<T: Number>(x: f64) -> f64 {
+    if x == 0.0 {
+        return x;
+    }
+    let exponent = x.abs().log2().floor() as i32;
+    if T::DTYPE == Dtype::F32 {
+        let unit = f64::powi(2.0, exponent + 1 - BITS);
+        return (x / unit).round() * unit;
+    }
+    let power = f64::powi(2.0, exponent.saturating_sub(14).max(0));
     T::round(x / power) * power
 }
 
 /// Outputs and states of a layer, as numbers.
-fn run<T: Narrow>(name: &str, case: Case, inputs: &Inputs<T>) -> (Vec<f64>, Vec<f64>) {
+fn run<T: Number>(name: &str, case: Case, inputs: &Inputs<T>) -> (Vec<f64>, Vec<f64>) {
     let device = device();
     let stream = device.stream();
     let mut problem = Problem::new(case, inputs, &stream);
@@ -391,7 +435,7 @@ fn run<T: Narrow>(name: &str, case: Case, inputs: &Inputs<T>) -> (Vec<f64>, Vec<
 }
 
 /// Compares outputs and states with the reference's, within the bounds that a naive run sets.
-fn compare<T: Narrow>(name: &str, case: Case, inputs: &Inputs<T>, out: &[f64], states: &[f64]) {
+fn compare<T: Number>(name: &str, case: Case, inputs: &Inputs<T>, out: &[f64], states: &[f64]) {
     let (expected, naive) = case.reference(inputs, |layer| {
         let naive = layer.run_rounded(round_in_any_range::<T>);
         (layer.run().unwrap(), naive.unwrap())
