@@ -59,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
+            bench::time::<selective_scan::StepShape>(&mut criterion, &gpu, &scan);
             bench::time::<ssd::Shape>(&mut criterion, &gpu, &ssd);
             criterion.final_summary();
         }
@@ -72,6 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
+            bench::count::<selective_scan::StepShape>(&stream, &filter, &scan)?;
             bench::count::<ssd::Shape>(&stream, &filter, &ssd)?;
         }
     }

@@ -1,7 +1,8 @@
-//! The selective scan of a Mamba layer, and its gradients.
+//! The selective scan of a Mamba layer, its gradients, and one step of a Mamba-2 layer.
 
 mod backward;
 mod forward;
+mod step;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::support::numbers;
 
 pub(crate) use backward::BackwardShape;
 pub(crate) use forward::ForwardShape;
+pub(crate) use step::StepShape;
 
 /// States of a channel, as Mamba has them.
 const STATES: usize = 16;
