@@ -61,6 +61,8 @@ pub struct Backward {
     pub channels: usize,
     /// Bytes of a channel's row of `u` in a tile, between the states that the forward pass keeps.
     pub row_bytes: usize,
+    /// Blocks that run side by side on a multiprocessor, see [`Entry::blocks`].
+    pub blocks: u32,
     /// Which B and C.
     pub source: Source,
 }
@@ -71,6 +73,7 @@ const fn backward(
     (lanes, own, depth): (usize, usize, usize),
     channels: usize,
     row_bytes: usize,
+    blocks: u32,
     source: Source,
 ) -> Backward {
     Backward {
@@ -81,6 +84,7 @@ const fn backward(
         depth,
         channels,
         row_bytes,
+        blocks,
         source,
     }
 }
@@ -91,14 +95,14 @@ const fn backward(
 /// state, its gradient, A and dA. Two channels a lane halve what it costs to add dB and dC over channels.
 #[rustfmt::skip]
 pub const BACKWARD: &[Backward] = &[
-    //       numbers states (lanes, own, depth) channels row  B and C
-    backward(Real,     16, ( 4, 2, 4), 64, 32, Variable),
-    backward(Real,     64, (16, 2, 4), 32, 32, Variable),
-    backward(Real,    256, (32, 1, 2),  8, 16, Variable),
-    backward(Real,     64, (16, 1, 4), 16, 32, Any),
-    backward(Real,    256, (32, 1, 2),  8, 16, Any),
-    backward(Complex,  64, (16, 1, 4), 16, 32, Any),
-    backward(Complex, 256, (32, 1, 2),  8, 16, Any),
+    //       numbers states (lanes, own, depth) channels row blocks B and C
+    backward(Real,     16, ( 4, 2, 4), 64, 32, 3, Variable), // 168 registers; a fourth block would spill them
+    backward(Real,     64, (16, 2, 4), 32, 32, 1, Variable), // and here, and below, a second one
+    backward(Real,    256, (32, 1, 2),  8, 16, 1, Variable),
+    backward(Real,     64, (16, 1, 4), 16, 32, 1, Any),
+    backward(Real,    256, (32, 1, 2),  8, 16, 1, Any),
+    backward(Complex,  64, (16, 1, 4), 16, 32, 1, Any),
+    backward(Complex, 256, (32, 1, 2),  8, 16, 1, Any),
 ];
 
 impl Backward {
@@ -137,6 +141,7 @@ impl Backward {
             depth,
             channels,
             row_bytes,
+            blocks,
             source,
         } = *self;
         let of_lane = states / lanes / numbers.floats();
@@ -154,7 +159,7 @@ impl Backward {
             ),
             params: BackwardParams::PARAMS,
             threads: self.threads() as u32,
-            blocks: 1, // a lane keeps all that it holds of a part in registers
+            blocks,
             shared_bytes: self.shared_bytes(),
         }
     }
