@@ -21,6 +21,7 @@
 #include "common/numeric.cuh"
 #include "common/warp.cuh"
 #include "ssd/operands.cuh"
+#include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
 #include "ssd/steps.cuh"
@@ -162,6 +163,42 @@ struct alignas(16) DecayGradient {
         }
     }
 
+    // Stores the gradients of the step sizes of a head, and its sums of dA and ddt_bias; one warp.
+    __device__ __forceinline__ void store(const GradientParams& params, const Place& place,
+                                          const Slice& slice, const Steps<kSteps>& steps,
+                                          float* sums) const {
+        const Layer& layer = params.layer;
+        const float rate = layer.a[slice.head];
+        const float bias = layer.dt_bias != nullptr ? layer.dt_bias[slice.head] : 0.f;
+        const StepInputs dt = load_steps<Element>(layer, slice, place.start, place.steps);
+        const float2 exponents = own(along);
+        const float2 through_inputs = own(inputs);
+        const float2 sizes = own(steps.size);
+        float da = 0.f;
+        float dbias = 0.f;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int at = 2 * lane_of_warp() + i;
+            if (at < place.steps) {
+                const float exponent = i == 0 ? exponents.x : exponents.y;
+                const float input = i == 0 ? through_inputs.x : through_inputs.y;
+                const float slope = step_size_slope(layer, dt.values[i], bias);
+                const float ddt = (rate * exponent + input) * slope;
+                *row_of<Element>(params.ddt, place.start + at, slice.head) =
+                    static_cast<Element>(ddt);
+                da += (i == 0 ? sizes.x : sizes.y) * exponent;
+                dbias += ddt;
+            }
+        }
+        da = warp_sum(da);
+        dbias = warp_sum(dbias);
+        if (lane_of_warp() == 0) {
+            sums[0] = da;
+            sums[1] = dbias;
+        }
+    }
+
+private:
     // The numbers of the lane's steps, zeros behind the last one.
     __device__ __forceinline__ static float2 own(const Numbers& numbers) {
         const int first = 2 * lane_of_warp();
@@ -169,7 +206,6 @@ struct alignas(16) DecayGradient {
                               : make_float2(0.f, 0.f);
     }
 
-private:
     __device__ __forceinline__ static float2 sum_of(float2 a, float2 b) {
         return make_float2(a.x + b.x, a.y + b.y);
     }

@@ -3,8 +3,8 @@
 //
 // grid    x: blocks of slices, group by group; y: segments; z: sequences
 // block   takes kChunk steps at a time: scores = (C B^T) * decay * dt', for each slice
-// warp    owns 16 steps of C B^T, or a part of their columns, and 16 * Tiles channels of one slice: their state, which stays in
-//         registers, and their outputs
+// warp    owns 16 steps of C B^T, or a part of their columns, and 16 * Tiles channels of one slice:
+//         their state, which stays in registers, and their outputs
 // lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
 //
 // Within a chunk, outputs are y = scores x + (what is left of the state before) C + D x. While the
@@ -16,9 +16,9 @@
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "common/pointwise.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
-#include "ssd/gate.cuh"
 #include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
@@ -345,7 +345,8 @@ struct Forward {
 #pragma unroll
                     for (int pair = 0; pair < kColumns / 2; ++pair) {
                         multiply_pairs<Element>(y[tile][2 * pair], scores, x[pair][0], x[pair][1]);
-                        multiply_pairs<Element>(y[tile][2 * pair + 1], scores, x[pair][2], x[pair][3]);
+                        multiply_pairs<Element>(y[tile][2 * pair + 1], scores, x[pair][2],
+                                                x[pair][3]);
                     }
                 }
             }

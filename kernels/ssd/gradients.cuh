@@ -23,15 +23,16 @@
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "common/pointwise.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
 #include "ssd/decay_gradient.cuh"
-#include "ssd/gate.cuh"
 #include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
 #include "ssd/range.cuh"
+#include "ssd/skip_gradient.cuh"
 #include "ssd/steps.cuh"
 
 namespace seqmix::ssd {
@@ -70,7 +71,7 @@ struct Gradients {
         Steps<kChunk> steps;
         DecayGradient<Element, kWarps> decay;
         float skip[kSlice];              // D
-        float dskip[kWarps][kSlice];     // sums of dD of each warp, see place_of_sum
+        SkipGradient<Element, kWarps> dskip;
         float largest[2][kWarps];        // of C B^T and of DX, for bounds
     };
 
@@ -220,10 +221,10 @@ struct Gradients {
             if (warp_of_block() == 0) {
                 smem.decay.add_slice(smem.steps, through(params, index, slice, smem), channel == 0);
                 if (channel + slice.channels == layer.headdim) {
-                    finish_steps(params, place, slice, smem, sums);
+                    smem.decay.store(params, place, slice, smem.steps, sums);
                 }
             } else if (warp_of_block() == 1) {
-                store_dskip(params, slice, smem, sums + 2);
+                smem.dskip.store(slice, params.sums_of_head > 3, sums + 2);
             }
             // Threads overwrite the tiles that they have stored themselves, and what both warps read
             // here is written after the next barrier, but the decays of the steps.
@@ -287,12 +288,6 @@ struct Gradients {
         }
     }
 
-    // Where the sums of dD of a chunk's `four`-th four channels lie, counted in fours: where there are
-    // two, they change places halfway, so that eight lanes reach all banks.
-    __device__ __forceinline__ static int place_of_sum(int chunk, int four) {
-        return kElements == 4 ? chunk : 2 * chunk + (four ^ chunk / 4 % 2);
-    }
-
     // dout becomes dy and z becomes dout silu'(z), where there is a gate; and the sums over the
     // warp's rows of dy x, which make dD.
     __device__ __forceinline__ static void prepare(bool gated, Smem& smem) {
@@ -323,20 +318,7 @@ struct Gradients {
                 sums[2 * i + 1] += left.y * right.y;
             }
         }
-        const int lane = lane_of_warp();
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) {
-            sums[i] += __shfl_xor_sync(kAllLanes, sums[i], 8);
-            sums[i] += __shfl_xor_sync(kAllLanes, sums[i], 16);
-        }
-        if (lane < 8) {
-            auto* to = reinterpret_cast<float4*>(smem.dskip[warp_of_block()]);
-#pragma unroll
-            for (int i = 0; i < kElements / 4; ++i) {
-                to[place_of_sum(lane, i)] = make_float4(sums[4 * i], sums[4 * i + 1],
-                                                        sums[4 * i + 2], sums[4 * i + 3]);
-            }
-        }
+        smem.dskip.note(sums);
     }
 
     // dout to dout silu(z), and z to dout silu'(z), of two elements.
@@ -489,70 +471,6 @@ struct Gradients {
             dot += params.dots[4 * index + i];
         }
         return dot * smem.steps.inflow[kChunk - 1];
-    }
-
-    // The gradients of the step sizes of a head, and its sums of dA and ddt_bias; one warp.
-    __device__ __forceinline__ static void finish_steps(const GradientParams& params,
-                                                        const Place& place, const Slice& slice,
-                                                        const Smem& smem, float* sums) {
-        const Layer& layer = params.layer;
-        const float rate = layer.a[slice.head];
-        const float bias = layer.dt_bias != nullptr ? layer.dt_bias[slice.head] : 0.f;
-        const StepInputs inputs =
-            load_steps<Element>(layer, slice, place.start, place.steps);
-        const float2 along = smem.decay.own(smem.decay.along);
-        const float2 through_inputs = smem.decay.own(smem.decay.inputs);
-        const float2 sizes = smem.decay.own(smem.steps.size);
-        float da = 0.f;
-        float dbias = 0.f;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int at = 2 * lane_of_warp() + i;
-            if (at < place.steps) {
-                const float exponent = i == 0 ? along.x : along.y;
-                const float input = i == 0 ? through_inputs.x : through_inputs.y;
-                const float slope = step_size_slope(layer, inputs.values[i], bias);
-                const float ddt = (rate * exponent + input) * slope;
-                *row_of<Element>(params.ddt, place.start + at, slice.head) =
-                    static_cast<Element>(ddt);
-                da += (i == 0 ? sizes.x : sizes.y) * exponent;
-                dbias += ddt;
-            }
-        }
-        da = warp_sum(da);
-        dbias = warp_sum(dbias);
-        if (lane_of_warp() == 0) {
-            sums[0] = da;
-            sums[1] = dbias;
-        }
-    }
-
-    // The sums of dD, of each channel or of the head; one warp.
-    __device__ __forceinline__ static void store_dskip(const GradientParams& params,
-                                                       const Slice& slice, const Smem& smem,
-                                                       float* to) {
-        float total = 0.f;
-#pragma unroll
-        for (int i = 0; i < kSlice / 32; ++i) {
-            const int channel = 32 * i + lane_of_warp();
-            const int four = channel / 4 % (kElements / 4);
-            const int at = 4 * place_of_sum(channel / kElements, four) + channel % 4;
-            float sum = 0.f;
-#pragma unroll
-            for (int warp = 0; warp < kWarps; ++warp) {
-                sum += smem.dskip[warp][at];
-            }
-            if (params.sums_of_head > 3 && channel < slice.channels) {
-                to[slice.channel + channel] = sum;
-            }
-            total += sum;  // 0 behind the last channel
-        }
-        if (params.sums_of_head == 3) {
-            total = warp_sum(total);
-            if (lane_of_warp() == 0) {
-                *to = slice.channel == 0 ? total : *to + total;
-            }
-        }
     }
 
     // Stores the block's part of dB or dC.

@@ -181,9 +181,9 @@ struct Products {
 
 private:
     template <int Steps, Band Which, typename B>
-    __device__ __forceinline__ void add_by_columns(const RowPair& factors,
-                                                   const Pair<typename B::Element> (&left)[Steps][4],
-                                                   int row, const B& b, int column) {
+    __device__ __forceinline__ void add_by_columns(
+        const RowPair& factors, const Pair<typename B::Element> (&left)[Steps][4], int row,
+        const B& b, int column) {
         using Element = typename B::Element;
         const auto b_operand = by_rows(b, 0, column);
 #pragma unroll

@@ -76,7 +76,8 @@ struct Slices {
                                                 int rows) {
         const int warp = warp_of_block();
         if (warp < kCount) {
-            scan_steps<typename State::Element>(steps[warp], layer, slice(layer, warp), inputs, rows);
+            scan_steps<typename State::Element>(steps[warp], layer, slice(layer, warp), inputs,
+                                                rows);
         }
     }
 };

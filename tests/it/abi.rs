@@ -21,8 +21,12 @@ const LAYOUTS: [&str; 4] = ["nn", "nt", "tn", "tt"];
 /// Widths and contiguous axes of the causal convolution, for each of f16, bf16 and f32.
 const CONV_ROWS: [&str; 4] = ["w4_dim", "w8_dim", "w4_seqlen", "w8_seqlen"];
 
-/// State sizes of state space duality, for each of f16 and bf16.
-const STATE_SIZES: [u32; 3] = [64, 128, 256];
+/// State sizes of state space duality, for each type.
+const SSD_SIZES: [(&str, &[u32]); 3] = [
+    ("f16", &[64, 128, 256]),
+    ("bf16", &[64, 128, 256]),
+    ("f32", &[128, 256]),
+];
 
 /// Numbers and state sizes of the selective scan's rows, forward and backward.
 const SCAN_ROWS: [&[&str]; 2] = [
@@ -66,10 +70,15 @@ fn the_table_has_every_kernel_for_every_target() {
             .chain(gemm)
             .chain(lora.into_iter().flatten())
     };
-    let of_ssd = |dtype: &'static str| {
-        ["forward", "segment"]
-            .into_iter()
-            .flat_map(move |pass| STATE_SIZES.map(|size| format!("ssd_{pass}_{dtype}_n{size}")))
+    let of_ssd = |(dtype, sizes): (&'static str, &'static [u32])| {
+        let passes = ["forward", "gradients", "sweep", "sweep_back"].into_iter();
+        passes
+            .flat_map(move |pass| {
+                sizes
+                    .iter()
+                    .map(move |size| format!("ssd_{pass}_{dtype}_n{size}"))
+            })
+            .chain([format!("ssd_sum_coefficients_{dtype}")])
     };
     let of_conv = |dtype: &'static str| {
         let passes = ["forward", "backward"]
@@ -93,8 +102,8 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(sums)
         .chain(["gemm_column_sums".into()])
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_conv))
-        .chain(["causal_conv1d_sum".into(), "ssd_carry".into()])
-        .chain(["f16", "bf16"].into_iter().flat_map(of_ssd))
+        .chain(["causal_conv1d_sum", "ssd_carry", "ssd_sum_parameters"].map(String::from))
+        .chain(SSD_SIZES.into_iter().flat_map(of_ssd))
         .chain(scan)
         .chain(scan_others.into_iter().flatten())
         .collect();
