@@ -89,19 +89,6 @@ pub(crate) struct Ops {
     ssd: Ssd,
 }
 
-/// The ops that have kernels.
-const OPS: [&str; 9] = [
-    "attention_forward",
-    "causal_conv1d_forward",
-    "causal_conv1d_backward",
-    "gemm",
-    "selective_scan_forward",
-    "selective_scan_backward",
-    "selective_scan_step",
-    "ssd_forward",
-    "ssd_backward",
-];
-
 /// Where the golden cases are: tests/golden of the working directory, else of a folder above this program, else
 /// of the source tree.
 pub(crate) fn folder() -> PathBuf {
@@ -218,59 +205,45 @@ impl Case {
 
     /// Runs the op on the device.
     pub(crate) fn run(&self, ops: &Ops) -> Result<Vec<Output>, Failure> {
-        let unsupported = |what: String| Err(Failure::Unsupported(what));
-        match (&self.op[..], self.half()) {
-            ("attention_forward", Some(Dtype::F16)) => self.attention_forward::<f16>(ops),
-            ("attention_forward", Some(Dtype::BF16)) => self.attention_forward::<bf16>(ops),
-            ("gemm", Some(Dtype::F16)) => self.gemm::<f16>(ops),
-            ("gemm", Some(Dtype::BF16)) => self.gemm::<bf16>(ops),
-            ("causal_conv1d_forward", Some(Dtype::F16)) => self.causal_conv1d_forward::<f16>(ops),
-            ("causal_conv1d_forward", Some(Dtype::BF16)) => self.causal_conv1d_forward::<bf16>(ops),
-            ("causal_conv1d_forward", Some(Dtype::F32)) => self.causal_conv1d_forward::<f32>(ops),
-            ("causal_conv1d_backward", Some(Dtype::F16)) => self.causal_conv1d_backward::<f16>(ops),
-            ("causal_conv1d_backward", Some(Dtype::BF16)) => {
-                self.causal_conv1d_backward::<bf16>(ops)
-            }
-            ("causal_conv1d_backward", Some(Dtype::F32)) => self.causal_conv1d_backward::<f32>(ops),
-            ("selective_scan_forward", Some(Dtype::F16)) => self.selective_scan_forward::<f16>(ops),
-            ("selective_scan_forward", Some(Dtype::BF16)) => {
-                self.selective_scan_forward::<bf16>(ops)
-            }
-            ("selective_scan_forward", Some(Dtype::F32)) => self.selective_scan_forward::<f32>(ops),
-            ("selective_scan_backward", Some(Dtype::F16)) => {
-                self.selective_scan_backward::<f16>(ops)
-            }
-            ("selective_scan_backward", Some(Dtype::BF16)) => {
-                self.selective_scan_backward::<bf16>(ops)
-            }
-            ("selective_scan_backward", Some(Dtype::F32)) => {
-                self.selective_scan_backward::<f32>(ops)
-            }
-            ("selective_scan_step", Some(Dtype::F16)) => self.selective_scan_step::<f16>(ops),
-            ("selective_scan_step", Some(Dtype::BF16)) => self.selective_scan_step::<bf16>(ops),
-            ("selective_scan_step", Some(Dtype::F32)) => self.selective_scan_step::<f32>(ops),
-            ("ssd_forward", Some(Dtype::F16)) => self.ssd_forward::<f16>(ops),
-            ("ssd_forward", Some(Dtype::BF16)) => self.ssd_forward::<bf16>(ops),
-            ("ssd_forward", Some(Dtype::F32)) => self.ssd_forward::<f32>(ops),
-            ("ssd_backward", Some(Dtype::F16)) => self.ssd_backward::<f16>(ops),
-            ("ssd_backward", Some(Dtype::BF16)) => self.ssd_backward::<bf16>(ops),
-            ("ssd_backward", Some(Dtype::F32)) => self.ssd_backward::<f32>(ops),
-            (op, dtype) if !OPS.contains(&op) => unsupported(format!(
-                "no kernel for the op {op}, {dtype:?}; there are {}",
-                OPS.join(", ")
-            )),
-            (op, Some(other)) => unsupported(format!(
-                "no {op} kernel for {other:?}; there are F16 and BF16"
-            )),
-            (_, None) => Err(Failure::Unreadable("no tensor q, a, x or u".into())),
+        let dtype = self.dtype()?;
+        // the types by the names of their dtypes
+        type F16 = f16;
+        type BF16 = bf16;
+        type F32 = f32;
+        /// Calls a method with the type of the case, if it is one of these.
+        macro_rules! with_type {
+            ($method:ident, $($element:ident),+) => {
+                match dtype {
+                    $(Dtype::$element => self.$method::<$element>(ops),)+
+                    other => Err(Failure::Unsupported(format!(
+                        "no {} kernel for {other:?}; there are {}",
+                        self.op,
+                        stringify!($($element),+)
+                    ))),
+                }
+            };
+        }
+        match &self.op[..] {
+            "attention_forward" => with_type!(attention_forward, F16, BF16),
+            "gemm" => with_type!(gemm, F16, BF16),
+            "causal_conv1d_forward" => with_type!(causal_conv1d_forward, F16, BF16, F32),
+            "causal_conv1d_backward" => with_type!(causal_conv1d_backward, F16, BF16, F32),
+            "selective_scan_forward" => with_type!(selective_scan_forward, F16, BF16, F32),
+            "selective_scan_backward" => with_type!(selective_scan_backward, F16, BF16, F32),
+            "selective_scan_step" => with_type!(selective_scan_step, F16, BF16, F32),
+            "ssd_forward" => with_type!(ssd_forward, F16, BF16, F32),
+            "ssd_backward" => with_type!(ssd_backward, F16, BF16, F32),
+            op => Err(Failure::Unsupported(format!("no kernel for the op {op}"))),
         }
     }
 
     /// The dtype of the first operand, which is that of the case.
-    fn half(&self) -> Option<Dtype> {
+    fn dtype(&self) -> Result<Dtype, Failure> {
         let names = ["q", "a", "x", "u"].into_iter();
         let first = names.filter_map(|name| self.get(name)).next();
-        first.map(|tensor| tensor.dtype)
+        first
+            .map(|tensor| tensor.dtype)
+            .ok_or_else(|| Failure::Unreadable("no tensor q, a, x or u".into()))
     }
 
     /// The activation of a case, by name.
