@@ -57,7 +57,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
-            bench::time::<selective_scan::Shape>(&mut criterion, &gpu, &scan);
+            bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
+            bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
+            bench::time::<selective_scan::StepShape>(&mut criterion, &gpu, &scan);
             bench::time::<ssd::Shape>(&mut criterion, &gpu, &ssd);
             criterion.final_summary();
         }
@@ -69,7 +71,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
-            bench::count::<selective_scan::Shape>(&stream, &filter, &scan)?;
+            bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
+            bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
+            bench::count::<selective_scan::StepShape>(&stream, &filter, &scan)?;
             bench::count::<ssd::Shape>(&stream, &filter, &ssd)?;
         }
     }

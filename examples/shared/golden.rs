@@ -275,8 +275,13 @@ impl Case {
 
     /// The activation of a case, by name.
     pub(crate) fn activation(&self) -> Result<&str, Failure> {
-        let name = self.params["activation"].as_str();
-        name.ok_or_else(|| Failure::Unreadable("no activation in the params".into()))
+        self.word("activation")
+    }
+
+    /// A word among the params.
+    pub(crate) fn word(&self, name: &str) -> Result<&str, Failure> {
+        let value = self.params[name].as_str();
+        value.ok_or_else(|| Failure::Unreadable(format!("no {name} in the params")))
     }
 
     /// A truth value among the params.

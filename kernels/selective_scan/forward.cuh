@@ -8,9 +8,10 @@
 // lane    owns Numbers of the states of each of Own channels, which Lanes neighbouring lanes share:
 //         what it reads of B and C serves all of them
 //
-// Per element of u there is one exponential for each state, and no other work as dear: the special
-// function unit bounds the kernel. Softplus, gate and all that belongs to an element and not to a
-// state is computed once, by the thread that copied it, before and after the steps of a tile.
+// Per element of u there is one exponential for each state: of the units that compute and of shared
+// memory, the special function unit is the busiest. Softplus, gate and all that belongs to an element
+// and not to a state is computed once, by the thread that copied it, before and after the steps of a
+// tile.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,6 @@ struct Forward {
     static constexpr int kRows = 32 / Lanes;  // channels that a warp takes side by side
     static constexpr int kGroup = 4;          // steps whose sums over lanes are taken together
     static_assert(Own == 1 || Of == Source::Variable, "constant rows of B and C are read for one");
-
     static_assert(Channels <= kThreads, "a thread adds up the step sizes of a channel");
 
     using Share = selective_scan::Share<Number, Lanes, Numbers>;

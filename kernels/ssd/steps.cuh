@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "common/numeric.cuh"
+#include "common/pointwise.cuh"
 #include "common/warp.cuh"
 #include "ssd/operands.cuh"
 #include "ssd/place.cuh"
@@ -72,11 +73,6 @@ __device__ __forceinline__ float limit(float x, float low, float high) {
     return x < low ? low : x > high ? high : x;
 }
 
-// ln(1 + exp(x)), to the last bits also where it is tiny.
-__device__ __forceinline__ float softplus(float x) {
-    return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
-}
-
 // dt', from dt.
 __device__ __forceinline__ float step_size(const Layer& layer, float dt, float bias) {
     const float biased = dt + bias;
@@ -87,7 +83,7 @@ __device__ __forceinline__ float step_size(const Layer& layer, float dt, float b
 __device__ __forceinline__ float step_size_slope(const Layer& layer, float dt, float bias) {
     const float biased = dt + bias;
     const float size = layer.softplus != 0 ? softplus(biased) : biased;
-    const float slope = layer.softplus != 0 ? 1.f / (1.f + expf(-biased)) : 1.f;
+    const float slope = layer.softplus != 0 ? sigmoid(biased) : 1.f;
     return size < layer.dt_min || size > layer.dt_max ? 0.f : slope;
 }
 
@@ -109,13 +105,12 @@ __device__ __forceinline__ void scan_steps(Steps<kChunk<Element>>& steps, const 
                                            int rows) {
     constexpr bool Narrow = kNarrow<Element>;
     constexpr int kSteps = kChunk<Element>;
-    constexpr float kLog2e = 1.44269504088896f;
     // 2^-160 is 0 in f32 and no factor brings it back
     constexpr float kLargestExponent = 160.f;
     constexpr float kUnits = 64.f;
 
     const bool exists = slice.channels > 0;
-    const float rate = exists ? layer.a[slice.head] * kLog2e : 0.f;
+    const float rate = exists ? layer.a[slice.head] * kLog2E : 0.f;
     const float bias = exists && layer.dt_bias != nullptr ? layer.dt_bias[slice.head] : 0.f;
     const int first = 2 * lane_of_warp();
     float size[2];

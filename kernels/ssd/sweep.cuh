@@ -16,9 +16,9 @@
 #include <type_traits>
 
 #include "common/async_copy.cuh"
+#include "common/pointwise.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
-#include "ssd/gate.cuh"
 #include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"

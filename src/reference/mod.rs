@@ -8,8 +8,14 @@ pub mod attention;
 pub mod causal_conv1d;
 #[cfg(test)]
 mod differences;
+pub mod gated_attention_unit;
 pub mod gemm;
+pub mod linear_attention;
+pub mod lru;
+mod matrix;
 mod pointwise;
+pub mod rwkv4;
+pub mod rwkv7;
 pub mod selective_scan;
 pub mod ssd;
 

@@ -10,6 +10,16 @@ pub(super) fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
+/// `max(x, 0)`; a NaN stays.
+pub(super) fn relu(x: f64) -> f64 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// The derivative of [`relu`]: 0 at 0; a NaN stays.
+pub(super) fn relu_derivative(x: f64) -> f64 {
+    if x.is_nan() { x } else { f64::from(x > 0.0) }
+}
+
 /// `x sigmoid(x)`
 pub(super) fn silu(x: f64) -> f64 {
     x * sigmoid(x)
@@ -35,6 +45,14 @@ mod tests {
                 assert!((found - expected).abs() < 1e-9, "{x}: {found} {expected}");
             }
         }
+    }
+
+    #[test]
+    fn relu_has_a_corner() {
+        for (x, value, slope) in [(-2.0, 0.0, 0.0), (0.0, 0.0, 0.0), (3.0, 3.0, 1.0)] {
+            assert_eq!((relu(x), relu_derivative(x)), (value, slope), "{x}");
+        }
+        assert!(relu(f64::NAN).is_nan() && relu_derivative(f64::NAN).is_nan());
     }
 
     #[test]

@@ -32,10 +32,6 @@ const CLOCKS_OF_GRADIENT_STEP: f64 = 300.0;
 const CLOCKS_OF_TILE: f64 = 1200.0;
 /// Clocks from the end of one kernel to the start of the next.
 const LAUNCH_CLOCKS: f64 = 2500.0;
-/// Registers of a multiprocessor.
-const REGISTERS: usize = 65_536;
-/// About what a thread of the gradients takes of them.
-const REGISTERS_OF_GRADIENT_THREAD: usize = 200;
 /// Shared memory that the driver keeps of each block.
 const RESERVED_BYTES: usize = 1024;
 
@@ -129,12 +125,7 @@ impl Plan {
         let main = Pass {
             channels: row.channels,
             steps: row.row_bytes / problem.dtype.bytes(),
-            resident: resident(
-                device,
-                row.shared_bytes(),
-                row.threads(),
-                REGISTERS_OF_GRADIENT_THREAD,
-            ),
+            resident: room_of(device, row.shared_bytes()).min(row.blocks as usize),
             clocks_of_element: numbers as f64 * GRADIENT_INSTRUCTIONS / LANES,
             clocks_of_step: CLOCKS_OF_GRADIENT_STEP,
         };
@@ -274,10 +265,6 @@ struct Pass {
 /// Blocks that shared memory has room for on a multiprocessor.
 fn room_of(device: &Device, shared: usize) -> usize {
     (device.shared_bytes_of_all / (shared + RESERVED_BYTES)).max(1)
-}
-
-fn resident(device: &Device, shared: usize, threads: usize, registers: usize) -> usize {
-    room_of(device, shared).min((REGISTERS / (registers * threads)).max(1))
 }
 
 /// Clocks of an element whose states take so many special functions.

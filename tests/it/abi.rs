@@ -21,8 +21,12 @@ const LAYOUTS: [&str; 4] = ["nn", "nt", "tn", "tt"];
 /// Widths and contiguous axes of the causal convolution, for each of f16, bf16 and f32.
 const CONV_ROWS: [&str; 4] = ["w4_dim", "w8_dim", "w4_seqlen", "w8_seqlen"];
 
-/// State sizes of state space duality: all of them for f16 and bf16, for f32 the last two.
-const STATE_SIZES: [u32; 3] = [64, 128, 256];
+/// State sizes of state space duality, for each type.
+const SSD_SIZES: [(&str, &[u32]); 3] = [
+    ("f16", &[64, 128, 256]),
+    ("bf16", &[64, 128, 256]),
+    ("f32", &[128, 256]),
+];
 
 /// Numbers and state sizes of the selective scan's rows, forward and backward.
 const SCAN_ROWS: [&[&str]; 2] = [
@@ -67,18 +71,15 @@ fn the_table_has_every_kernel_for_every_target() {
             .chain(lora.into_iter().flatten())
     };
     let of_ssd = |(dtype, sizes): (&'static str, &'static [u32])| {
-        let passes = ["forward", "sweep", "sweep_back", "gradients"].into_iter();
-        let name = move |(pass, size)| format!("ssd_{pass}_{dtype}_n{size}");
+        let passes = ["forward", "gradients", "sweep", "sweep_back"].into_iter();
         passes
-            .flat_map(move |pass| sizes.iter().map(move |size| (pass, size)))
-            .map(name)
+            .flat_map(move |pass| {
+                sizes
+                    .iter()
+                    .map(move |size| format!("ssd_{pass}_{dtype}_n{size}"))
+            })
             .chain([format!("ssd_sum_coefficients_{dtype}")])
     };
-    let ssd_sizes = [
-        ("f16", &STATE_SIZES[..]),
-        ("bf16", &STATE_SIZES),
-        ("f32", &STATE_SIZES[1..]),
-    ];
     let of_conv = |dtype: &'static str| {
         let passes = ["forward", "backward"]
             .map(|pass| CONV_ROWS.map(|row| format!("causal_conv1d_{pass}_{dtype}_{row}")));
@@ -102,7 +103,7 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["gemm_column_sums".into()])
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_conv))
         .chain(["causal_conv1d_sum", "ssd_carry", "ssd_sum_parameters"].map(String::from))
-        .chain(ssd_sizes.into_iter().flat_map(of_ssd))
+        .chain(SSD_SIZES.into_iter().flat_map(of_ssd))
         .chain(scan)
         .chain(scan_others.into_iter().flatten())
         .collect();

@@ -1,6 +1,6 @@
-//! The references of convolution and scans against the golden cases: they give the expected values.
+//! The references of convolution, scans and linear attention against the golden cases: they give the expected values.
 
-use seqmix::reference::{causal_conv1d, selective_scan, ssd};
+use seqmix::reference::{causal_conv1d, linear_attention, selective_scan, ssd};
 
 use crate::golden::Case;
 use crate::golden_cases::{cases, check_reference};
@@ -214,5 +214,115 @@ fn ssd_gives_the_expected_values() {
         check("expected.dD", &gradients.dd);
         check("expected.ddt_bias", &gradients.ddt_bias);
         check("expected.dinitial_states", &gradients.dinitial_states);
+    }
+}
+
+/// Calls `with` with the attention that a case asks for.
+fn attention<R>(case: &Case, with: impl Fn(linear_attention::Forward<'_>) -> R) -> R {
+    let tensors = Tensors(case);
+    let [batch, seqlen, heads, dk] = tensors.shape("q");
+    let [_, _, _, dv] = tensors.shape("v");
+    let decays = ["log_decay", "g", "gk"].map(|name| tensors.get(name));
+    let beta = tensors.get("beta");
+    with(linear_attention::Forward {
+        batch,
+        seqlen,
+        heads,
+        heads_q: heads,
+        heads_k: heads,
+        heads_v: heads,
+        dk,
+        dv,
+        q: &tensors.need("q"),
+        k: &tensors.need("k"),
+        v: &tensors.need("v"),
+        feature_map: match case.word("feature_map").unwrap() {
+            "identity" => linear_attention::FeatureMap::Identity,
+            "elu1" => linear_attention::FeatureMap::EluPlusOne,
+            "relu" => linear_attention::FeatureMap::Relu,
+            other => panic!("{other}"),
+        },
+        scale: Some(case.number("scale", 0).unwrap()),
+        decay: match &decays {
+            [None, None, None] => linear_attention::Decay::None,
+            [Some(decay), None, None] => linear_attention::Decay::PerHead(decay),
+            [None, Some(decay), None] => linear_attention::Decay::PerStep(decay),
+            [None, None, Some(decay)] => linear_attention::Decay::PerChannel(decay),
+            _ => panic!("more than one decay"),
+        },
+        rule: match (case.word("rule").unwrap(), &beta) {
+            ("linear", None) => linear_attention::Rule::Linear,
+            ("delta", Some(beta)) => linear_attention::Rule::Delta { beta },
+            other => panic!("{other:?}"),
+        },
+        readout: match case.flag("causal").unwrap() {
+            true => linear_attention::Readout::Updated,
+            false => linear_attention::Readout::Last,
+        },
+        normalize: match case.flag("normalize").unwrap() {
+            true => Some(case.number("eps", 0).unwrap()),
+            false => None,
+        },
+        initial_state: tensors.get("initial_state").as_deref(),
+        initial_z: tensors.get("initial_z").as_deref(),
+        cu_seqlens: None,
+    })
+}
+
+#[test]
+fn linear_attention_gives_the_expected_values() {
+    let chunks = linear_attention::Chunks::default();
+    for (name, case) in cases("linear_attention_forward", 7) {
+        let results = attention(&case, |forward| {
+            [forward.run().unwrap(), forward.run_chunked(chunks).unwrap()]
+        });
+        for result in results {
+            check_reference(&name, &case, "expected.o", &result.out);
+            for (tensor, found) in [
+                ("expected.final_state", Some(result.final_state)),
+                ("expected.final_z", result.final_z),
+            ] {
+                // a case that is not causal has no states
+                if let (Some(found), Some(_)) = (found, case.get(tensor)) {
+                    check_reference(&name, &case, tensor, &found);
+                }
+            }
+        }
+    }
+    for (name, case) in cases("linear_attention_backward", 3) {
+        let tensors = Tensors(&case);
+        let dout = tensors.need("do");
+        let dfinal_state = tensors.get("d_final_state");
+        let results = attention(&case, |forward| {
+            let backward = linear_attention::Backward {
+                forward,
+                dout: &dout,
+                dfinal_state: dfinal_state.as_deref(),
+                dfinal_z: None,
+            };
+            [
+                backward.run().unwrap(),
+                backward.run_chunked(chunks).unwrap(),
+            ]
+        });
+        for gradients in results {
+            for (tensor, found) in [
+                ("expected.dq", Some(gradients.dq)),
+                ("expected.dk", Some(gradients.dk)),
+                ("expected.dv", Some(gradients.dv)),
+                ("expected.dgk", gradients.ddecay),
+                ("expected.dbeta", gradients.dbeta),
+                ("expected.d_initial_state", Some(gradients.dinitial_state)),
+            ] {
+                assert_eq!(
+                    found.is_some(),
+                    case.get(tensor).is_some(),
+                    "{name}: {tensor}"
+                );
+                if let Some(found) = found {
+                    check_reference(&name, &case, tensor, &found);
+                }
+            }
+        }
     }
 }

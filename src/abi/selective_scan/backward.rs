@@ -29,7 +29,7 @@ params! {
         pub dinitial_state: States,
         /// For several segments: gradients of states.
         pub segments: Segments,
-        /// As [`ForwardParams::checkpoints`].
+        /// As [`ForwardParams::checkpoints`](super::ForwardParams::checkpoints).
         pub checkpoints: u64,
         /// Address of `[batch, blocks of channels, seqlen, 2, states]` of f32: each block's sums of dB and
         /// dC; 0 if neither is wanted, or both are constant.
@@ -39,7 +39,7 @@ params! {
         pub of_states: u64,
         /// Address of `[2, sequences, segments, dim]` of f32: sums of dD and `ddelta_bias`.
         pub of_channels: u64,
-        /// As [`ForwardParams::pass`].
+        /// As [`ForwardParams::pass`](super::ForwardParams::pass).
         pub pass: i64,
     }
 }
@@ -61,6 +61,8 @@ pub struct Backward {
     pub channels: usize,
     /// Bytes of a channel's row of `u` in a tile, between the states that the forward pass keeps.
     pub row_bytes: usize,
+    /// Blocks that run side by side on a multiprocessor, see [`Entry::blocks`].
+    pub blocks: u32,
     /// Which B and C.
     pub source: Source,
 }
@@ -71,6 +73,7 @@ const fn backward(
     (lanes, own, depth): (usize, usize, usize),
     channels: usize,
     row_bytes: usize,
+    blocks: u32,
     source: Source,
 ) -> Backward {
     Backward {
@@ -81,24 +84,25 @@ const fn backward(
         depth,
         channels,
         row_bytes,
+        blocks,
         source,
     }
 }
 
-/// As [`FORWARD`].
+/// As [`FORWARD`](super::FORWARD).
 ///
 /// Registers decide: of each state and step of a part a lane holds a decay and what it left, besides the
 /// state, its gradient, A and dA. Two channels a lane halve what it costs to add dB and dC over channels.
 #[rustfmt::skip]
 pub const BACKWARD: &[Backward] = &[
-    //       numbers states (lanes, own, depth) channels row  B and C
-    backward(Real,     16, ( 4, 2, 4), 64, 32, Variable),
-    backward(Real,     64, (16, 2, 4), 32, 32, Variable),
-    backward(Real,    256, (32, 1, 2),  8, 16, Variable),
-    backward(Real,     64, (16, 1, 4), 16, 32, Any),
-    backward(Real,    256, (32, 1, 2),  8, 16, Any),
-    backward(Complex,  64, (16, 1, 4), 16, 32, Any),
-    backward(Complex, 256, (32, 1, 2),  8, 16, Any),
+    //       numbers states (lanes, own, depth) channels row blocks B and C
+    backward(Real,     16, ( 4, 2, 4), 64, 32, 3, Variable), // 168 registers; a fourth block would spill them
+    backward(Real,     64, (16, 2, 4), 32, 32, 1, Variable), // and here, and below, a second one
+    backward(Real,    256, (32, 1, 2),  8, 16, 1, Variable),
+    backward(Real,     64, (16, 1, 4), 16, 32, 1, Any),
+    backward(Real,    256, (32, 1, 2),  8, 16, 1, Any),
+    backward(Complex,  64, (16, 1, 4), 16, 32, 1, Any),
+    backward(Complex, 256, (32, 1, 2),  8, 16, 1, Any),
 ];
 
 impl Backward {
@@ -137,6 +141,7 @@ impl Backward {
             depth,
             channels,
             row_bytes,
+            blocks,
             source,
         } = *self;
         let of_lane = states / lanes / numbers.floats();
@@ -154,7 +159,7 @@ impl Backward {
             ),
             params: BackwardParams::PARAMS,
             threads: self.threads() as u32,
-            blocks: 1, // a lane keeps all that it holds of a part in registers
+            blocks,
             shared_bytes: self.shared_bytes(),
         }
     }

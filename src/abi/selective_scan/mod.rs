@@ -162,7 +162,7 @@ impl Numbers {
     pub const fn exponentials(self) -> usize {
         match self {
             Self::Real => 1,
-            Self::Complex => 3, // and a sine and a cosine
+            Self::Complex => 4, // and a sine, a cosine and a rounding
         }
     }
 

@@ -29,13 +29,13 @@ params! {
 params! {
     /// Parameters of the last sums of dB and dC.
     pub struct StepSumsParams as "seqmix::selective_scan::StepSumsParams" with [Coefficient] {
-        /// As [`BackwardParams::of_steps`].
+        /// As [`BackwardParams::of_steps`](super::BackwardParams::of_steps).
         pub from: u64,
         /// dB, written, or none.
         pub b: Coefficient,
         /// dC, written, or none.
         pub c: Coefficient,
-        /// As [`Scan::cu_seqlens`].
+        /// As [`Scan::cu_seqlens`](super::Scan::cu_seqlens).
         pub cu_seqlens: u64,
         /// Sequences.
         pub sequences: i32,
@@ -47,7 +47,7 @@ params! {
         pub groups: i32,
         /// Blocks of channels of each group.
         pub blocks_of_group: i32,
-        /// Type of dB and dC, as [`Elements::dtype`].
+        /// Type of dB and dC, as [`Elements::dtype`](super::Elements::dtype).
         pub dtype: i32,
     }
 }

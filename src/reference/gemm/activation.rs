@@ -2,6 +2,8 @@
 
 use std::f64::consts::{FRAC_2_SQRT_PI, PI, SQRT_2};
 
+use crate::reference::pointwise::{relu, relu_derivative, silu, silu_derivative};
+
 /// What is applied to each element of a product, or to each element that gates another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
@@ -27,19 +29,13 @@ impl Activation {
     pub fn apply(self, x: f64) -> f64 {
         match self {
             Self::None => x,
-            Self::Relu => {
-                if x < 0.0 {
-                    0.0
-                } else {
-                    x
-                }
-            }
+            Self::Relu => relu(x),
             Self::GeluTanh => {
                 let u = (2.0 / PI).sqrt() * (x + CUBIC * x * x * x);
                 0.5 * x * (1.0 + u.tanh())
             }
             Self::GeluErf => 0.5 * x * (1.0 + erf(x / SQRT_2)),
-            Self::Silu => x / (1.0 + (-x).exp()),
+            Self::Silu => silu(x),
         }
     }
 
@@ -55,13 +51,7 @@ impl Activation {
     pub fn derivative(self, x: f64) -> f64 {
         match self {
             Self::None => 1.0,
-            Self::Relu => {
-                if x.is_nan() {
-                    x
-                } else {
-                    f64::from(x > 0.0)
-                }
-            }
+            Self::Relu => relu_derivative(x),
             Self::GeluTanh => {
                 let t = ((2.0 / PI).sqrt() * (x + CUBIC * x * x * x)).tanh();
                 let du = (2.0 / PI).sqrt() * (1.0 + 3.0 * CUBIC * x * x);
@@ -71,10 +61,7 @@ impl Activation {
                 let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
                 0.5 * (1.0 + erf(x / SQRT_2)) + x * density
             }
-            Self::Silu => {
-                let s = 1.0 / (1.0 + (-x).exp());
-                s * (1.0 + x * (1.0 - s))
-            }
+            Self::Silu => silu_derivative(x),
         }
     }
 }

@@ -60,7 +60,7 @@ const RAGGED: &[Mutant] = &[
     // Buffers of two tiles.
     ("the next tile's u takes the place of this one's", one_buffer, By(FaultKind::MissingWait)),
     // Arithmetic.
-    ("a step is not scaled by its decay", |ptx| ptx.edit("ex2.approx", 16, to_move), Numbers),
+    ("a step is not scaled by its decay", |ptx| ptx.edit_before("bar.warp.sync", 0, "ex2.approx", to_move), Numbers),
     ("lanes do not share their sums", share_nothing, Numbers),
 ];
 
@@ -123,16 +123,15 @@ fn bugs_between_segments_are_caught() {
     assert_caught(&ends(), ENDS);
 }
 
-/// Step sizes and inputs of a group of steps are read a float further on.
+/// Four numbers of C are read a float further on.
 fn misread(ptx: &mut Ptx) {
-    let staged = ptx.find("bar.sync")[1];
-    let reads = ptx.find("ld.shared.v4.f32");
-    let first = reads.into_iter().find(|&at| at > staged).expect("a read");
-    let (read, address) = ptx.lines[first].split_once('[').expect("an address");
-    let (address, _) = address.split_once(']').expect("its end");
-    let (register, offset) = address.split_once('+').unwrap_or((address, "0"));
-    let offset: u32 = offset.parse().expect("a number");
-    ptx.lines[first] = format!("{read}[{register}+{}];", offset + 4);
+    ptx.edit_before("bar.warp.sync", 0, "ld.shared.v4.f32", |line| {
+        let (read, address) = line.split_once('[').expect("an address");
+        let (address, _) = address.split_once(']').expect("its end");
+        let (register, offset) = address.split_once('+').unwrap_or((address, "0"));
+        let offset: u32 = offset.parse().expect("a number");
+        format!("{read}[{register}+{}];", offset + 4)
+    });
 }
 
 /// Step sizes and inputs count whether the sequence has the step or not.

@@ -6,6 +6,7 @@ use seqmix::cudarc::driver::CudaSlice;
 use seqmix::selective_scan::{
     Coefficient, Config, Forward, Inputs, Step, StepConfig, StepConvolution, Weight,
 };
+use seqmix::ssd::{self, Layer, Skip};
 use seqmix::{TensorMut, TensorRef, Workspace};
 
 use crate::naive::{Number, normal};
@@ -250,5 +251,137 @@ fn a_step_that_convolves_has_the_bits_of_update_and_step() {
         a_convolving_step::<f16>(activation);
         a_convolving_step::<bf16>(activation);
         a_convolving_step::<f32>(activation);
+    }
+}
+
+/// Mamba-2's layer over a sequence, on tensor cores, and as many steps.
+fn a_layer_is_its_steps<T: Number>(seqlen: usize) {
+    let device = device();
+    let stream = device.stream();
+    let [batch, heads, headdim, groups, dstate] = [2, 4, 32, 2, 24];
+    let dim = heads * headdim;
+    let upload = |seed, count| stream.clone_htod(&normal::<T>(seed, count, 1.0)).unwrap();
+    let singles = |seed, count| stream.clone_htod(&normal::<f32>(seed, count, 1.0)).unwrap();
+    let x = upload(1, batch * seqlen * dim);
+    let dt = upload(2, batch * seqlen * heads);
+    let [b, c] = [3, 4].map(|seed| upload(seed, batch * seqlen * groups * dstate));
+    let a: Vec<f32> = normal::<f32>(5, heads, 1.0)
+        .iter()
+        .map(|x| -x.exp())
+        .collect();
+    let a = stream.clone_htod(&a).unwrap();
+    let [d, dt_bias] = [6, 7].map(|seed| singles(seed, heads));
+    let initial = normal::<f32>(8, batch * dim * dstate, 1.0);
+    let first = stream.clone_htod(&initial).unwrap();
+    let dt_limit = (0.01, 1.5);
+
+    let mut out = stream.alloc_zeros::<T>(batch * seqlen * dim).unwrap();
+    let mut last = stream.alloc_zeros::<f32>(batch * dim * dstate).unwrap();
+    let states = [batch, heads, headdim, dstate];
+    let layer = Layer {
+        d: Some(Skip::PerHead(
+            TensorRef::contiguous(d.as_view(), [heads]).unwrap(),
+        )),
+        dt_bias: Some(TensorRef::contiguous(dt_bias.as_view(), [heads]).unwrap()),
+        initial_states: Some(TensorRef::contiguous(first.as_view(), states).unwrap()),
+        ..Layer::new(
+            TensorRef::contiguous(x.as_view(), [batch, seqlen, heads, headdim]).unwrap(),
+            TensorRef::contiguous(dt.as_view(), [batch, seqlen, heads]).unwrap(),
+            TensorRef::contiguous(a.as_view(), [heads]).unwrap(),
+            TensorRef::contiguous(b.as_view(), [batch, seqlen, groups, dstate]).unwrap(),
+            TensorRef::contiguous(c.as_view(), [batch, seqlen, groups, dstate]).unwrap(),
+        )
+    };
+    let shape = [batch, seqlen, heads, headdim];
+    let forward = ssd::Forward {
+        layer,
+        out: TensorMut::contiguous(out.as_view_mut(), shape).unwrap(),
+        final_states: Some(TensorMut::contiguous(last.as_view_mut(), states).unwrap()),
+    };
+    let config = ssd::Config {
+        dt_softplus: true,
+        dt_limit,
+        ..ssd::Config::default()
+    };
+    let mut workspace = Workspace::new(&stream);
+    let plan = device.ssd.plan(config, &forward).unwrap();
+    workspace.reserve(plan.workspace_bytes()).unwrap();
+    device
+        .ssd
+        .forward(&stream, config, forward, &mut workspace)
+        .unwrap();
+
+    let mut state = stream.clone_htod(&initial).unwrap();
+    let mut stepped = stream.alloc_zeros::<T>(batch * seqlen * dim).unwrap();
+    let rows = [batch, heads, headdim];
+    let config = StepConfig {
+        dt_softplus: true,
+        dt_limit,
+        ..StepConfig::default()
+    };
+    for t in 0..seqlen {
+        let at = t * groups * dstate;
+        let [d, dt_bias] = [&d, &dt_bias].map(|weight| {
+            let of_channels = TensorRef::new(weight.as_view(), [heads, headdim], [1, 0]);
+            Some(Weight::F32(of_channels.unwrap()))
+        });
+        let strides = [seqlen * groups * dstate, dstate, 1];
+        let [b, c] = [&b, &c]
+            .map(|x| TensorRef::new(x.slice(at..), [batch, groups, dstate], strides).unwrap());
+        let step = Step {
+            d,
+            dt_bias,
+            ..Step::new(
+                TensorMut::contiguous(state.as_view_mut(), states).unwrap(),
+                (
+                    TensorRef::new(x.slice(t * dim..), rows, [seqlen * dim, headdim, 1]).unwrap(),
+                    TensorRef::new(dt.slice(t * heads..), rows, [seqlen * heads, 1, 0]).unwrap(),
+                ),
+                TensorRef::new(a.as_view(), [heads, headdim, dstate], [1, 0, 0]).unwrap(),
+                (b, c),
+                TensorMut::new(
+                    stepped.slice_mut(t * dim..),
+                    rows,
+                    [seqlen * dim, headdim, 1],
+                )
+                .unwrap(),
+            )
+        };
+        device.selective_scan.step(&stream, config, step).unwrap();
+    }
+
+    let name = format!("{:?}, {seqlen} steps", T::DTYPE);
+    let [found, expected] = [&stepped, &out].map(|x| -> Vec<f64> {
+        let host = stream.clone_dtoh(x).unwrap();
+        host.into_iter().map(Into::into).collect()
+    });
+    // the layer rounds scores and states to T for its products, or to three bfloat16 of f32
+    let unit = T::UNIT.max(1e-6);
+    close_to(&format!("{name}: out"), &found, &expected, 8.0 * unit);
+    let [found, expected] = [&state, &last].map(|x| -> Vec<f64> {
+        let host = stream.clone_dtoh(x).unwrap();
+        host.into_iter().map(Into::into).collect()
+    });
+    close_to(&format!("{name}: state"), &found, &expected, 8.0 * unit);
+}
+
+/// Whether two tensors agree, but for this share of their norm.
+fn close_to(name: &str, found: &[f64], expected: &[f64], share: f64) {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(x, y)| x - y));
+    let whole = norm(&mut expected.iter().copied());
+    // also false for a NaN
+    assert!(
+        difference <= share * whole,
+        "{name}: {difference} of {whole}"
+    );
+}
+
+#[test]
+fn a_layer_of_mamba_2_is_its_steps() {
+    for seqlen in [1, 7, 64, 100] {
+        a_layer_is_its_steps::<f16>(seqlen);
+        a_layer_is_its_steps::<bf16>(seqlen);
+        a_layer_is_its_steps::<f32>(seqlen);
     }
 }
