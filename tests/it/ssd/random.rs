@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use super::{Case, Config, Inputs, Layout, SCALE, Scale, SkipKind, check, compare, gradients, run};
 use crate::naive::Number;
 
-const LAYERS: usize = 60;
+const LAYERS: usize = 30;
 
 /// Numbers below a limit, the same ones in every run.
 struct Dice(StdRng);
