@@ -10,6 +10,7 @@
 //! ```
 //!
 //! Tensor cores compute it chunk by chunk, and the state stays on the chip from chunk to chunk.
+//! A single step, as in decoding, is [`SelectiveScan::step`](crate::selective_scan::SelectiveScan::step).
 
 mod backward;
 mod plan;
