@@ -205,7 +205,6 @@ impl Case {
 
     /// Runs the op on the device.
     pub(crate) fn run(&self, ops: &Ops) -> Result<Vec<Output>, Failure> {
-        let dtype = self.dtype()?;
         // the types by the names of their dtypes
         type F16 = f16;
         type BF16 = bf16;
@@ -213,7 +212,7 @@ impl Case {
         /// Calls a method with the type of the case, if it is one of these.
         macro_rules! with_type {
             ($method:ident, $($element:ident),+) => {
-                match dtype {
+                match self.dtype()? {
                     $(Dtype::$element => self.$method::<$element>(ops),)+
                     other => Err(Failure::Unsupported(format!(
                         "no {} kernel for {other:?}; there are {}",
