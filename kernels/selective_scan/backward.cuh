@@ -176,7 +176,7 @@ struct Backward {
         const Scan& scan = params.scan;
         CompensatedSum step_sizes[Own];
         for (int order = place.last - 1; order >= place.first; --order) {
-            wait_copies<0>();
+            wait_copies<0>();  // this thread's chunks are there, before it prepares them
             stage(scan, smem, chunk, place, place.tile(order));
             __syncthreads();  // numbers of all threads are there, before they are read
             if (order > place.first) {
@@ -231,7 +231,7 @@ struct Backward {
             const int tile = place.tile(order);
             typename Share::Values state[Own];
             load_states(params, share, place, order, tile, state);
-            wait_copies<0>();
+            wait_copies<0>();  // this thread's chunks are there, before it prepares them
             stage(scan, smem, chunk, place, tile);
             __syncthreads();  // numbers of all threads are there, before they are read
             if (order > place.first) {

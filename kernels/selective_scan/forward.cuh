@@ -96,7 +96,7 @@ struct Forward {
 
         for (int order = place.first; order < place.last; ++order) {
             const int tile = place.tile(order);
-            wait_copies<0>();
+            wait_copies<0>();  // this thread's chunks are there, before it prepares them
             stage(smem, chunk, place, order, tile);
             __syncthreads();  // step sizes, B and C of all threads are there, before they are read
             if (order + 1 < place.last) {

@@ -5,16 +5,13 @@ use std::cmp::Ordering;
 use super::{Config, Direction, Numbers};
 use crate::abi::Dtype;
 use crate::abi::selective_scan::{
-    CHUNK_BYTES, Coefficient, Elements, Scan, Source, States, Vector,
+    CHUNK_BYTES, Coefficient, Elements, MAX_STATES, Scan, Source, States, Vector,
 };
 use crate::error::{Error, Result};
 use crate::tensor::Layout;
 
 /// The most channels, steps and sequences: kernels add tiles to them in 32 bits.
 const MAX_SIZE: usize = 1 << 30;
-
-/// Floats of the largest state.
-pub(super) const MAX_STATES: usize = 256;
 
 /// How B or C lies.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -64,14 +64,14 @@ fn attention_keeps_every_bound() {
     }
 }
 
-#[test]
-fn gemm_keeps_every_bound() {
+/// Runs all cases of an op, of which there are `count`, each with so many outputs.
+fn check(op: &str, count: usize, outputs: usize) {
     let ops = Ops::new(&device().context).unwrap();
-    for (name, case) in cases("gemm", 5) {
-        let outputs = case.run(&ops);
-        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
-        let verdicts = case.judge(&outputs, false).unwrap();
-        assert_eq!(verdicts.len(), 1, "{name}");
+    for (name, case) in cases(op, count) {
+        let found = case.run(&ops);
+        let found = found.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let verdicts = case.judge(&found, false).unwrap();
+        assert_eq!(verdicts.len(), outputs, "{name}");
         for (tensor, verdict) in verdicts {
             assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
         }
@@ -79,56 +79,27 @@ fn gemm_keeps_every_bound() {
 }
 
 #[test]
-fn ssd_keeps_every_bound() {
-    let ops = Ops::new(&device().context).unwrap();
-    let forward = cases("ssd_forward", 3).into_iter();
-    let all = forward.map(|case| (case, 2));
-    let backward = cases("ssd_backward", 1).into_iter();
-    for ((name, case), tensors) in all.chain(backward.map(|case| (case, 8))) {
-        let outputs = case.run(&ops);
-        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
-        let verdicts = case.judge(&outputs, false).unwrap();
-        assert_eq!(verdicts.len(), tensors, "{name}");
-        for (tensor, verdict) in verdicts {
-            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
-        }
-    }
+fn gemm_keeps_every_bound() {
+    check("gemm", 5, 1);
 }
 
 #[test]
 fn causal_conv1d_keeps_every_bound() {
-    let ops = Ops::new(&device().context).unwrap();
-    let forward = cases("causal_conv1d_forward", 2).into_iter();
-    let all = forward.map(|case| (case, 2));
-    let backward = cases("causal_conv1d_backward", 1).into_iter();
-    for ((name, case), tensors) in all.chain(backward.map(|case| (case, 3))) {
-        let outputs = case.run(&ops);
-        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
-        let verdicts = case.judge(&outputs, false).unwrap();
-        assert_eq!(verdicts.len(), tensors, "{name}");
-        for (tensor, verdict) in verdicts {
-            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
-        }
-    }
+    check("causal_conv1d_forward", 2, 2);
+    check("causal_conv1d_backward", 1, 3);
 }
 
 #[test]
 fn selective_scan_keeps_every_bound() {
-    let ops = Ops::new(&device().context).unwrap();
-    let forward = cases("selective_scan_forward", 4).into_iter();
-    let all = forward.map(|case| (case, 2));
-    let backward = cases("selective_scan_backward", 2).into_iter();
-    let all = all.chain(backward.map(|case| (case, 8)));
-    let step = cases("selective_scan_step", 2).into_iter();
-    for ((name, case), tensors) in all.chain(step.map(|case| (case, 2))) {
-        let outputs = case.run(&ops);
-        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
-        let verdicts = case.judge(&outputs, false).unwrap();
-        assert_eq!(verdicts.len(), tensors, "{name}");
-        for (tensor, verdict) in verdicts {
-            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
-        }
-    }
+    check("selective_scan_forward", 4, 2);
+    check("selective_scan_backward", 2, 8);
+    check("selective_scan_step", 2, 2);
+}
+
+#[test]
+fn ssd_keeps_every_bound() {
+    check("ssd_forward", 3, 2);
+    check("ssd_backward", 1, 8);
 }
 
 /// Runs the reference on a case of gemm.

@@ -15,7 +15,7 @@ pub use small::{
     CARRY_UNIT, CarryParams, ChannelSum, ChannelSumsParams, SMALL_THREADS, STEP_SUMS_SIDE,
     SUMS_UNIT, StepSumsParams, carry, channel_sums, step_sums,
 };
-pub use step::{Heads, STEP_THREADS, STEP_UNIT, StepConvolution, StepParams, step};
+pub use step::{Heads, MAX_STATES, STEP_THREADS, STEP_UNIT, StepConvolution, StepParams, step};
 
 params! {
     /// `u` and what is like it: `[batch, dim, seqlen]`. Strides count elements.

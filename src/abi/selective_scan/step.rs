@@ -113,7 +113,7 @@ params! {
 }
 
 /// Floats of the largest state.
-const MAX_STATES: usize = 256;
+pub const MAX_STATES: usize = 256;
 
 /// Threads of a block.
 pub const STEP_THREADS: usize = 256;
