@@ -56,6 +56,24 @@ __device__ __forceinline__ void sum_lanes(float (&values)[Count], int lane) {
     }
 }
 
+// The sum of all lanes' numbers, in an order that does not depend on them.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x += __shfl_xor_sync(kAllLanes, x, distance);
+    }
+    return x;
+}
+
+// The largest of all lanes' numbers, none of which is negative.
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
+    }
+    return x;
+}
+
 __device__ __forceinline__ int warp_sum(int x) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {

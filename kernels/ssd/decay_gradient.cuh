@@ -19,8 +19,8 @@
 
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "common/operands.cuh"
 #include "common/warp.cuh"
-#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"

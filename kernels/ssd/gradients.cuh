@@ -23,15 +23,15 @@
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "common/operands.cuh"
 #include "common/pointwise.cuh"
+#include "common/range.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
 #include "ssd/decay_gradient.cuh"
-#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
-#include "ssd/range.cuh"
 #include "ssd/skip_gradient.cuh"
 #include "ssd/steps.cuh"
 
@@ -416,9 +416,9 @@ struct Gradients {
             for (int part = 0; part < kChunk / 16; ++part) {
                 const int at = row() + 8 * i + lane_row();
                 const int channel = column() + 8 * part + lane_column();
-                const float2 left = ssd::part<Element>(pair_of(x, at, channel));
+                const float2 left = seqmix::part<Element>(pair_of(x, at, channel));
                 auto& to = pair_of(other, at, channel);
-                const float2 right = ssd::part<Element>(to);
+                const float2 right = seqmix::part<Element>(to);
                 const float* pair = &sums.values[part][2 * i];
                 to = join<Element>(with(pair[0], left.x, right.x, at, channel),
                                    with(pair[1], left.y, right.y, at, channel + 1));

@@ -8,10 +8,10 @@
 
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
+#include "common/operands.cuh"
+#include "common/range.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
-#include "ssd/operands.cuh"
-#include "ssd/range.cuh"
 
 namespace seqmix::ssd {
 
@@ -169,7 +169,7 @@ struct Products {
             const int at = row + 8 * half + lane_of_warp() / 4;
 #pragma unroll
             for (int part = 0; part < Parts; ++part) {
-                const float2 other = ssd::part<Element>(
+                const float2 other = seqmix::part<Element>(
                     pair_of(tile, at, column + 8 * part + 2 * (lane_of_warp() % 4)));
                 sums.values[half] +=
                     values[part][2 * half] * other.x + values[part][2 * half + 1] * other.y;

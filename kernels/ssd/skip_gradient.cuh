@@ -3,9 +3,9 @@
 // warp    adds up the steps whose chunks of 16 bytes its lanes hold, eight neighbours a row
 #pragma once
 
+#include "common/range.cuh"
 #include "common/warp.cuh"
 #include "ssd/place.cuh"
-#include "ssd/range.cuh"
 
 namespace seqmix::ssd {
 

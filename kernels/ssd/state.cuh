@@ -11,10 +11,10 @@
 
 #include "common/mma.cuh"
 #include "common/numeric.cuh"
-#include "ssd/operands.cuh"
+#include "common/operands.cuh"
+#include "common/range.cuh"
 #include "ssd/place.cuh"
 #include "ssd/products.cuh"
-#include "ssd/range.cuh"
 #include "ssd/steps.cuh"
 
 namespace seqmix::ssd {
@@ -145,7 +145,7 @@ struct State {
         float sum = 0.f;
         for_each_pair(channels, dstate, dstate, [&](int tile, int part, int half, int64_t offset) {
             const float2 other =
-                ssd::part<Element>(*reinterpret_cast<const Pair<Element>*>(from + offset));
+                seqmix::part<Element>(*reinterpret_cast<const Pair<Element>*>(from + offset));
             const float* pair = &values[tile][part][2 * half];
             sum += pair[0] * other.x + pair[1] * other.y;
         });

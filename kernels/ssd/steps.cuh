@@ -11,11 +11,11 @@
 #include <cstdint>
 
 #include "common/numeric.cuh"
+#include "common/operands.cuh"
 #include "common/pointwise.cuh"
+#include "common/range.cuh"
 #include "common/warp.cuh"
-#include "ssd/operands.cuh"
 #include "ssd/place.cuh"
-#include "ssd/range.cuh"
 
 namespace seqmix::ssd {
 

@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "common/numeric.cuh"
+#include "common/operands.cuh"
 #include "common/warp.cuh"
-#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
 

@@ -16,13 +16,13 @@
 #include <type_traits>
 
 #include "common/async_copy.cuh"
+#include "common/operands.cuh"
 #include "common/pointwise.cuh"
+#include "common/range.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
-#include "ssd/operands.cuh"
 #include "ssd/params.h"
 #include "ssd/place.cuh"
-#include "ssd/range.cuh"
 #include "ssd/slices.cuh"
 #include "ssd/state.cuh"
 #include "ssd/steps.cuh"

@@ -1,7 +1,7 @@
 // Powers of two that keep the operands of f16 products in range.
 //
-// The state and the products of B and C are sums in f32 that may well exceed 65504, or be so small
-// that f16 has few bits for them, although what comes of them is neither. Such operands are divided
+// A state, or a product that is multiplied again, is a sum in f32 that may well exceed 65504, or be so
+// small that f16 has few bits for it, although what comes of it is neither. Such operands are divided
 // by a power of two, and the product is multiplied by it: exact. bf16 has the range of f32 and needs
 // none of this.
 #pragma once
@@ -11,9 +11,7 @@
 
 #include <cuda_fp16.h>
 
-#include "common/warp.cuh"
-
-namespace seqmix::ssd {
+namespace seqmix {
 
 // Whether operands may exceed what Element can hold.
 template <typename Element>
@@ -47,22 +45,4 @@ __device__ __forceinline__ float inverse(float power) {
     return __uint_as_float((254 << 23) - __float_as_uint(power));
 }
 
-// The sum of all lanes' numbers, in an order that does not depend on them.
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-        x += __shfl_xor_sync(kAllLanes, x, distance);
-    }
-    return x;
-}
-
-// The largest of all lanes' numbers, none of which is negative.
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-        x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
-    }
-    return x;
-}
-
-}  // namespace seqmix::ssd
+}  // namespace seqmix

@@ -45,8 +45,6 @@ struct alignas(128) Tile<float, Rows, Dim> {
     }
 };
 
-namespace ssd {
-
 // Two neighbours, in memory and in an operand.
 template <typename Element>
 using Pair = std::conditional_t<std::is_same_v<Element, float>, float2, uint32_t>;
@@ -259,5 +257,4 @@ __device__ __forceinline__ void multiply_pairs(float (&c)[4], const Pair<Element
     }
 }
 
-}  // namespace ssd
 }  // namespace seqmix
