@@ -78,6 +78,7 @@ pub mod gemm;
 mod images;
 mod launch;
 pub mod reference;
+pub mod rwkv4;
 pub mod selective_scan;
 pub mod ssd;
 pub mod state_space;
