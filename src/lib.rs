@@ -72,6 +72,7 @@
 pub mod abi;
 pub mod attention;
 pub mod causal_conv1d;
+mod check;
 mod driver;
 mod error;
 pub mod gemm;
