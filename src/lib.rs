@@ -72,11 +72,13 @@
 pub mod abi;
 pub mod attention;
 pub mod causal_conv1d;
+mod check;
 mod driver;
 mod error;
 pub mod gemm;
 mod images;
 mod launch;
+pub mod linear_attention;
 pub mod reference;
 pub mod rwkv4;
 pub mod selective_scan;

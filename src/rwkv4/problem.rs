@@ -3,7 +3,8 @@
 use super::Config;
 use crate::abi::Dtype;
 use crate::abi::rwkv4::{Layer, Rows, Signal, THREADS};
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::tensor::Layout;
 
 /// The most channels, sequences and entries: kernels add a tile to them in 32 bits.
@@ -31,7 +32,7 @@ pub(super) struct Layouts {
 }
 
 /// Checked sizes and options.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Problem {
     pub(super) check: Check,
     pub(super) dtype: Dtype,
@@ -50,22 +51,18 @@ impl Problem {
     pub(super) fn new(op: &'static str, config: Config, layouts: &Layouts) -> Result<Self> {
         let check = Check { op };
         let [batch, seqlen, dim] = layouts.k.shape;
-        let sequences = match &layouts.cu_seqlens {
-            Some(cu_seqlens) => check.packed(batch, cu_seqlens)?,
-            None => batch,
-        };
-        check.at_most("k", "sequences", sequences, MAX_SIZE)?;
-        check.at_most("k", "channels", dim, MAX_SIZE)?;
-        check.at_most("k", "steps", seqlen, MAX_STEPS)?;
+        let alone = "a batch of 1, whose steps cu_seqlens divides";
+        let sequences = check.sequences(("k", batch), layouts.cu_seqlens.as_ref(), alone)?;
+        if let Some(cu_seqlens) = &layouts.cu_seqlens {
+            check.contiguous("cu_seqlens", cu_seqlens)?;
+        }
+        limits(check, "k", sequences, dim)?;
+        check.at_most("k", seqlen, MAX_STEPS, "steps")?;
         if let Some(segments) = config.segments
             && !(1..=MAX_SEGMENTS).contains(&segments)
         {
-            return Err(Error::Argument {
-                op,
-                argument: "segments",
-                expected: format!("1 to {MAX_SEGMENTS}"),
-                found: segments.to_string(),
-            });
+            let expected = format!("1 to {MAX_SEGMENTS}");
+            return Err(check.argument("segments", expected, segments.to_string()));
         }
         let mut problem = Self {
             check,
@@ -84,8 +81,8 @@ impl Problem {
         problem.layer = Layer {
             k: problem.signal("k", &layouts.k)?,
             v: problem.signal("v", &layouts.v)?,
-            decay: check.vector("decay", &layouts.decay, dim)?,
-            bonus: check.vector("bonus", &layouts.bonus, dim)?,
+            decay: problem.vector("decay", &layouts.decay)?,
+            bonus: problem.vector("bonus", &layouts.bonus)?,
             numerator,
             denominator,
             exponent,
@@ -110,11 +107,11 @@ impl Problem {
     pub(super) fn signal(&self, name: &'static str, layout: &Layout<3>) -> Result<Signal> {
         let shape = [self.batch, self.seqlen, self.dim];
         self.check.sizes(name, shape, layout.shape)?;
-        self.check.contiguous_channels(name, layout)?;
+        let [batch_stride, step_stride, _] = self.check.row_strides(name, layout, 1)?;
         Ok(Signal {
             at: 0,
-            batch_stride: self.check.stride(name, layout, 0)?,
-            step_stride: self.check.stride(name, layout, 1)?,
+            batch_stride,
+            step_stride,
         })
     }
 
@@ -124,153 +121,65 @@ impl Problem {
         name: &'static str,
         layouts: &StateLayouts<N>,
     ) -> Result<[Rows; N]> {
-        self.check.state(name, layouts, [self.sequences, self.dim])
+        state(self.check, name, layouts, [self.sequences, self.dim])
     }
 
     /// `[dim]`
     pub(super) fn vector(&self, name: &'static str, layout: &Layout<1>) -> Result<Rows> {
-        self.check.vector(name, layout, self.dim)
+        vector(self.check, name, layout, self.dim)
     }
 }
 
-/// The checks, for the messages of the call of this name.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Check {
-    pub(super) op: &'static str,
+/// The tensors of a state, or of its gradient.
+pub(super) fn state<const N: usize>(
+    check: Check,
+    name: &'static str,
+    layouts: &StateLayouts<N>,
+    sizes: [usize; 2],
+) -> Result<[Rows; N]> {
+    let mut rows = [Rows::default(); N];
+    for (to, layout) in rows.iter_mut().zip(layouts) {
+        check.sizes(name, sizes, layout.shape)?;
+        [to.row_stride, to.channel_stride] = check.strides(name, layout)?;
+    }
+    Ok(rows)
 }
 
-impl Check {
-    /// How many sequences `cu_seqlens` packs in the one row of the batch.
-    fn packed(self, batch: usize, cu_seqlens: &Layout<1>) -> Result<usize> {
-        if batch != 1 {
-            let expected = "a batch of 1, whose steps cu_seqlens divides";
-            return Err(self.shape("k", expected, &format!("a batch of {batch}")));
-        }
-        self.contiguous("cu_seqlens", cu_seqlens)?;
-        let sequences = cu_seqlens.shape[0].checked_sub(1);
-        sequences.ok_or_else(|| self.shape("cu_seqlens", "sequences + 1 elements", "no elements"))
-    }
+/// `[dim]`
+pub(super) fn vector(
+    check: Check,
+    name: &'static str,
+    layout: &Layout<1>,
+    dim: usize,
+) -> Result<Rows> {
+    check.sizes(name, [dim], layout.shape)?;
+    Ok(Rows {
+        at: 0,
+        row_stride: 0,
+        channel_stride: check.stride(name, layout, 0)?,
+    })
+}
 
-    pub(super) fn state<const N: usize>(
-        self,
-        name: &'static str,
-        layouts: &StateLayouts<N>,
-        sizes: [usize; 2],
-    ) -> Result<[Rows; N]> {
-        let mut rows = [Rows::default(); N];
-        for (to, layout) in rows.iter_mut().zip(layouts) {
-            self.sizes(name, sizes, layout.shape)?;
-            to.row_stride = self.stride(name, layout, 0)?;
-            to.channel_stride = self.stride(name, layout, 1)?;
-        }
-        Ok(rows)
-    }
+/// `[batch, dim]` of one step.
+pub(super) fn row(
+    check: Check,
+    name: &'static str,
+    layout: &Layout<2>,
+    sizes: [usize; 2],
+) -> Result<Signal> {
+    check.sizes(name, sizes, layout.shape)?;
+    let [batch_stride, _] = check.row_strides(name, layout, 1)?;
+    Ok(Signal {
+        at: 0,
+        batch_stride,
+        step_stride: 0,
+    })
+}
 
-    pub(super) fn vector(self, name: &'static str, layout: &Layout<1>, dim: usize) -> Result<Rows> {
-        self.sizes(name, [dim], layout.shape)?;
-        Ok(Rows {
-            at: 0,
-            row_stride: 0,
-            channel_stride: self.stride(name, layout, 0)?,
-        })
-    }
-
-    /// `[batch, dim]` of one step.
-    pub(super) fn row(
-        self,
-        name: &'static str,
-        layout: &Layout<2>,
-        sizes: [usize; 2],
-    ) -> Result<Signal> {
-        self.sizes(name, sizes, layout.shape)?;
-        self.contiguous_channels(name, layout)?;
-        Ok(Signal {
-            at: 0,
-            batch_stride: self.stride(name, layout, 0)?,
-            step_stride: 0,
-        })
-    }
-
-    pub(super) fn limits(self, tensor: &'static str, rows: usize, dim: usize) -> Result<()> {
-        self.at_most(tensor, "rows", rows, MAX_SIZE)?;
-        self.at_most(tensor, "channels", dim, MAX_SIZE)
-    }
-
-    fn at_most(self, tensor: &'static str, what: &str, size: usize, most: usize) -> Result<()> {
-        if size > most {
-            let expected = format!("at most {most}");
-            return Err(self.shape(tensor, &expected, &format!("{size} {what}")));
-        }
-        Ok(())
-    }
-
-    pub(super) fn sizes<const N: usize>(
-        self,
-        tensor: &'static str,
-        expected: [usize; N],
-        found: [usize; N],
-    ) -> Result<()> {
-        if expected != found {
-            let expected = format!("shape {expected:?}");
-            return Err(self.shape(tensor, &expected, &format!("shape {found:?}")));
-        }
-        Ok(())
-    }
-
-    fn shape(self, tensor: &'static str, expected: &str, found: &str) -> Error {
-        Error::Shape {
-            op: self.op,
-            tensor,
-            expected: expected.into(),
-            found: found.into(),
-        }
-    }
-
-    pub(super) fn contiguous(self, tensor: &'static str, layout: &Layout<1>) -> Result<()> {
-        if layout.shape[0] > 1 && layout.strides[0] != 1 {
-            return Err(self.layout(tensor, "a stride of 1", layout));
-        }
-        Ok(())
-    }
-
-    fn contiguous_channels<const N: usize>(
-        self,
-        tensor: &'static str,
-        layout: &Layout<N>,
-    ) -> Result<()> {
-        if layout.shape[N - 1] > 1 && layout.strides[N - 1] != 1 {
-            return Err(self.layout(tensor, "a stride of 1 along dim", layout));
-        }
-        Ok(())
-    }
-
-    fn layout<const N: usize>(
-        self,
-        tensor: &'static str,
-        expected: &str,
-        layout: &Layout<N>,
-    ) -> Error {
-        Error::Layout {
-            op: self.op,
-            tensor,
-            expected: expected.into(),
-            found: format!("strides {:?}", layout.strides),
-        }
-    }
-
-    /// The stride of an axis in the kernels' type, or 0 where the kernels never step along it.
-    fn stride<const N: usize>(
-        self,
-        tensor: &'static str,
-        layout: &Layout<N>,
-        axis: usize,
-    ) -> Result<i64> {
-        if layout.shape[axis] <= 1 {
-            return Ok(0);
-        }
-        let expected = format!("strides of at most {}", i64::MAX);
-        i64::try_from(layout.strides[axis]).map_err(|_| self.layout(tensor, &expected, layout))
-    }
+/// Checks that there are not too many rows or channels.
+pub(super) fn limits(check: Check, tensor: &'static str, rows: usize, dim: usize) -> Result<()> {
+    check.at_most(tensor, rows, MAX_SIZE, "rows")?;
+    check.at_most(tensor, dim, MAX_SIZE, "channels")
 }
 
 impl Signal {

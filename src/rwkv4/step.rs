@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::problem::Check;
+use super::problem::{limits, row, state, vector};
 use super::tensors::Step;
 use super::{Rwkv4, index, refuse};
 use crate::abi::rwkv4::{StepParams, THREADS};
+use crate::check::Check;
 use crate::error::Result;
 use crate::launch::Launch;
 use crate::tensor::Float;
@@ -69,19 +70,19 @@ fn describe<T: Float>(tensors: &Step<'_, T>) -> Result<StepParams> {
         }
         None => batch,
     };
-    CHECK.limits("k", batch, dim)?;
-    CHECK.limits("state", entries, dim)?;
-    let state = CHECK.state("state", &tensors.state.layouts(), [entries, dim])?;
-    let [numerator, denominator, exponent] = state;
+    limits(CHECK, "k", batch, dim)?;
+    limits(CHECK, "state", entries, dim)?;
+    let rows = state(CHECK, "state", &tensors.state.layouts(), [entries, dim])?;
+    let [numerator, denominator, exponent] = rows;
     Ok(StepParams {
-        k: CHECK.row("k", &tensors.k.layout(), sizes)?,
-        v: CHECK.row("v", &tensors.v.layout(), sizes)?,
-        decay: CHECK.vector("decay", &tensors.decay.layout(), dim)?,
-        bonus: CHECK.vector("bonus", &tensors.bonus.layout(), dim)?,
+        k: row(CHECK, "k", &tensors.k.layout(), sizes)?,
+        v: row(CHECK, "v", &tensors.v.layout(), sizes)?,
+        decay: vector(CHECK, "decay", &tensors.decay.layout(), dim)?,
+        bonus: vector(CHECK, "bonus", &tensors.bonus.layout(), dim)?,
         numerator,
         denominator,
         exponent,
-        out: CHECK.row("out", &tensors.out.layout(), sizes)?,
+        out: row(CHECK, "out", &tensors.out.layout(), sizes)?,
         entries_of_rows: 0,
         // limited above
         entries: entries as i32,

@@ -77,11 +77,11 @@ fn sizes_beyond_the_kernels_are_refused() {
     };
     assert_eq!(
         say(&layouts([1, (1 << 24) + 1, 1]), None),
-        "rwkv4::forward: k has 16777217 steps, expected at most 16777216"
+        "rwkv4::forward: k has 16777217 steps, expected at most 16777216 steps"
     );
     assert_eq!(
         say(&layouts([1, 1, (1 << 30) + 1]), None),
-        "rwkv4::forward: k has 1073741825 channels, expected at most 1073741824"
+        "rwkv4::forward: k has 1073741825 channels, expected at most 1073741824 channels"
     );
     for segments in [0, 65] {
         assert_eq!(

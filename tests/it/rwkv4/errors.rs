@@ -103,7 +103,7 @@ fn the_calls_that_the_others_vary_work() {
 fn what_disagrees_is_named() {
     let cases = [
         (Call { v: [2, 6, 5], ..CALL }, "v has shape [2, 6, 5], expected shape [2, 5, 6]"),
-        (Call { strides: [60, 12, 2], ..CALL }, "v has strides [60, 12, 2], expected a stride of 1 along dim"),
+        (Call { strides: [60, 12, 2], ..CALL }, "v has strides [60, 12, 2], expected a last stride of 1"),
         (Call { decay: 5, ..CALL }, "decay has shape [5], expected shape [6]"),
         (Call { bonus: 7, ..CALL }, "bonus has shape [7], expected shape [6]"),
         (Call { state: [3, 6], ..CALL }, "initial_state has shape [3, 6], expected shape [2, 6]"),
@@ -112,7 +112,7 @@ fn what_disagrees_is_named() {
         (Call { state: [1, 6], ..PACKED }, "initial_state has shape [1, 6], expected shape [3, 6]"),
         (Call { cu_seqlens: Some((3, 1)), ..CALL }, "k has a batch of 2, expected a batch of 1, whose steps cu_seqlens divides"),
         (Call { cu_seqlens: Some((0, 1)), ..PACKED }, "cu_seqlens has no elements, expected sequences + 1 elements"),
-        (Call { cu_seqlens: Some((4, 2)), ..PACKED }, "cu_seqlens has strides [2], expected a stride of 1"),
+        (Call { cu_seqlens: Some((4, 2)), ..PACKED }, "cu_seqlens has shape [4] with strides [2], expected a stride of 1"),
     ];
     for (call, words) in cases {
         assert_says(forward(call), &["rwkv4::forward", words]);
@@ -216,7 +216,7 @@ fn a_step_that_disagrees() {
     run(3).unwrap();
     for (which, words) in [
         "state has shape [4, 6], expected shape [2, 6]",
-        "v has strides [1, 2], expected a stride of 1 along dim",
+        "v has strides [1, 2], expected a last stride of 1",
         "state_batch_indices has shape [3], expected shape [2]",
     ]
     .into_iter()
