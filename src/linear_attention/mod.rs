@@ -16,13 +16,16 @@ mod check;
 mod forward;
 mod plan;
 mod problem;
+mod step;
 mod tensors;
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DeviceRepr};
 
-use crate::abi::linear_attention::{self as abi, CarryParams, States, WALK, Walk, WalkParams};
+use crate::abi::linear_attention::{
+    self as abi, CarryParams, STEP_SIZES, States, StepParams, WALK, Walk, WalkParams,
+};
 use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
@@ -32,7 +35,7 @@ use forward::COPY_BYTES;
 use problem::{DecayLayout, Layouts, Problem};
 
 pub use plan::Plan;
-pub use tensors::{Config, Decay, FeatureMap, Forward, Layer, Rule};
+pub use tensors::{Config, Decay, FeatureMap, Forward, Layer, Rule, Step};
 
 /// The kernels of linear attention, loaded into one context.
 ///
@@ -77,6 +80,8 @@ pub struct LinearAttention {
     rows: Vec<Walk>,
     walk: Vec<Kernel<WalkParams>>,
     carry: Kernel<CarryParams>,
+    /// In the order of `STEP_SIZES`.
+    step: Vec<Kernel<StepParams>>,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -86,6 +91,8 @@ pub struct LinearAttention {
 unsafe impl DeviceRepr for WalkParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for CarryParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for StepParams {}
 
 /// Loads one kernel, which has an image of its own.
 fn load<P: DeviceRepr>(ctx: &Arc<CudaContext>, entry: &crate::abi::Entry) -> Result<Kernel<P>> {
@@ -106,8 +113,11 @@ impl LinearAttention {
             .filter(|row| row.shared_bytes() <= device.shared_bytes)
             .collect();
         let walk: Result<_> = rows.iter().map(|row| load(ctx, &row.entry())).collect();
+        let steps = images::load(ctx, abi::STEP_UNIT)?;
+        let step = STEP_SIZES.map(|size| Kernel::load(&steps, &abi::step(size)));
         Ok(Self {
             walk: walk?,
+            step: step.into_iter().collect::<Result<_>>()?,
             carry: load(ctx, &abi::carry())?,
             rows,
             device,

@@ -8,6 +8,7 @@ use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
+use seqmix::linear_attention::LinearAttention;
 use seqmix::rwkv4::Rwkv4;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
@@ -22,6 +23,7 @@ pub(crate) struct Device {
     pub(crate) attention: Attention,
     pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
+    pub(crate) linear_attention: LinearAttention,
     pub(crate) rwkv4: Rwkv4,
     pub(crate) selective_scan: SelectiveScan,
     pub(crate) ssd: Ssd,
@@ -45,6 +47,8 @@ pub(crate) fn device() -> &'static Device {
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let linear_attention =
+            LinearAttention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let rwkv4 = Rwkv4::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
@@ -55,6 +59,7 @@ pub(crate) fn device() -> &'static Device {
             attention,
             causal_conv1d,
             gemm,
+            linear_attention,
             rwkv4,
             selective_scan,
             ssd,

@@ -1,8 +1,10 @@
 //! The kernels of linear attention: parameters and tables.
 
 mod params;
+mod step;
 
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
+pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
 
 use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
@@ -159,7 +161,7 @@ pub fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(carry(), "linear_attention/carry.cuh")];
+    let mut units = vec![unit(carry(), "linear_attention/carry.cuh"), step::unit()];
     for row in WALK {
         units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }

@@ -1,0 +1,3 @@
+//! Linear attention through its public API.
+
+mod step;
