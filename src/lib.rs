@@ -79,6 +79,7 @@ pub mod gemm;
 mod images;
 mod launch;
 pub mod linear_attention;
+pub mod lru;
 pub mod reference;
 pub mod rwkv4;
 pub mod selective_scan;

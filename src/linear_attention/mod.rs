@@ -11,8 +11,29 @@
 //! ```
 //!
 //! Tensor cores compute it chunk by chunk, and the state stays on the chip from chunk to chunk.
+//!
+//! # Models
+//!
+//! | model | decay | else |
+//! | --- | --- | --- |
+//! | RetNet | [`Decay::PerHead`] of [`retnet_decays`] | |
+//! | Lightning Attention-2 | [`Decay::PerHead`] of [`lightning_decays`], times the layer's factor | a scale of 1 |
+//! | Mamba-2, simple gated linear attention | [`Decay::PerStep`] | |
+//! | gated linear attention | [`Decay::PerChannel`] of logarithms of sigmoids | |
+//! | RWKV-6 | [`Decay::PerChannel`] of `-exp(w)` | the receptance as `q`, a bonus, a scale of 1 |
+//! | DeltaNet, gated DeltaNet | none, [`Decay::PerStep`] | [`Rule::Delta`], keys of length 1 |
+//!
+//! In RWKV-6 (Peng et al., "Eagle and Finch", 2024) a step and channel have the parameter `w`, which a small network
+//! makes of the input, and decay by `exp(-exp(w))`: between 0 and 1 whatever `w` is. [`Decay`] takes logarithms, so that
+//! `-exp(w)` is what it wants; the bonus is the model's `u`, called `time_faaaa` in its weights. Of a sequence the state
+//! is `[dk, dv]`, keys first, which some implementations keep transposed.
+//!
+//! RWKV-7 multiplies the state by `diag(exp(g)) + b a^T`, with vectors `a` and `b` of its own; the delta rule is what is
+//! left of that if `a` and `b` are multiples of the key. It has no kernel here: [`reference::rwkv7`](crate::reference::rwkv7)
+//! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
 
 mod check;
+mod decays;
 mod forward;
 mod plan;
 mod problem;
@@ -34,6 +55,7 @@ use crate::tensor::{Float, Layout, TensorRef};
 use forward::COPY_BYTES;
 use problem::{DecayLayout, Layouts, Problem};
 
+pub use decays::{lightning_decays, retnet_decays};
 pub use plan::Plan;
 pub use tensors::{Config, Decay, FeatureMap, Forward, Layer, Rule, Step};
 
