@@ -16,6 +16,7 @@ mod causal_conv1d;
 mod cublas;
 mod gemm;
 mod linear_attention;
+mod lru;
 mod rwkv4;
 mod selective_scan;
 mod ssd;
@@ -28,6 +29,7 @@ use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::linear_attention::LinearAttention;
+use seqmix::lru::Lru;
 use seqmix::rwkv4::Rwkv4;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
@@ -41,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ssd = Ssd::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
     let linear = LinearAttention::new(&context)?;
+    let lru = Lru::new(&context)?;
     let rwkv4 = Rwkv4::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
     match driver {
@@ -64,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             bench::time::<linear_attention::StepShape>(&mut criterion, &gpu, &linear);
+            bench::time::<lru::Shape>(&mut criterion, &gpu, &lru);
             bench::time::<rwkv4::ForwardShape>(&mut criterion, &gpu, &rwkv4);
             bench::time::<rwkv4::BackwardShape>(&mut criterion, &gpu, &rwkv4);
             bench::time::<rwkv4::StepShape>(&mut criterion, &gpu, &rwkv4);
@@ -82,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
             bench::count::<linear_attention::StepShape>(&stream, &filter, &linear)?;
+            bench::count::<lru::Shape>(&stream, &filter, &lru)?;
             bench::count::<rwkv4::ForwardShape>(&stream, &filter, &rwkv4)?;
             bench::count::<rwkv4::BackwardShape>(&stream, &filter, &rwkv4)?;
             bench::count::<rwkv4::StepShape>(&stream, &filter, &rwkv4)?;

@@ -111,10 +111,12 @@ fn angles_are_those_of_the_parameter() {
     problem.host.a = vec![0.0, 6.1];
     problem.host.x.fill(0.0);
     problem.host.x[0] = 1.0;
-    let fresh = |place: [usize; 2], data: &[f32]| {
-        Placed::input(&stream, Place::contiguous(place), data, f32::NAN)
-    };
-    problem.a = fresh([1, 2], &problem.host.a);
+    problem.a = Placed::input(
+        &stream,
+        Place::contiguous([1, 2]),
+        &problem.host.a,
+        f32::NAN,
+    );
     problem.x = Placed::input(&stream, case.signal(), &problem.host.x, f32::NAN);
     let mut workspace = Workspace::new(&stream);
     problem.queue_forward(&stream, &mut workspace).unwrap();
