@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod causal_conv1d;
+pub mod gated_attention_unit;
 pub mod gemm;
 pub mod selective_scan;
 pub mod ssd;
@@ -93,6 +94,7 @@ pub struct Unit {
 pub fn units() -> Vec<Unit> {
     let mut units = attention::units();
     units.extend(causal_conv1d::units());
+    units.extend(gated_attention_unit::units());
     units.extend(gemm::units());
     units.extend(selective_scan::units());
     units.extend(ssd::units());
