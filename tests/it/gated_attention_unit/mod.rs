@@ -1,8 +1,10 @@
 //! The gated attention unit: one unit, from seeded inputs to a verdict. The other files here are tables of units.
 
 mod backward;
+mod counters;
 mod forward;
 mod gradients;
+mod queue;
 
 use std::sync::Arc;
 
