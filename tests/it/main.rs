@@ -15,6 +15,7 @@ mod attention;
 mod bare;
 mod causal_conv1d;
 mod errors;
+mod gated_attention_unit;
 mod gemm;
 mod golden_cases;
 mod golden_references;

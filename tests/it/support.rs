@@ -7,6 +7,7 @@ use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use seqmix::gated_attention_unit::GatedAttentionUnit;
 use seqmix::gemm::Gemm;
 use seqmix::linear_attention::LinearAttention;
 use seqmix::rwkv4::Rwkv4;
@@ -22,6 +23,7 @@ pub(crate) struct Device {
     pub(crate) driver: Driver,
     pub(crate) attention: Attention,
     pub(crate) causal_conv1d: CausalConv1d,
+    pub(crate) gated_attention_unit: GatedAttentionUnit,
     pub(crate) gemm: Gemm,
     pub(crate) linear_attention: LinearAttention,
     pub(crate) rwkv4: Rwkv4,
@@ -46,6 +48,8 @@ pub(crate) fn device() -> &'static Device {
         let (context, driver) = crate::device::open().unwrap_or_else(|error| panic!("{error}"));
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let gated_attention_unit =
+            GatedAttentionUnit::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let linear_attention =
             LinearAttention::new(&context).unwrap_or_else(|error| panic!("{error}"));
@@ -58,6 +62,7 @@ pub(crate) fn device() -> &'static Device {
             driver,
             attention,
             causal_conv1d,
+            gated_attention_unit,
             gemm,
             linear_attention,
             rwkv4,
