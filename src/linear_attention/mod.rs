@@ -22,7 +22,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DeviceRepr};
 
-use crate::abi::linear_attention::{self as abi, CarryParams, States, WALK, Walk, WalkParams};
+use crate::abi::linear_attention::{
+    self as abi, CarryParams, DELTA, DeltaParams, States, WALK, Walk, WalkParams,
+};
 use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
@@ -77,6 +79,9 @@ pub struct LinearAttention {
     rows: Vec<Walk>,
     walk: Vec<Kernel<WalkParams>>,
     carry: Kernel<CarryParams>,
+    /// The same of the delta rule.
+    delta_rows: Vec<Walk>,
+    delta: Vec<Kernel<DeltaParams>>,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -86,6 +91,8 @@ pub struct LinearAttention {
 unsafe impl DeviceRepr for WalkParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for CarryParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for DeltaParams {}
 
 /// Loads one kernel, which has an image of its own.
 fn load<P: DeviceRepr>(ctx: &Arc<CudaContext>, entry: &crate::abi::Entry) -> Result<Kernel<P>> {
@@ -105,11 +112,22 @@ impl LinearAttention {
         let rows: Vec<Walk> = rows
             .filter(|row| row.shared_bytes() <= device.shared_bytes)
             .collect();
+        let delta_rows: Vec<Walk> = DELTA
+            .iter()
+            .filter(|row| row.delta_shared_bytes() <= device.shared_bytes)
+            .copied()
+            .collect();
+        let delta: Result<_> = delta_rows
+            .iter()
+            .map(|row| load(ctx, &row.delta()))
+            .collect();
         let walk: Result<_> = rows.iter().map(|row| load(ctx, &row.entry())).collect();
         Ok(Self {
             walk: walk?,
             carry: load(ctx, &abi::carry())?,
             rows,
+            delta: delta?,
+            delta_rows,
             device,
             ctx: ctx.clone(),
         })

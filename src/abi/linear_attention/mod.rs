@@ -1,7 +1,9 @@
 //! The kernels of linear attention: parameters and tables.
 
+mod delta;
 mod params;
 
+pub use delta::{DELTA, DeltaParams};
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 
 use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
@@ -163,6 +165,7 @@ pub fn units() -> Vec<Unit> {
     for row in WALK {
         units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }
+    units.extend(delta::units());
     units
 }
 
