@@ -8,6 +8,7 @@ use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
+use seqmix::linear_attention::LinearAttention;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
@@ -21,6 +22,7 @@ pub(crate) struct Device {
     pub(crate) attention: Attention,
     pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
+    pub(crate) linear_attention: LinearAttention,
     pub(crate) selective_scan: SelectiveScan,
     pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
@@ -43,6 +45,8 @@ pub(crate) fn device() -> &'static Device {
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let linear_attention =
+            LinearAttention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
@@ -52,6 +56,7 @@ pub(crate) fn device() -> &'static Device {
             attention,
             causal_conv1d,
             gemm,
+            linear_attention,
             selective_scan,
             ssd,
         }
