@@ -35,6 +35,25 @@
 
 namespace seqmix::linear_attention {
 
+// The place of a block that takes `width` channels of the values of a whole sequence; Direction as
+// `layer.reversed` says.
+template <int Direction>
+__device__ __forceinline__ Place place_of_sequence(const Layer& layer, int width) {
+    const int slices = (layer.dv + width - 1) / width;
+    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, kChunk,
+                                     static_cast<int>(blockIdx.z));
+    return {static_cast<int>(blockIdx.x) / slices,
+            static_cast<int>(blockIdx.x) % slices * width,
+            Direction > 0 ? all.start : all.start + all.steps - 1,
+            Direction,
+            all.steps,
+            0,
+            0,
+            true,
+            true,
+            true};
+}
+
 template <typename Element_, int Size, int Tiles, int Count, int Stages>
 struct Delta {
     using Element = Element_;
@@ -55,7 +74,7 @@ struct Delta {
     __device__ __forceinline__ static void run(const DeltaParams& params, Smem& smem) {
         const WalkParams& walk_params = params.walk;
         const Layer& layer = walk_params.layer;
-        const Place place = place_of_block(layer, Values::kWidth);
+        const Place place = place_of_sequence<1>(layer, Values::kWidth);
         // updates are all that there is to read in the backward pass
         const Mode mode = params.errors.at == nullptr ? Mode::Whole : Mode::States;
         const int tiles = (place.steps + Count - 1) / Count;

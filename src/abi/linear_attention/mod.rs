@@ -3,7 +3,10 @@
 mod delta;
 mod params;
 
-pub use delta::{DELTA, DeltaParams};
+pub use delta::{
+    DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
+    sum_betas,
+};
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 
 use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
