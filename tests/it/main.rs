@@ -14,6 +14,7 @@ mod abi;
 mod attention;
 mod bare;
 mod causal_conv1d;
+mod delta_rule;
 mod errors;
 mod gated_attention_unit;
 mod gemm;
