@@ -75,6 +75,7 @@ pub mod causal_conv1d;
 mod check;
 mod driver;
 mod error;
+pub mod gated_attention_unit;
 pub mod gemm;
 mod images;
 mod launch;

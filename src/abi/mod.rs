@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod causal_conv1d;
+pub mod gated_attention_unit;
 pub mod gemm;
 pub mod linear_attention;
 pub mod lru;
@@ -96,6 +97,7 @@ pub struct Unit {
 pub fn units() -> Vec<Unit> {
     let mut units = attention::units();
     units.extend(causal_conv1d::units());
+    units.extend(gated_attention_unit::units());
     units.extend(gemm::units());
     units.extend(linear_attention::units());
     units.extend(lru::units());

@@ -45,7 +45,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, DeviceRepr};
 
 use crate::abi::linear_attention::{
-    self as abi, CarryParams, STEP_SIZES, States, StepParams, WALK, Walk, WalkParams,
+    self as abi, CarryParams, DELTA, DeltaParams, STEP_SIZES, States, StepParams, WALK, Walk,
+    WalkParams,
 };
 use crate::driver::Device;
 use crate::error::Result;
@@ -104,6 +105,9 @@ pub struct LinearAttention {
     carry: Kernel<CarryParams>,
     /// In the order of `STEP_SIZES`.
     step: Vec<Kernel<StepParams>>,
+    /// The same of the delta rule.
+    delta_rows: Vec<Walk>,
+    delta: Vec<Kernel<DeltaParams>>,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -115,6 +119,8 @@ unsafe impl DeviceRepr for WalkParams {}
 unsafe impl DeviceRepr for CarryParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for StepParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for DeltaParams {}
 
 /// Loads one kernel, which has an image of its own.
 fn load<P: DeviceRepr>(ctx: &Arc<CudaContext>, entry: &crate::abi::Entry) -> Result<Kernel<P>> {
@@ -134,6 +140,15 @@ impl LinearAttention {
         let rows: Vec<Walk> = rows
             .filter(|row| row.shared_bytes() <= device.shared_bytes)
             .collect();
+        let delta_rows: Vec<Walk> = DELTA
+            .iter()
+            .filter(|row| row.delta_shared_bytes() <= device.shared_bytes)
+            .copied()
+            .collect();
+        let delta: Result<_> = delta_rows
+            .iter()
+            .map(|row| load(ctx, &row.delta()))
+            .collect();
         let walk: Result<_> = rows.iter().map(|row| load(ctx, &row.entry())).collect();
         let steps = images::load(ctx, abi::STEP_UNIT)?;
         let step = STEP_SIZES.map(|size| Kernel::load(&steps, &abi::step(size)));
@@ -142,6 +157,8 @@ impl LinearAttention {
             step: step.into_iter().collect::<Result<_>>()?,
             carry: load(ctx, &abi::carry())?,
             rows,
+            delta: delta?,
+            delta_rows,
             device,
             ctx: ctx.clone(),
         })

@@ -103,8 +103,7 @@ fn ssd_keeps_every_bound() {
 }
 
 /// Cases of linear attention that ask for what no kernel does yet, and the word that the refusal has to name it by.
-const REFUSED_LINEAR: [(&str, &str); 4] = [
-    ("linear_attention_forward__bf16_delta", "delta"),
+const REFUSED_LINEAR: [(&str, &str); 3] = [
     (
         "linear_attention_forward__bf16_elu1_normalized",
         "normaliser",

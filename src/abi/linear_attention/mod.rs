@@ -1,8 +1,13 @@
 //! The kernels of linear attention: parameters and tables.
 
+mod delta;
 mod params;
 mod step;
 
+pub use delta::{
+    DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
+    sum_betas,
+};
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
 
@@ -165,6 +170,7 @@ pub fn units() -> Vec<Unit> {
     for row in WALK {
         units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }
+    units.extend(delta::units());
     units
 }
 
