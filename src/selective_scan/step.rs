@@ -40,7 +40,7 @@ impl SelectiveScan {
     /// multiples of 16 bytes.
     ///
     /// # Errors
-    /// Shapes or options that do not fit, see [`Error`]; nothing is queued then.
+    /// Shapes or options that do not fit, see [`Error`](crate::Error); nothing is queued then.
     pub fn step<T: Float>(
         &self,
         stream: &Arc<CudaStream>,

@@ -2,6 +2,7 @@
 
 mod counters;
 mod errors;
+mod mutants;
 mod problem;
 mod sequence;
 
