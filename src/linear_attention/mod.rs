@@ -140,12 +140,19 @@ fn layouts<T: Float>(layer: &Layer<'_, T>, out: Layout<4>) -> Layouts {
     }
 }
 
-/// The layer with addresses, and its initial states.
+/// What a layer reads, with addresses.
+struct Inputs {
+    layer: abi::Layer,
+    initial: States,
+    initial_z: States,
+}
+
+/// Reads the tensors of a layer, but for what the rule takes.
 fn read_layer<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
     tensors: &'a Layer<'_, T>,
-) -> Result<(abi::Layer, States)> {
+) -> Result<Inputs> {
     let mut layer = problem.layer;
     layer.q.at = launch.read("q", &tensors.q, COPY_BYTES)?;
     layer.k.at = launch.read("k", &tensors.k, COPY_BYTES)?;
@@ -156,6 +163,9 @@ fn read_layer<'a, T: Float>(
         Decay::PerStep(decay) => launch.read("decay", decay, 4)?,
         Decay::PerChannel(decay) => launch.read("decay", decay, COPY_BYTES)?,
     };
+    if let Some(bonus) = &tensors.bonus {
+        layer.bonus = launch.read("bonus", bonus, 4)?;
+    }
     if let Some(cu_seqlens) = &tensors.cu_seqlens {
         layer.cu_seqlens = launch.read("cu_seqlens", cu_seqlens, 4)?;
     }
@@ -163,5 +173,13 @@ fn read_layer<'a, T: Float>(
     if let Some(states) = &tensors.initial_state {
         initial.at = launch.read("initial_state", states, 4)?;
     }
-    Ok((layer, initial))
+    let mut initial_z = problem.initial_z;
+    if let Some(z) = &tensors.initial_z {
+        initial_z.at = launch.read("initial_z", z, 4)?;
+    }
+    Ok(Inputs {
+        layer,
+        initial,
+        initial_z,
+    })
 }

@@ -3,7 +3,7 @@
 use super::Config;
 use super::check::Check;
 use crate::abi::Dtype;
-use crate::abi::linear_attention::{Decays, Layer, Rows, States, WALK};
+use crate::abi::linear_attention::{Decays, Gate, Layer, Rows, States, WALK};
 use crate::error::Result;
 use crate::tensor::Layout;
 
@@ -59,12 +59,13 @@ pub(super) struct Problem {
     pub(super) steps: usize,
     /// Whether sequences lie one after the other in one row of the batch.
     pub(super) packed: bool,
-    /// Whether a decay is a number of each channel, or a bonus asks for kernels that have such.
-    pub(super) per_channel: bool,
+    /// Of the kernels: decays have a number for each channel, or a bonus asks for kernels that take such.
+    pub(super) gate: Gate,
     pub(super) config: Config,
     /// For the kernels, without addresses and the length of segments.
     pub(super) layer: Layer,
     pub(super) initial: States,
+    pub(super) initial_z: States,
 }
 
 impl Problem {
@@ -92,6 +93,13 @@ impl Problem {
         check.at_most("q", steps, MAX_STEPS, "steps")?;
         check.at_most("out", heads, MAX_HEADS, "heads")?;
         check.config(config)?;
+        if layouts.bonus.is_some() && !config.causal {
+            return Err(check.argument(
+                "bonus",
+                "none unless attention is causal",
+                "a tensor".into(),
+            ));
+        }
         let map = config.feature_map as i32;
         let mut problem = Self {
             op,
@@ -106,8 +114,10 @@ impl Problem {
             dv,
             steps,
             packed: layouts.cu_seqlens.is_some(),
-            per_channel: matches!(layouts.decay, DecayLayout::PerChannel(_))
-                || layouts.bonus.is_some(),
+            gate: match (layouts.decay, layouts.bonus) {
+                (DecayLayout::PerChannel(_), _) | (_, Some(_)) => Gate::Channel,
+                _ => Gate::Step,
+            },
             config,
             layer: Layer {
                 // checked above: all are below 2^31
@@ -121,6 +131,7 @@ impl Problem {
                 ..Layer::default()
             },
             initial: States::default(),
+            initial_z: States::default(),
         };
         problem.layer.q = problem.rows("q", layouts.q, heads_q, dk, shared[0])?;
         problem.layer.k = problem.rows("k", layouts.k, heads_k, dk, shared[1])?;
@@ -131,13 +142,13 @@ impl Problem {
             problem.per_step("beta", beta)?;
         }
         if let Some(bonus) = layouts.bonus {
-            problem.like_bonus("bonus", bonus)?;
+            problem.layer.bonus_head_stride = problem.like_bonus("bonus", bonus)?;
         }
         if let Some(states) = layouts.initial_state {
             problem.initial = problem.states("initial_state", states)?;
         }
         if let Some(z) = layouts.initial_z {
-            problem.zs("initial_z", z)?;
+            problem.initial_z = problem.zs("initial_z", z)?;
         }
         if let Some(cu_seqlens) = layouts.cu_seqlens {
             check.strides("cu_seqlens", &cu_seqlens, 1, true)?;
@@ -259,9 +270,30 @@ impl Problem {
         self.sequences == 0 || self.heads == 0
     }
 
+    /// How the sums lie that outputs are divided by.
+    pub(super) fn normalizer(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
+        Check(self.op).normalized(name, self.config)?;
+        let [batch_stride, step_stride, head_stride] = self.per_step(name, layout)?;
+        Ok(Rows {
+            at: 0,
+            batch_stride,
+            step_stride,
+            head_stride,
+            shared: 1,
+        })
+    }
+
     /// Numbers of a head's state.
     pub(super) fn head_size(&self) -> usize {
         self.dk * self.dv
+    }
+
+    /// Decays of a head in a step.
+    pub(super) fn decays_of_head(&self) -> usize {
+        match self.gate {
+            Gate::Step => 1,
+            Gate::Channel => self.dk,
+        }
     }
 
     /// Slots of a workspace for parts of so many steps: as `sequence_of` in
