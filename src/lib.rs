@@ -72,6 +72,7 @@
 pub mod abi;
 pub mod attention;
 pub mod causal_conv1d;
+mod check;
 mod driver;
 mod error;
 pub mod gemm;
@@ -79,6 +80,7 @@ mod images;
 mod launch;
 pub mod linear_attention;
 pub mod reference;
+pub mod rwkv4;
 pub mod selective_scan;
 pub mod ssd;
 pub mod state_space;

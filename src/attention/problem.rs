@@ -3,11 +3,12 @@
 use super::{Config, Mask};
 use crate::abi::Dtype;
 use crate::abi::attention::{FORWARD, ForwardParams};
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::tensor::Layout;
 
 /// Rows that a tensor may have: the kernel adds two row counts and a tile in 32 bits.
-const MAX_ROWS: i32 = 1 << 30;
+const MAX_ROWS: usize = 1 << 30;
 
 /// Elements of a 16-byte copy of the kernel's 16-bit types.
 const COPY: usize = 8;
@@ -57,7 +58,9 @@ pub(super) struct Problem {
 impl Problem {
     /// The problem of `[batch, rows, heads, head_dim]` tensors.
     pub(super) fn dense(dtype: Dtype, config: Config, layouts: &Layouts<4, 3>) -> Result<Self> {
-        let check = Check("attention::forward");
+        let check = Check {
+            op: "attention::forward",
+        };
         let Layouts { q, k, v, out, lse } = layouts;
         let ([batch, rows_q, heads, head_dim], [_, rows_k, heads_kv, _]) = (q.shape, k.shape);
         check.sizes("k", [batch, rows_k, heads_kv, head_dim], k.shape)?;
@@ -66,29 +69,29 @@ impl Problem {
         if let Some(lse) = lse {
             check.sizes("lse", [batch, heads, rows_q], lse.shape)?;
         }
-        let causal = check.options(config)?;
+        let causal = options(check, config)?;
         let tiles = |name, layout: &Layout<4>| -> Result<Strides> {
-            let [batch, row, head, _] = check.strides(name, layout, COPY)?;
+            let [batch, row, head, _] = check.row_strides(name, layout, COPY)?;
             Ok(Strides { batch, row, head })
         };
         Ok(Self {
             dtype,
             batch,
             heads,
-            heads_per_kv: check.heads_per_kv(heads, heads_kv)?,
-            head_dim: check.head_dim(head_dim)?,
-            rows_q: check.rows("q", rows_q)?,
-            rows_k: check.rows("k", rows_k)?,
+            heads_per_kv: heads_per_kv(check, heads, heads_kv)?,
+            head_dim: checked_head_dim(check, head_dim)?,
+            rows_q: rows(check, "q", rows_q)?,
+            rows_k: rows(check, "k", rows_k)?,
             longest_q: rows_q,
             causal,
-            scale: check.scale(config, head_dim)?,
+            scale: scale(check, config, head_dim)?,
             q: tiles("q", q)?,
             k: tiles("k", k)?,
             v: tiles("v", v)?,
             out: tiles("out", out)?,
             lse: match lse {
                 Some(lse) => {
-                    let [batch, head, row] = check.strides("lse", lse, 1)?;
+                    let [batch, head, row] = check.row_strides("lse", lse, 1)?;
                     Strides { batch, row, head }
                 }
                 None => Strides::default(),
@@ -105,7 +108,9 @@ impl Problem {
         [cu_seqlens_q, cu_seqlens_k]: [Layout<1>; 2],
         max_seqlen_q: usize,
     ) -> Result<Self> {
-        let check = Check("attention::forward_varlen");
+        let check = Check {
+            op: "attention::forward_varlen",
+        };
         let Layouts { q, k, v, out, lse } = layouts;
         let ([rows_q, heads, head_dim], [rows_k, heads_kv, _]) = (q.shape, k.shape);
         check.sizes("k", [rows_k, heads_kv, head_dim], k.shape)?;
@@ -119,11 +124,11 @@ impl Problem {
             return Err(check.shape("cu_seqlens_q", "batch + 1 elements", "no elements"));
         };
         check.sizes("cu_seqlens_k", cu_seqlens_q.shape, cu_seqlens_k.shape)?;
-        check.strides("cu_seqlens_q", &cu_seqlens_q, 1)?;
-        check.strides("cu_seqlens_k", &cu_seqlens_k, 1)?;
-        let causal = check.options(config)?;
+        check.row_strides("cu_seqlens_q", &cu_seqlens_q, 1)?;
+        check.row_strides("cu_seqlens_k", &cu_seqlens_k, 1)?;
+        let causal = options(check, config)?;
         let tiles = |name, layout: &Layout<3>| -> Result<Strides> {
-            let [row, head, _] = check.strides(name, layout, COPY)?;
+            let [row, head, _] = check.row_strides(name, layout, COPY)?;
             Ok(Strides {
                 batch: 0,
                 row,
@@ -134,20 +139,20 @@ impl Problem {
             dtype,
             batch,
             heads,
-            heads_per_kv: check.heads_per_kv(heads, heads_kv)?,
-            head_dim: check.head_dim(head_dim)?,
-            rows_q: check.rows("q", rows_q)?,
-            rows_k: check.rows("k", rows_k)?,
+            heads_per_kv: heads_per_kv(check, heads, heads_kv)?,
+            head_dim: checked_head_dim(check, head_dim)?,
+            rows_q: rows(check, "q", rows_q)?,
+            rows_k: rows(check, "k", rows_k)?,
             longest_q: max_seqlen_q.min(rows_q),
             causal,
-            scale: check.scale(config, head_dim)?,
+            scale: scale(check, config, head_dim)?,
             q: tiles("q", q)?,
             k: tiles("k", k)?,
             v: tiles("v", v)?,
             out: tiles("out", out)?,
             lse: match lse {
                 Some(lse) => {
-                    let [head, row] = check.strides("lse", lse, 1)?;
+                    let [head, row] = check.row_strides("lse", lse, 1)?;
                     Strides {
                         batch: 0,
                         row,
@@ -192,144 +197,58 @@ impl Problem {
     }
 }
 
-/// The checks, for the messages of the operation of this name.
-#[derive(Clone, Copy)]
-struct Check(&'static str);
+fn heads_per_kv(check: Check, heads: usize, heads_kv: usize) -> Result<i32> {
+    let ratio = check.heads_per(("k", heads_kv, "heads"), ("q", heads))?;
+    i32::try_from(ratio).map_err(|_| {
+        let expected = format!("at most {} heads", i32::MAX);
+        check.shape("q", expected, format!("{heads} heads"))
+    })
+}
 
-impl Check {
-    fn shape(self, tensor: &'static str, expected: &str, found: &str) -> Error {
-        Error::Shape {
-            op: self.0,
-            tensor,
-            expected: expected.into(),
-            found: found.into(),
+fn checked_head_dim(check: Check, head_dim: usize) -> Result<i32> {
+    let largest = FORWARD.iter().map(|row| row.dim).max().unwrap_or(0);
+    check.multiple("head_dim", head_dim, COPY, largest)?;
+    Ok(head_dim as i32) // at most `largest`
+}
+
+fn rows(check: Check, tensor: &'static str, rows: usize) -> Result<i32> {
+    check.at_most(tensor, rows, MAX_ROWS, "rows")?;
+    Ok(rows as i32) // at most `MAX_ROWS`
+}
+
+/// Refuses options without a kernel; returns whether the mask is causal.
+fn options(check: Check, config: Config) -> Result<bool> {
+    if let Some(softcap) = config.softcap {
+        let request = format!("softcap {softcap}");
+        return Err(check.unsupported(request, "attention without softcap"));
+    }
+    match config.mask {
+        Mask::Full
+        | Mask::Window {
+            left: None,
+            right: None,
+        } => Ok(false),
+        Mask::Causal
+        | Mask::Window {
+            left: None,
+            right: Some(0),
+        } => Ok(true),
+        Mask::Window { .. } => {
+            let request = format!("window: {:?}", config.mask);
+            Err(check.unsupported(request, "Mask::Full and Mask::Causal"))
         }
     }
+}
 
-    fn unsupported(self, request: &str, available: &str) -> Error {
-        Error::Unsupported {
-            op: self.0,
-            request: request.into(),
-            available: available.into(),
-        }
+fn scale(check: Check, config: Config, head_dim: usize) -> Result<f32> {
+    let scale = config
+        .scale
+        .unwrap_or_else(|| (1.0 / (head_dim as f64).sqrt()) as f32);
+    // the kernel takes the largest score before it scales, by this times log2(e)
+    let in_log2 = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
+    if !(in_log2.is_finite() && scale > 0.0) {
+        let expected = "a positive number up to 2.35e38";
+        return Err(check.argument("scale", expected, scale.to_string()));
     }
-
-    fn sizes<const N: usize>(
-        self,
-        tensor: &'static str,
-        expected: [usize; N],
-        found: [usize; N],
-    ) -> Result<()> {
-        if expected != found {
-            let expected = format!("shape {expected:?}");
-            return Err(self.shape(tensor, &expected, &format!("shape {found:?}")));
-        }
-        Ok(())
-    }
-
-    fn heads_per_kv(self, heads: usize, heads_kv: usize) -> Result<i32> {
-        if heads == 0 {
-            return Ok(1);
-        }
-        heads
-            .checked_div(heads_kv)
-            .filter(|ratio| ratio * heads_kv == heads)
-            .and_then(|ratio| i32::try_from(ratio).ok())
-            .ok_or_else(|| {
-                let expected = format!("a number of heads that divides the {heads} heads of q");
-                self.shape("k", &expected, &format!("{heads_kv} heads"))
-            })
-    }
-
-    fn head_dim(self, head_dim: usize) -> Result<i32> {
-        let largest = FORWARD.iter().map(|row| row.dim).max().unwrap_or(0);
-        i32::try_from(head_dim)
-            .ok()
-            .filter(|_| head_dim > 0 && head_dim.is_multiple_of(COPY) && head_dim <= largest)
-            .ok_or_else(|| {
-                let available = format!("each multiple of {COPY} up to {largest}");
-                self.unsupported(&format!("head_dim {head_dim}"), &available)
-            })
-    }
-
-    fn rows(self, tensor: &'static str, rows: usize) -> Result<i32> {
-        i32::try_from(rows)
-            .ok()
-            .filter(|&rows| rows <= MAX_ROWS)
-            .ok_or_else(|| {
-                let expected = format!("at most {MAX_ROWS} rows");
-                self.shape(tensor, &expected, &format!("{rows} rows"))
-            })
-    }
-
-    /// Refuses options without a kernel; returns whether the mask is causal.
-    fn options(self, config: Config) -> Result<bool> {
-        if let Some(softcap) = config.softcap {
-            let request = format!("softcap {softcap}");
-            return Err(self.unsupported(&request, "attention without softcap"));
-        }
-        match config.mask {
-            Mask::Full
-            | Mask::Window {
-                left: None,
-                right: None,
-            } => Ok(false),
-            Mask::Causal
-            | Mask::Window {
-                left: None,
-                right: Some(0),
-            } => Ok(true),
-            Mask::Window { .. } => {
-                let request = format!("window: {:?}", config.mask);
-                Err(self.unsupported(&request, "Mask::Full and Mask::Causal"))
-            }
-        }
-    }
-
-    fn scale(self, config: Config, head_dim: usize) -> Result<f32> {
-        let scale = config
-            .scale
-            .unwrap_or_else(|| (1.0 / (head_dim as f64).sqrt()) as f32);
-        // the kernel takes the largest score before it scales, by this times log2(e)
-        let in_log2 = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
-        if !(in_log2.is_finite() && scale > 0.0) {
-            return Err(Error::Argument {
-                op: self.0,
-                argument: "scale",
-                expected: "a positive number up to 2.35e38".into(),
-                found: scale.to_string(),
-            });
-        }
-        Ok(scale)
-    }
-
-    /// Checks that the last axis is contiguous and the other strides are multiples of `multiple`;
-    /// returns the strides, 0 for axes of one element, which the kernel never steps along.
-    fn strides<const N: usize>(
-        self,
-        tensor: &'static str,
-        layout: &Layout<N>,
-        multiple: usize,
-    ) -> Result<[i64; N]> {
-        let mut strides = [0; N];
-        for axis in (0..N).filter(|&axis| layout.shape[axis] > 1) {
-            let stride = layout.strides[axis];
-            let (fits, expected) = if axis + 1 == N {
-                (stride == 1, "a last stride of 1".into())
-            } else {
-                let expected = format!("strides that are multiples of {multiple} elements");
-                (stride.is_multiple_of(multiple), expected)
-            };
-            let (true, Ok(stride)) = (fits, i64::try_from(stride)) else {
-                return Err(Error::Layout {
-                    op: self.0,
-                    tensor,
-                    expected,
-                    found: format!("strides {:?}", layout.strides),
-                });
-            };
-            strides[axis] = stride;
-        }
-        Ok(strides)
-    }
+    Ok(scale)
 }

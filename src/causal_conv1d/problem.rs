@@ -3,7 +3,8 @@
 use super::{Activation, Config};
 use crate::abi::Dtype;
 use crate::abi::causal_conv1d::{Axis, Filter, Signal, State, WIDTHS};
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::tensor::Layout;
 
 /// The largest size of an axis: the kernels add a tile to it in 32 bits.
@@ -91,12 +92,14 @@ impl Forward {
         out: &Layout<3>,
         final_states: Option<&Layout<3>>,
     ) -> Result<Self> {
-        let check = Check("causal_conv1d::forward");
+        let check = Check {
+            op: "causal_conv1d::forward",
+        };
         let signals = [("x", Some(&inputs.x)), ("out", Some(out))];
-        let convolution = check.convolution(dtypes, config, inputs, &signals)?;
+        let convolution = convolution_of(check, dtypes, config, inputs, &signals)?;
         Ok(Self {
-            out: check.signal("out", out, &convolution)?,
-            final_states: check.state("final_states", final_states, &convolution)?,
+            out: signal_of(check, "out", out, &convolution)?,
+            final_states: state_of(check, "final_states", final_states, &convolution)?,
             convolution,
         })
     }
@@ -120,7 +123,9 @@ impl Backward {
         inputs: &Inputs,
         gradients: &Gradients,
     ) -> Result<Self> {
-        let check = Check("causal_conv1d::backward");
+        let check = Check {
+            op: "causal_conv1d::backward",
+        };
         let Gradients {
             dout,
             dfinal_states,
@@ -134,19 +139,20 @@ impl Backward {
             ("dout", Some(dout)),
             ("dx", dx.as_ref()),
         ];
-        let convolution = check.convolution(dtypes, config, inputs, &signals)?;
+        let convolution = convolution_of(check, dtypes, config, inputs, &signals)?;
         let (dim, width) = (convolution.dim, convolution.width);
         let state =
-            |name, layout: &Option<Layout<3>>| check.state(name, layout.as_ref(), &convolution);
+            |name, layout: &Option<Layout<3>>| state_of(check, name, layout.as_ref(), &convolution);
         Ok(Self {
-            dout: check.signal("dout", dout, &convolution)?,
+            dout: signal_of(check, "dout", dout, &convolution)?,
             dfinal_states: state("dfinal_states", dfinal_states)?,
             dx: match dx {
-                Some(dx) => check.signal("dx", dx, &convolution)?,
+                Some(dx) => signal_of(check, "dx", dx, &convolution)?,
                 None => Signal::default(),
             },
             dinitial_states: state("dinitial_states", dinitial_states)?,
-            gradient: check.filter(
+            gradient: filter_of(
+                check,
                 ("dweight", dweight.as_ref()),
                 ("dbias", dbias.as_ref()),
                 [dim, width],
@@ -172,9 +178,11 @@ impl Update {
         (weight, bias): (&Layout<2>, Option<&Layout<1>>),
         indices: Option<&Layout<1>>,
     ) -> Result<Self> {
-        let check = Check("causal_conv1d::update");
+        let check = Check {
+            op: "causal_conv1d::update",
+        };
         let ([batch, dim], [_, width]) = (x.shape, weight.shape);
-        check.width(width)?;
+        checked_width(check, width)?;
         let [entries, ..] = conv_state.shape;
         check.sizes("weight", [dim, width], weight.shape)?;
         check.sizes("out", [batch, dim], out.shape)?;
@@ -187,7 +195,7 @@ impl Update {
             None => check.sizes("conv_state", [batch, dim, width - 1], conv_state.shape)?,
         }
         for size in [batch, dim, entries] {
-            check.size("x and conv_state", size)?;
+            checked_size(check, "x and conv_state", size)?;
         }
         let step = |tensor, layout: &Layout<2>| -> Result<State> {
             let [sequence_stride, channel_stride] = check.strides(tensor, layout)?;
@@ -205,8 +213,9 @@ impl Update {
             entries,
             x: step("x", x)?,
             out: step("out", out)?,
-            conv_state: check.strides_of_state("conv_state", conv_state)?,
-            filter: check.filter(
+            conv_state: strides_of_state(check, "conv_state", conv_state)?,
+            filter: filter_of(
+                check,
                 ("weight", Some(weight)),
                 ("bias", bias),
                 [dim, width],
@@ -261,259 +270,181 @@ impl Filter {
     }
 }
 
-/// The checks, for the messages of the call of this name.
-#[derive(Clone, Copy)]
-struct Check(&'static str);
-
-impl Check {
-    /// Checks what all passes read; `signals` are the tensors that have to lie alike.
-    fn convolution(
-        self,
-        (dtype, weight_dtype): Dtypes,
-        config: Config,
-        inputs: &Inputs,
-        signals: &[(&'static str, Option<&Layout<3>>)],
-    ) -> Result<Convolution> {
-        let ([batch, dim, seqlen], [_, width]) = (inputs.x.shape, inputs.weight.shape);
-        self.width(width)?;
-        for size in [batch, dim, seqlen] {
-            self.size("x", size)?;
-        }
-        let sequences = match &inputs.cu_seqlens {
-            Some(cu_seqlens) => self.packed(batch, cu_seqlens)?,
-            None => batch,
-        };
-        for (tensor, layout) in signals {
-            if let Some(layout) = layout {
-                self.sizes(tensor, inputs.x.shape, layout.shape)?;
-            }
-        }
-        let axis = self.axis(dtype, inputs.x.shape, signals)?;
-        let mut convolution = Convolution {
-            dtype,
-            axis,
-            silu: config.activation == Activation::Silu,
-            batch,
-            dim,
-            seqlen,
-            width,
-            sequences,
-            packed: inputs.cu_seqlens.is_some(),
-            x: Signal::default(),
-            filter: self.filter(
-                ("weight", Some(&inputs.weight)),
-                ("bias", inputs.bias.as_ref()),
-                [dim, width],
-                weight_dtype,
-            )?,
-            initial_states: State::default(),
-        };
-        convolution.x = self.signal("x", &inputs.x, &convolution)?;
-        convolution.initial_states = self.state(
-            "initial_states",
-            inputs.initial_states.as_ref(),
-            &convolution,
-        )?;
-        Ok(convolution)
+/// Checks what all passes read; `signals` are the tensors that have to lie alike.
+fn convolution_of(
+    check: Check,
+    (dtype, weight_dtype): Dtypes,
+    config: Config,
+    inputs: &Inputs,
+    signals: &[(&'static str, Option<&Layout<3>>)],
+) -> Result<Convolution> {
+    let ([batch, dim, seqlen], [_, width]) = (inputs.x.shape, inputs.weight.shape);
+    checked_width(check, width)?;
+    for size in [batch, dim, seqlen] {
+        checked_size(check, "x", size)?;
     }
-
-    /// How many sequences `cu_seqlens` packs in the one row of the batch.
-    fn packed(self, batch: usize, cu_seqlens: &Layout<1>) -> Result<usize> {
-        if batch != 1 {
-            let expected = "a batch of 1, whose steps cu_seqlens divides";
-            return Err(self.shape("x", expected, &format!("a batch of {batch}")));
-        }
-        self.contiguous("cu_seqlens", cu_seqlens)?;
-        self.size("cu_seqlens", cu_seqlens.shape[0])?;
-        let sequences = cu_seqlens.shape[0].checked_sub(1);
-        sequences.ok_or_else(|| self.shape("cu_seqlens", "sequences + 1 elements", "no elements"))
+    let cu_seqlens = inputs.cu_seqlens.as_ref();
+    let alone = "a batch of 1, whose steps cu_seqlens divides";
+    let sequences = check.sequences(("x", batch), cu_seqlens, alone)?;
+    if let Some(cu_seqlens) = cu_seqlens {
+        check.contiguous("cu_seqlens", cu_seqlens)?;
+        checked_size(check, "cu_seqlens", cu_seqlens.shape[0])?;
     }
-
-    /// The axis along which all of `signals` are contiguous.
-    fn axis(
-        self,
-        dtype: Dtype,
-        [_, dim, seqlen]: [usize; 3],
-        signals: &[(&'static str, Option<&Layout<3>>)],
-    ) -> Result<Axis> {
-        // Tensors of one channel or one step lie both ways: best along the longer axis.
-        let mut axes = if dim < seqlen {
-            vec![Axis::Seqlen, Axis::Dim]
-        } else {
-            vec![Axis::Dim, Axis::Seqlen]
-        };
-        let mut aligned = axes.clone();
-        for &(tensor, layout) in signals {
-            let Some(layout) = layout else { continue };
-            let lies = |axis: &Axis| lines(layout, *axis, dtype);
-            if !axes.iter().any(|axis| lies(axis).is_some()) {
-                let names: Vec<&str> = axes.iter().map(|axis| axis.name()).collect();
-                return Err(Error::Layout {
-                    op: self.0,
-                    tensor,
-                    expected: format!("a stride of 1 along {}", names.join(" or ")),
-                    found: format!("shape {:?} with strides {:?}", layout.shape, layout.strides),
-                });
-            }
-            axes.retain(|axis| lies(axis).is_some());
-            aligned.retain(|axis| lies(axis).is_some_and(|signal| signal.vector != 0));
-        }
-        // `axes` never becomes empty
-        Ok(aligned
-            .first()
-            .or(axes.first())
-            .copied()
-            .unwrap_or(Axis::Dim))
-    }
-
-    fn signal(
-        self,
-        tensor: &'static str,
-        layout: &Layout<3>,
-        convolution: &Convolution,
-    ) -> Result<Signal> {
-        lines(layout, convolution.axis, convolution.dtype).ok_or_else(|| Error::Layout {
-            op: self.0,
-            tensor,
-            expected: format!("a stride of 1 along {}", convolution.axis.name()),
-            found: format!("strides {:?}", layout.strides),
-        })
-    }
-
-    /// A tensor of states, if there is one.
-    fn state(
-        self,
-        tensor: &'static str,
-        layout: Option<&Layout<3>>,
-        convolution: &Convolution,
-    ) -> Result<State> {
-        let Some(layout) = layout else {
-            return Ok(State::default());
-        };
-        let Convolution {
-            sequences,
-            dim,
-            width,
-            ..
-        } = *convolution;
-        self.sizes(tensor, [sequences, dim, width - 1], layout.shape)?;
-        self.strides_of_state(tensor, layout)
-    }
-
-    fn strides_of_state(self, tensor: &'static str, layout: &Layout<3>) -> Result<State> {
-        let [sequence_stride, channel_stride, step_stride] = self.strides(tensor, layout)?;
-        Ok(State {
-            at: 0,
-            sequence_stride,
-            channel_stride,
-            step_stride,
-        })
-    }
-
-    /// Weights and biases, or their gradients, each with its name.
-    fn filter(
-        self,
-        (weight_name, weight): (&'static str, Option<&Layout<2>>),
-        (bias_name, bias): (&'static str, Option<&Layout<1>>),
-        [dim, width]: [usize; 2],
-        dtype: Dtype,
-    ) -> Result<Filter> {
-        let mut filter = Filter {
-            dtype: match dtype {
-                Dtype::F16 => 0,
-                Dtype::BF16 => 1,
-                _ => 2,
-            },
-            // one of WIDTHS
-            width: width as i32,
-            ..Filter::default()
-        };
-        if let Some(weight) = weight {
-            self.sizes(weight_name, [dim, width], weight.shape)?;
-            [filter.weight_channel_stride, filter.weight_tap_stride] =
-                self.strides(weight_name, weight)?;
-        }
-        if let Some(bias) = bias {
-            self.sizes(bias_name, [dim], bias.shape)?;
-            [filter.bias_stride] = self.strides(bias_name, bias)?;
-        }
-        Ok(filter)
-    }
-
-    fn width(self, width: usize) -> Result<()> {
-        if !WIDTHS.contains(&width) {
-            return Err(Error::Unsupported {
-                op: self.0,
-                request: format!("width {width}"),
-                available: format!("each width from {} to {}", WIDTHS.start(), WIDTHS.end()),
-            });
-        }
-        Ok(())
-    }
-
-    fn size(self, tensor: &'static str, size: usize) -> Result<()> {
-        if size > MAX_SIZE {
-            let expected = format!("at most {MAX_SIZE} along each axis");
-            return Err(self.shape(tensor, &expected, &format!("{size}")));
-        }
-        Ok(())
-    }
-
-    fn sizes<const N: usize>(
-        self,
-        tensor: &'static str,
-        expected: [usize; N],
-        found: [usize; N],
-    ) -> Result<()> {
-        if expected != found {
-            let expected = format!("shape {expected:?}");
-            return Err(self.shape(tensor, &expected, &format!("shape {found:?}")));
-        }
-        Ok(())
-    }
-
-    fn shape(self, tensor: &'static str, expected: &str, found: &str) -> Error {
-        Error::Shape {
-            op: self.0,
-            tensor,
-            expected: expected.into(),
-            found: found.into(),
+    for (tensor, layout) in signals {
+        if let Some(layout) = layout {
+            check.sizes(tensor, inputs.x.shape, layout.shape)?;
         }
     }
-
-    fn contiguous(self, tensor: &'static str, layout: &Layout<1>) -> Result<()> {
-        if layout.shape[0] > 1 && layout.strides[0] != 1 {
-            return Err(Error::Layout {
-                op: self.0,
-                tensor,
-                expected: "a stride of 1".into(),
-                found: format!("strides {:?}", layout.strides),
-            });
-        }
-        Ok(())
-    }
-
-    /// The strides in the kernels' type.
-    fn strides<const N: usize>(self, tensor: &'static str, layout: &Layout<N>) -> Result<[i64; N]> {
-        let mut strides = [0; N];
-        for (axis, to) in strides.iter_mut().enumerate() {
-            *to = stride(layout, axis).ok_or_else(|| Error::Layout {
-                op: self.0,
-                tensor,
-                expected: format!("strides of at most {}", i64::MAX),
-                found: format!("strides {:?}", layout.strides),
-            })?;
-        }
-        Ok(strides)
-    }
+    let axis = shared_axis(check, dtype, inputs.x.shape, signals)?;
+    let mut convolution = Convolution {
+        dtype,
+        axis,
+        silu: config.activation == Activation::Silu,
+        batch,
+        dim,
+        seqlen,
+        width,
+        sequences,
+        packed: inputs.cu_seqlens.is_some(),
+        x: Signal::default(),
+        filter: filter_of(
+            check,
+            ("weight", Some(&inputs.weight)),
+            ("bias", inputs.bias.as_ref()),
+            [dim, width],
+            weight_dtype,
+        )?,
+        initial_states: State::default(),
+    };
+    convolution.x = signal_of(check, "x", &inputs.x, &convolution)?;
+    convolution.initial_states = state_of(
+        check,
+        "initial_states",
+        inputs.initial_states.as_ref(),
+        &convolution,
+    )?;
+    Ok(convolution)
 }
 
-/// The stride of an axis, or 0 where the kernel never steps along it.
-fn stride<const N: usize>(layout: &Layout<N>, axis: usize) -> Option<i64> {
-    match layout.shape[axis] {
-        0 | 1 => Some(0),
-        _ => i64::try_from(layout.strides[axis]).ok(),
+/// The axis along which all of `signals` are contiguous.
+fn shared_axis(
+    check: Check,
+    dtype: Dtype,
+    [_, dim, seqlen]: [usize; 3],
+    signals: &[(&'static str, Option<&Layout<3>>)],
+) -> Result<Axis> {
+    // Tensors of one channel or one step lie both ways: best along the longer axis.
+    let mut axes = if dim < seqlen {
+        vec![Axis::Seqlen, Axis::Dim]
+    } else {
+        vec![Axis::Dim, Axis::Seqlen]
+    };
+    let mut aligned = axes.clone();
+    for &(tensor, layout) in signals {
+        let Some(layout) = layout else { continue };
+        let lies = |axis: &Axis| lines(layout, *axis, dtype);
+        if !axes.iter().any(|axis| lies(axis).is_some()) {
+            let names: Vec<&str> = axes.iter().map(|axis| axis.name()).collect();
+            let expected = format!("a stride of 1 along {}", names.join(" or "));
+            return Err(check.layout(tensor, expected, layout));
+        }
+        axes.retain(|axis| lies(axis).is_some());
+        aligned.retain(|axis| lies(axis).is_some_and(|signal| signal.vector != 0));
     }
+    // `axes` never becomes empty
+    Ok(aligned
+        .first()
+        .or(axes.first())
+        .copied()
+        .unwrap_or(Axis::Dim))
+}
+
+fn signal_of(
+    check: Check,
+    tensor: &'static str,
+    layout: &Layout<3>,
+    convolution: &Convolution,
+) -> Result<Signal> {
+    lines(layout, convolution.axis, convolution.dtype).ok_or_else(|| {
+        let expected = format!("a stride of 1 along {}", convolution.axis.name());
+        check.layout(tensor, expected, layout)
+    })
+}
+
+/// A tensor of states, if there is one.
+fn state_of(
+    check: Check,
+    tensor: &'static str,
+    layout: Option<&Layout<3>>,
+    convolution: &Convolution,
+) -> Result<State> {
+    let Some(layout) = layout else {
+        return Ok(State::default());
+    };
+    let Convolution {
+        sequences,
+        dim,
+        width,
+        ..
+    } = *convolution;
+    check.sizes(tensor, [sequences, dim, width - 1], layout.shape)?;
+    strides_of_state(check, tensor, layout)
+}
+
+fn strides_of_state(check: Check, tensor: &'static str, layout: &Layout<3>) -> Result<State> {
+    let [sequence_stride, channel_stride, step_stride] = check.strides(tensor, layout)?;
+    Ok(State {
+        at: 0,
+        sequence_stride,
+        channel_stride,
+        step_stride,
+    })
+}
+
+/// Weights and biases, or their gradients, each with its name.
+fn filter_of(
+    check: Check,
+    (weight_name, weight): (&'static str, Option<&Layout<2>>),
+    (bias_name, bias): (&'static str, Option<&Layout<1>>),
+    [dim, width]: [usize; 2],
+    dtype: Dtype,
+) -> Result<Filter> {
+    let mut filter = Filter {
+        dtype: match dtype {
+            Dtype::F16 => 0,
+            Dtype::BF16 => 1,
+            _ => 2,
+        },
+        // one of WIDTHS
+        width: width as i32,
+        ..Filter::default()
+    };
+    if let Some(weight) = weight {
+        check.sizes(weight_name, [dim, width], weight.shape)?;
+        [filter.weight_channel_stride, filter.weight_tap_stride] =
+            check.strides(weight_name, weight)?;
+    }
+    if let Some(bias) = bias {
+        check.sizes(bias_name, [dim], bias.shape)?;
+        [filter.bias_stride] = check.strides(bias_name, bias)?;
+    }
+    Ok(filter)
+}
+
+fn checked_width(check: Check, width: usize) -> Result<()> {
+    if !WIDTHS.contains(&width) {
+        let available = format!("each width from {} to {}", WIDTHS.start(), WIDTHS.end());
+        return Err(check.unsupported(format!("width {width}"), available));
+    }
+    Ok(())
+}
+
+fn checked_size(check: Check, tensor: &'static str, size: usize) -> Result<()> {
+    if size > MAX_SIZE {
+        let expected = format!("at most {MAX_SIZE} along each axis");
+        return Err(check.shape(tensor, expected, size.to_string()));
+    }
+    Ok(())
 }
 
 /// How `[batch, dim, seqlen]` lies if it is contiguous along `axis`.
@@ -522,10 +453,10 @@ fn lines(layout: &Layout<3>, axis: Axis, dtype: Dtype) -> Option<Signal> {
         Axis::Dim => (1, 2),
         Axis::Seqlen => (2, 1),
     };
-    if layout.shape[contiguous] > 1 && layout.strides[contiguous] != 1 {
+    if !layout.is_contiguous_along(contiguous) {
         return None;
     }
-    let (batch_stride, line_stride) = (stride(layout, 0)?, stride(layout, line)?);
+    let (batch_stride, line_stride) = (layout.step(0)?, layout.step(line)?);
     let vector = (VECTOR_BYTES / dtype.bytes()) as i64;
     Some(Signal {
         at: 0,

@@ -238,7 +238,7 @@ impl<'a> Call<'a> {
     ) -> Result<Self> {
         let (request, layouts) = describe(config, tensors);
         let problem = Problem::new(request, &layouts)?;
-        let mut launch = Launch::new(problem::OP, stream);
+        let mut launch = Launch::new(problem::CHECK.op, stream);
         let element = size_of::<T>() as u64;
         let Multiply {
             a,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::problem::{Ending, Grouping, OP, Problem};
+use super::problem::{CHECK, Ending, Grouping, Problem};
 use crate::abi::gemm::{
     Access, COLUMN_SUMS_COLUMNS, Family, MAX_RANK, Multiply, SUM_SPLITS_THREADS,
 };
@@ -242,17 +242,14 @@ fn splits(problem: &Problem) -> Result<Vec<usize>> {
     match request.config.splits {
         None if whole => Ok(vec![1]),
         None => Ok(SPLITS.into()),
-        Some(splits) if splits == 0 || splits > MAX_SPLITS => Err(Error::Argument {
-            op: OP,
-            argument: "splits",
-            expected: format!("1 to {MAX_SPLITS}"),
-            found: format!("{splits}"),
-        }),
-        Some(splits) if splits > 1 && whole => Err(Error::Unsupported {
-            op: OP,
-            request: format!("{splits} splits with a gate, column_sums, groups or an adapter"),
-            available: "1".into(),
-        }),
+        Some(splits) if splits == 0 || splits > MAX_SPLITS => {
+            let expected = format!("1 to {MAX_SPLITS}");
+            Err(CHECK.argument("splits", expected, splits.to_string()))
+        }
+        Some(splits) if splits > 1 && whole => {
+            let request = format!("{splits} splits with a gate, column_sums, groups or an adapter");
+            Err(CHECK.unsupported(request, "1"))
+        }
         Some(splits) => Ok(vec![splits]),
     }
 }
@@ -272,15 +269,12 @@ fn refuse(problem: &Problem, rows: &[Multiply]) -> Error {
         ""
     };
     let dtype = problem.request.dtype.name();
-    Error::Unsupported {
-        op: OP,
-        request: format!("tile {tile} and these operands in {dtype}{adapter}"),
-        available: if others.is_empty() {
-            "none for them at all".into()
-        } else {
-            format!("tile {}", others.join(", "))
-        },
-    }
+    let available = match others.is_empty() {
+        true => "none for them at all".into(),
+        false => format!("tile {}", others.join(", ")),
+    };
+    let request = format!("tile {tile} and these operands in {dtype}{adapter}");
+    CHECK.unsupported(request, available)
 }
 
 /// Columns of d of a tile: with a gate, half of it are the gate's.

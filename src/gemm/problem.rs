@@ -3,10 +3,13 @@
 use super::{Activation, Config, Overflow};
 use crate::abi::Dtype;
 use crate::abi::gemm::{Axis, MAX_RANK, Matrix, MultiplyParams};
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::tensor::Layout;
 
-pub(super) const OP: &str = "gemm::multiply";
+pub(super) const CHECK: Check = Check {
+    op: "gemm::multiply",
+};
 
 /// The largest m, n and k: the kernel adds a tile to them in 32 bits.
 const MAX_SIZE: usize = 1 << 30;
@@ -104,7 +107,7 @@ impl Problem {
             ..
         } = request;
         let (Some(a), Some(b), Some(d)) = (layouts.a, layouts.b, layouts.d) else {
-            return Err(shape("a", "a tensor", "none"));
+            return Err(CHECK.shape("a", "a tensor", "none"));
         };
         let ([batch_a, m, k], [batch_b, _, n]) = (a.shape, b.shape);
         // weights: what bias and scales of columns belong to
@@ -116,7 +119,7 @@ impl Problem {
         for (tensor, size) in [("a", m), ("b", k), ("b", n)] {
             if size > MAX_SIZE {
                 let expected = format!("at most {MAX_SIZE} rows and columns");
-                return Err(shape(tensor, &expected, &format!("{size}")));
+                return Err(CHECK.shape(tensor, expected, format!("{size}")));
             }
         }
         let halves = matches!(ending, Ending::Gate | Ending::GateBackward);
@@ -126,11 +129,11 @@ impl Problem {
         } else {
             n
         };
-        sizes("a", [batch_a, m, k], a.shape)?;
-        sizes("b", [batch_b, k, n], b.shape)?;
-        sizes("d", [batch_d, m, written], d.shape)?;
+        CHECK.sizes("a", [batch_a, m, k], a.shape)?;
+        CHECK.sizes("b", [batch_b, k, n], b.shape)?;
+        CHECK.sizes("d", [batch_d, m, written], d.shape)?;
         let optional = |name, layout: Option<Layout<3>>, shape: [usize; 3]| match layout {
-            Some(layout) => sizes(name, shape, layout.shape),
+            Some(layout) => CHECK.sizes(name, shape, layout.shape),
             None => Ok(()),
         };
         let of_d = [batch_d, m, n];
@@ -175,7 +178,7 @@ impl Problem {
             Some(layout) => {
                 let (axis, gate) = operand("gate weights", &swapped(&layout), dtype)?;
                 if (axis, gate.row_stride) != (axis_b, b.row_stride) {
-                    return Err(refuse("gate weights", "the strides of b", &layout));
+                    return Err(CHECK.layout("gate weights", "the strides of b", &layout));
                 }
                 gate
             }
@@ -335,7 +338,7 @@ impl Problem {
 fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
     if weights > MAX_GROUPS && request.grouping != Grouping::None {
         let expected = format!("at most {MAX_GROUPS} groups");
-        return Err(shape("offsets", &expected, &format!("{weights}")));
+        return Err(CHECK.shape("offsets", expected, format!("{weights}")));
     }
     let vectors = [
         ("offsets", request.offsets, weights.saturating_add(1)),
@@ -344,9 +347,9 @@ fn check_vectors(request: &Request, weights: usize, n: usize) -> Result<()> {
     ];
     for (tensor, layout, expected) in vectors {
         if let Some(layout) = layout {
-            sizes(tensor, [expected], layout.shape)?;
+            CHECK.sizes(tensor, [expected], layout.shape)?;
             if expected > 1 && layout.strides != [1] {
-                return Err(refuse(tensor, "contiguous elements", &layout));
+                return Err(CHECK.layout(tensor, "contiguous elements", &layout));
             }
         }
     }
@@ -406,40 +409,12 @@ fn check_combination(
     ];
     for (refused, asked, available) in unsupported {
         if refused {
-            return Err(Error::Unsupported {
-                op: OP,
-                request: asked.into(),
-                available: available.into(),
-            });
+            return Err(CHECK.unsupported(asked, available));
         }
     }
     if adapter && !(1..=MAX_RANK).contains(&rank) {
-        return Err(Error::Unsupported {
-            op: OP,
-            request: format!("an adapter of rank {rank}"),
-            available: format!("rank 1 to {MAX_RANK}"),
-        });
-    }
-    Ok(())
-}
-
-fn shape(tensor: &'static str, expected: &str, found: &str) -> Error {
-    Error::Shape {
-        op: OP,
-        tensor,
-        expected: expected.into(),
-        found: found.into(),
-    }
-}
-
-fn sizes<const N: usize>(
-    tensor: &'static str,
-    expected: [usize; N],
-    found: [usize; N],
-) -> Result<()> {
-    if expected != found {
-        let [expected, found] = [expected, found].map(|sizes| format!("shape {sizes:?}"));
-        return Err(shape(tensor, &expected, &found));
+        let available = format!("rank 1 to {MAX_RANK}");
+        return Err(CHECK.unsupported(format!("an adapter of rank {rank}"), available));
     }
     Ok(())
 }
@@ -450,18 +425,9 @@ fn repeat(tensor: &'static str, layout: Layout<3>, batch: usize, size: usize) ->
     if (found != batch && found != 1) || columns != size {
         let expected = format!("shape {:?} or {:?}", [batch, size], [1, size]);
         let found = format!("shape {:?}", [found, columns]);
-        return Err(shape(tensor, &expected, &found));
+        return Err(CHECK.shape(tensor, expected, found));
     }
     Ok(layout)
-}
-
-fn refuse<const N: usize>(tensor: &'static str, expected: &str, layout: &Layout<N>) -> Error {
-    Error::Layout {
-        op: OP,
-        tensor,
-        expected: expected.into(),
-        found: format!("shape {:?} with strides {:?}", layout.shape, layout.strides),
-    }
 }
 
 /// The layout with its rows and columns swapped.
@@ -486,11 +452,7 @@ fn operand(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<(Ax
     let any = aligned.or_else(|| ways.iter().find(|(_, lines)| lines.is_some()));
     match any {
         Some(&(axis, Some(matrix))) => Ok((axis, matrix)),
-        _ => Err(refuse(
-            tensor,
-            "contiguous rows or contiguous columns",
-            layout,
-        )),
+        _ => Err(CHECK.layout(tensor, "contiguous rows or contiguous columns", layout)),
     }
 }
 
@@ -508,29 +470,20 @@ fn along(tensor: &'static str, layout: &Layout<3>, dtype: Dtype, axis: Axis) -> 
             vector: 0,
             ..matrix
         }),
-        (None, None) => Err(refuse(
-            tensor,
-            "contiguous rows or contiguous columns",
-            layout,
-        )),
+        (None, None) => Err(CHECK.layout(tensor, "contiguous rows or contiguous columns", layout)),
     }
 }
 
 /// How a matrix lies whose rows are contiguous.
 fn by_rows(tensor: &'static str, layout: &Layout<3>, dtype: Dtype) -> Result<Matrix> {
-    lines(layout, dtype).ok_or_else(|| refuse(tensor, "contiguous rows", layout))
+    lines(layout, dtype).ok_or_else(|| CHECK.layout(tensor, "contiguous rows", layout))
 }
 
 /// The strides if the last axis is contiguous; 0 along axes of one element.
 fn lines(layout: &Layout<3>, dtype: Dtype) -> Option<Matrix> {
-    let stride = |axis: usize| match layout.shape[axis] {
-        0 | 1 => Some(0),
-        _ => i64::try_from(layout.strides[axis]).ok(),
-    };
-    let (batch_stride, row_stride) = (stride(0)?, stride(1)?);
-    let contiguous = layout.shape[2] <= 1 || layout.strides[2] == 1;
+    let (batch_stride, row_stride) = (layout.step(0)?, layout.step(1)?);
     let vector = (VECTOR_BYTES / dtype.bytes()) as i64;
-    contiguous.then_some(Matrix {
+    layout.is_contiguous_along(2).then_some(Matrix {
         at: 0,
         batch_stride,
         row_stride,

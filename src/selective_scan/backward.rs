@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::backward_plan::{BackwardPlan, Given, step_sums_blocks};
 use super::plan::{self, Plan, blocks_of_group};
-use super::problem::{CoefficientLayout, Problem};
+use super::problem::{CoefficientLayout, Problem, coefficient_of};
 use super::tensors::{Backward, CoefficientMut, Config, Gradients, Numbers};
 use super::{
     SelectiveScan, carry_params, layouts, read_inputs, segments_at, write_elements, write_states,
@@ -386,7 +386,7 @@ fn coefficient<'a, T: Float>(
             let (check, layout) = (problem.check(), tensor.layout());
             check.sizes(name, of.shape, layout.shape)?;
             let layout = CoefficientLayout::Variable(layout);
-            let gradient = check.coefficient(name, layout, T::DTYPE)?;
+            let gradient = coefficient_of(check, name, layout, T::DTYPE)?;
             let address = launch.write(name, tensor, size_of::<T>() as u64)?;
             Ok((gradient.at(address), ChannelSum::default()))
         }

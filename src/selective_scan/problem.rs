@@ -7,7 +7,8 @@ use crate::abi::Dtype;
 use crate::abi::selective_scan::{
     CHUNK_BYTES, Coefficient, Elements, MAX_STATES, Scan, Source, States, Vector,
 };
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::tensor::Layout;
 
 /// The most channels, steps and sequences: kernels add tiles to them in 32 bits.
@@ -67,11 +68,16 @@ impl Problem {
         let check = Check { op };
         let [batch, dim, seqlen] = layouts.u.shape;
         let [_, states] = layouts.a.shape;
-        check.state_size(config.numbers, states)?;
-        let sequences = check.sequences(layouts, batch)?;
+        state_size(check, config.numbers, states)?;
+        let cu_seqlens = layouts.cu_seqlens.as_ref();
+        let sequences =
+            check.sequences(("u", batch), cu_seqlens, "a batch of 1, with cu_seqlens")?;
+        if let Some(cu_seqlens) = cu_seqlens {
+            check.contiguous("cu_seqlens", cu_seqlens)?;
+        }
         for (what, size) in [("batch", sequences), ("dim", dim), ("seqlen", seqlen)] {
             if size > MAX_SIZE {
-                return Err(check.shape(what, &format!("at most {MAX_SIZE}"), &size.to_string()));
+                return Err(check.shape(what, format!("at most {MAX_SIZE}"), size.to_string()));
             }
         }
         let all = [
@@ -92,9 +98,9 @@ impl Problem {
             seqlen,
             states,
         };
-        let groups = check.groups(layouts, sizes)?;
-        let (skip, skip_dtype) = check.weight("D", layouts.d, dim)?;
-        let (delta_bias, delta_bias_dtype) = check.weight("delta_bias", layouts.delta_bias, dim)?;
+        let groups = groups_of(check, layouts, sizes)?;
+        let (skip, skip_dtype) = weight(check, "D", layouts.d, dim)?;
+        let (delta_bias, delta_bias_dtype) = weight(check, "delta_bias", layouts.delta_bias, dim)?;
         let mut problem = Self {
             op,
             config,
@@ -127,8 +133,8 @@ impl Problem {
                 channel_stride: check.stride("A", &layouts.a, 0)?,
                 state_stride: check.stride("A", &layouts.a, 1)?,
             },
-            b: check.coefficient("B", layouts.b, layouts.dtype)?,
-            c: check.coefficient("C", layouts.c, layouts.dtype)?,
+            b: coefficient_of(check, "B", layouts.b, layouts.dtype)?,
+            c: coefficient_of(check, "C", layouts.c, layouts.dtype)?,
             skip,
             delta_bias,
             initial_state,
@@ -171,7 +177,7 @@ impl Problem {
             batch_stride: stride(0)?,
             channel_stride: stride(1)?,
             step_stride: stride(2)?,
-            vector: (contiguous(layout, along) && chunks).into(),
+            vector: (layout.is_contiguous_along(along) && chunks).into(),
             dtype: number_of(self.dtype),
         })
     }
@@ -267,7 +273,12 @@ struct Sizes {
 /// Whether chunks of tensors like `u` are best copied along channels, or along steps: whichever more of them
 /// allow. The others are copied element by element.
 fn lie_along_channels(elements: &[(&'static str, Layout<3>)]) -> bool {
-    let along = |axis| elements.iter().filter(|(_, x)| contiguous(x, axis)).count();
+    let along = |axis| {
+        elements
+            .iter()
+            .filter(|(_, x)| x.is_contiguous_along(axis))
+            .count()
+    };
     // a single step lies either way: along channels there is more to read at a time
     let single = elements.iter().all(|(_, x)| x.shape[2] <= 1);
     match along(1).cmp(&along(2)) {
@@ -277,184 +288,98 @@ fn lie_along_channels(elements: &[(&'static str, Layout<3>)]) -> bool {
     }
 }
 
-/// Whether index after index of an axis lies contiguously.
-fn contiguous<const N: usize>(layout: &Layout<N>, axis: usize) -> bool {
-    layout.shape[axis] <= 1 || layout.strides[axis] == 1
+pub(super) fn state_size(check: Check, numbers: Numbers, states: usize) -> Result<()> {
+    let floats = numbers.floats();
+    if states == 0 || states > MAX_STATES || !states.is_multiple_of(floats) {
+        let expected = match floats {
+            1 => format!("1 to {MAX_STATES} states"),
+            _ => format!("2 floats for each of 1 to {} states", MAX_STATES / floats),
+        };
+        return Err(check.shape("A", expected, format!("{states} floats of a channel")));
+    }
+    Ok(())
 }
 
-/// Checks whose errors name the operation.
-#[derive(Clone, Copy)]
-pub(super) struct Check {
-    pub(super) op: &'static str,
+/// How a number for each channel lies, and its type.
+fn weight(
+    check: Check,
+    name: &'static str,
+    weight: Option<(Layout<1>, Dtype)>,
+    dim: usize,
+) -> Result<(Vector, i32)> {
+    let Some((layout, dtype)) = weight else {
+        return Ok((Vector::default(), 0));
+    };
+    check.sizes(name, [dim], layout.shape)?;
+    let stride = check.stride(name, &layout, 0)?;
+    Ok((Vector { at: 0, stride }, number_of(dtype)))
 }
 
-impl Check {
-    pub(super) fn shape(&self, tensor: &'static str, expected: &str, found: &str) -> Error {
-        Error::Shape {
-            op: self.op,
-            tensor,
-            expected: expected.into(),
-            found: found.into(),
-        }
-    }
-
-    fn layout<const N: usize>(
-        &self,
-        tensor: &'static str,
-        expected: &str,
-        layout: &Layout<N>,
-    ) -> Error {
-        let Layout { shape, strides } = layout;
-        Error::Layout {
-            op: self.op,
-            tensor,
-            expected: expected.into(),
-            found: format!("shape {shape:?} with strides {strides:?}"),
-        }
-    }
-
-    pub(super) fn sizes<const N: usize>(
-        &self,
-        tensor: &'static str,
-        expected: [usize; N],
-        found: [usize; N],
-    ) -> Result<()> {
-        if expected != found {
-            let [expected, found] = [expected, found].map(|sizes| format!("shape {sizes:?}"));
-            return Err(self.shape(tensor, &expected, &found));
-        }
-        Ok(())
-    }
-
-    /// The stride of an axis in the kernels' type; 0 where there is nothing to step over.
-    pub(super) fn stride<const N: usize>(
-        &self,
-        tensor: &'static str,
-        layout: &Layout<N>,
-        axis: usize,
-    ) -> Result<i64> {
-        match layout.shape[axis] {
-            0 | 1 => Ok(0),
-            _ => i64::try_from(layout.strides[axis])
-                .map_err(|_| self.layout(tensor, "strides below 2^63", layout)),
-        }
-    }
-
-    /// Of a tensor whose elements kernels find without a stride.
-    pub(super) fn contiguous(&self, tensor: &'static str, layout: &Layout<1>) -> Result<()> {
-        if !contiguous(layout, 0) {
-            return Err(self.layout(tensor, "a stride of 1", layout));
-        }
-        Ok(())
-    }
-
-    pub(super) fn state_size(&self, numbers: Numbers, states: usize) -> Result<()> {
-        let floats = numbers.floats();
-        if states == 0 || states > MAX_STATES || !states.is_multiple_of(floats) {
-            let expected = match floats {
-                1 => format!("1 to {MAX_STATES} states"),
-                _ => format!("2 floats for each of 1 to {} states", MAX_STATES / floats),
-            };
-            return Err(self.shape("A", &expected, &format!("{states} floats of a channel")));
-        }
-        Ok(())
-    }
-
-    fn sequences(&self, layouts: &Layouts, batch: usize) -> Result<usize> {
-        let Some(cu_seqlens) = layouts.cu_seqlens else {
-            return Ok(batch);
-        };
-        if batch != 1 {
-            let found = format!("a batch of {batch}");
-            return Err(self.shape("u", "a batch of 1, with cu_seqlens", &found));
-        }
-        self.contiguous("cu_seqlens", &cu_seqlens)?;
-        cu_seqlens.shape[0]
-            .checked_sub(1)
-            .ok_or_else(|| self.shape("cu_seqlens", "at least 1 element", "none"))
-    }
-
-    /// How a number for each channel lies, and its type.
-    fn weight(
-        &self,
-        name: &'static str,
-        weight: Option<(Layout<1>, Dtype)>,
-        dim: usize,
-    ) -> Result<(Vector, i32)> {
-        let Some((layout, dtype)) = weight else {
-            return Ok((Vector::default(), 0));
-        };
-        self.sizes(name, [dim], layout.shape)?;
-        let stride = self.stride(name, &layout, 0)?;
-        Ok((Vector { at: 0, stride }, number_of(dtype)))
-    }
-
-    /// The groups of channels that share B and C.
-    fn groups(&self, layouts: &Layouts, sizes: Sizes) -> Result<usize> {
-        let mut groups = None;
-        for (name, coefficient) in [("B", layouts.b), ("C", layouts.c)] {
-            let Sizes {
-                batch,
-                dim,
-                seqlen,
-                states,
-            } = sizes;
-            match coefficient {
-                CoefficientLayout::Constant(layout) => {
-                    self.sizes(name, [dim, states], layout.shape)?;
-                }
-                CoefficientLayout::Variable(layout) => {
-                    let count = *groups.get_or_insert(layout.shape[1]);
-                    self.sizes(name, [batch, count, states, seqlen], layout.shape)?;
-                    if dim > 0 && (count == 0 || dim % count != 0) {
-                        let expected = format!("a divisor of {dim} channels as groups");
-                        return Err(self.shape(name, &expected, &format!("{count} groups")));
-                    }
-                }
-            }
-        }
-        Ok(groups.unwrap_or(1).max(1))
-    }
-
-    /// How B or C lies, or their gradients.
-    pub(super) fn coefficient(
-        &self,
-        name: &'static str,
-        coefficient: CoefficientLayout,
-        dtype: Dtype,
-    ) -> Result<Coefficient> {
-        let layout = match coefficient {
-            CoefficientLayout::Variable(layout) => layout,
+/// The groups of channels that share B and C.
+fn groups_of(check: Check, layouts: &Layouts, sizes: Sizes) -> Result<usize> {
+    let mut groups = None;
+    for (name, coefficient) in [("B", layouts.b), ("C", layouts.c)] {
+        let Sizes {
+            batch,
+            dim,
+            seqlen,
+            states,
+        } = sizes;
+        match coefficient {
             CoefficientLayout::Constant(layout) => {
-                return Ok(Coefficient {
-                    group_stride: self.stride(name, &layout, 0)?,
-                    state_stride: self.stride(name, &layout, 1)?,
-                    kind: 2,
-                    ..Coefficient::default()
-                });
+                check.sizes(name, [dim, states], layout.shape)?;
             }
-        };
-        let stride = |axis| self.stride(name, &layout, axis);
-        let strides = [stride(0)?, stride(1)?, stride(2)?, stride(3)?];
-        let along = |axis: usize, other: usize| {
-            contiguous(&layout, axis)
-                && whole_chunks(&[strides[0], strides[1], strides[other]], dtype)
-        };
-        let (steps, states) = (along(3, 2), along(2, 3));
-        // not aligned or not contiguous: element by element, best along what is contiguous
-        let kind = match (steps, states) {
-            (true, _) => 0,
-            (false, true) => 1,
-            (false, false) => (!contiguous(&layout, 3) && contiguous(&layout, 2)).into(),
-        };
-        Ok(Coefficient {
-            at: 0,
-            batch_stride: strides[0],
-            group_stride: strides[1],
-            state_stride: strides[2],
-            step_stride: strides[3],
-            vector: (steps || states).into(),
-            kind,
-        })
+            CoefficientLayout::Variable(layout) => {
+                let count = *groups.get_or_insert(layout.shape[1]);
+                check.sizes(name, [batch, count, states, seqlen], layout.shape)?;
+                if dim > 0 && (count == 0 || dim % count != 0) {
+                    let expected = format!("a divisor of {dim} channels as groups");
+                    return Err(check.shape(name, expected, format!("{count} groups")));
+                }
+            }
+        }
     }
+    Ok(groups.unwrap_or(1).max(1))
+}
+
+/// How B or C lies, or their gradients.
+pub(super) fn coefficient_of(
+    check: Check,
+    name: &'static str,
+    coefficient: CoefficientLayout,
+    dtype: Dtype,
+) -> Result<Coefficient> {
+    let layout = match coefficient {
+        CoefficientLayout::Variable(layout) => layout,
+        CoefficientLayout::Constant(layout) => {
+            return Ok(Coefficient {
+                group_stride: check.stride(name, &layout, 0)?,
+                state_stride: check.stride(name, &layout, 1)?,
+                kind: 2,
+                ..Coefficient::default()
+            });
+        }
+    };
+    let stride = |axis| check.stride(name, &layout, axis);
+    let strides = [stride(0)?, stride(1)?, stride(2)?, stride(3)?];
+    let along = |axis: usize, other: usize| {
+        layout.is_contiguous_along(axis)
+            && whole_chunks(&[strides[0], strides[1], strides[other]], dtype)
+    };
+    let (steps, states) = (along(3, 2), along(2, 3));
+    // not aligned or not contiguous: element by element, best along what is contiguous
+    let kind = match (steps, states) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => (!layout.is_contiguous_along(3) && layout.is_contiguous_along(2)).into(),
+    };
+    Ok(Coefficient {
+        at: 0,
+        batch_stride: strides[0],
+        group_stride: strides[1],
+        state_stride: strides[2],
+        step_stride: strides[3],
+        vector: (steps || states).into(),
+        kind,
+    })
 }

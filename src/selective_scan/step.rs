@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::problem::{Check, number_of};
+use super::problem::{number_of, state_size};
 use super::tensors::{Numbers, Step, StepConfig, StepConvolution, Weight};
 use super::{SelectiveScan, read_weight};
 use crate::abi::Dtype;
 use crate::abi::causal_conv1d::WIDTHS;
 use crate::abi::selective_scan::{self as table, Heads, STEP_THREADS, StepParams};
 use crate::causal_conv1d::Activation;
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::launch::Launch;
 use crate::tensor::{Float, Layout, TensorRef};
 
@@ -125,7 +126,7 @@ fn describe<T: Float>(
 ) -> Result<StepParams> {
     let shape @ [batch, heads, channels] = tensors.x.shape();
     let [_, _, states] = tensors.a.shape();
-    CHECK.state_size(config.numbers, states)?;
+    state_size(CHECK, config.numbers, states)?;
     let entries = match &tensors.state_batch_indices {
         Some(indices) => {
             CHECK.sizes("state_batch_indices", [batch], indices.shape())?;
@@ -138,22 +139,18 @@ fn describe<T: Float>(
     for (what, size) in [("state", entries), ("x", batch), ("x", dim)] {
         if size > MAX_SIZE {
             let expected = format!("a batch, and heads times headdim, of at most {MAX_SIZE}");
-            return Err(CHECK.shape(what, &expected, &size.to_string()));
+            return Err(CHECK.shape(what, expected, size.to_string()));
         }
     }
     let groups = tensors.b.shape()[1];
     if heads > 0 && (groups == 0 || heads % groups != 0) {
         let expected = format!("a divisor of {heads} heads as groups");
-        return Err(CHECK.shape("B", &expected, &format!("{groups} groups")));
+        return Err(CHECK.shape("B", expected, format!("{groups} groups")));
     }
     let (dt_min, dt_max) = config.dt_limit;
     if dt_min.is_nan() || dt_max.is_nan() || dt_min > dt_max {
-        return Err(Error::Argument {
-            op: CHECK.op,
-            argument: "dt_limit",
-            expected: "a lower limit and one that is not below it".into(),
-            found: format!("{:?}", config.dt_limit),
-        });
+        let expected = "a lower limit and one that is not below it";
+        return Err(CHECK.argument("dt_limit", expected, format!("{:?}", config.dt_limit)));
     }
     let row = |name, layout| of_axes(name, layout, shape, [0, 1, 2], T::DTYPE);
     let coefficient = |name, tensor: &TensorRef<'_, T, 3>| {
@@ -239,18 +236,15 @@ fn describe_convolution<T: Float>(
     let [_, width] = filter.shape;
     CHECK.sizes("weight", [channels, width], filter.shape)?;
     if !WIDTHS.contains(&width) {
-        return Err(Error::Unsupported {
-            op: CHECK.op,
-            request: format!("a filter of width {width}"),
-            available: format!("each width from {} to {}", WIDTHS.start(), WIDTHS.end()),
-        });
+        let available = format!("each width from {} to {}", WIDTHS.start(), WIDTHS.end());
+        return Err(CHECK.unsupported(format!("a filter of width {width}"), available));
     }
     let ring = conv_state.layout();
     let [_, _, slots] = ring.shape;
     CHECK.sizes("conv_state", [entries, channels, slots], ring.shape)?;
     if !(width..=MAX_SIZE).contains(&slots) {
         let expected = format!("{width} slots, the filter's width, to {MAX_SIZE}");
-        return Err(CHECK.shape("conv_state", &expected, &slots.to_string()));
+        return Err(CHECK.shape("conv_state", expected, slots.to_string()));
     }
     CHECK.sizes("cache_seqlens", [batch], cache_seqlens.shape())?;
     CHECK.contiguous("cache_seqlens", &cache_seqlens.layout())?;

@@ -3,7 +3,8 @@
 use super::Config;
 use crate::abi::Dtype;
 use crate::abi::ssd::{Layer, Rows, States, WALK, chunk};
-use crate::error::{Error, Result};
+use crate::check::Check;
+use crate::error::Result;
 use crate::tensor::Layout;
 
 /// Steps that a tensor may have: the kernels add a segment to them in 32 bits.
@@ -73,17 +74,18 @@ impl Problem {
         config: Config,
         layouts: &Layouts,
     ) -> Result<Self> {
-        let check = Check(op);
+        let check = Check { op };
         let Layouts { x, dt, b, c, .. } = layouts;
         let ([batch, steps, heads, headdim], [_, _, groups, dstate]) = (x.shape, b.shape);
-        let sequences = check.sequences(batch, layouts.cu_seqlens)?;
-        let heads_per_group = check.heads_per_group(heads, groups)?;
+        let alone = "a batch of 1 with cu_seqlens";
+        let sequences = check.sequences(("x", batch), layouts.cu_seqlens.as_ref(), alone)?;
+        let heads_per_group = check.heads_per(("b", groups, "groups"), ("x", heads))?;
         let largest = WALK.iter().map(|row| row.size).max().unwrap_or(0);
-        check.multiple("headdim", headdim, MAX_HEADS)?;
-        check.multiple("dstate", dstate, largest)?;
+        check.multiple("headdim", headdim, COLUMNS, MAX_HEADS)?;
+        check.multiple("dstate", dstate, COLUMNS, largest)?;
         check.at_most("x", steps, MAX_STEPS, "steps")?;
         check.at_most("x", heads, MAX_HEADS, "heads")?;
-        check.config(config)?;
+        checked(check, config)?;
         let mut problem = Self {
             op,
             dtype,
@@ -130,9 +132,14 @@ impl Problem {
             problem.initial = problem.states("initial_states", states)?;
         }
         if let Some(cu_seqlens) = layouts.cu_seqlens {
-            check.strides("cu_seqlens", &cu_seqlens, 1, true)?;
+            check.row_strides("cu_seqlens", &cu_seqlens, 1)?;
         }
         Ok(problem)
+    }
+
+    /// Checks that name the operation.
+    fn check(&self) -> Check {
+        Check { op: self.op }
     }
 
     /// How a tensor of the shape of x lies.
@@ -146,19 +153,18 @@ impl Problem {
     }
 
     fn rows(&self, name: &'static str, layout: Layout<4>, row: [usize; 2]) -> Result<Rows> {
-        let check = Check(self.op);
+        let check = self.check();
         let shape = [self.batch, self.steps, row[0], row[1]];
         check.sizes(name, shape, layout.shape)?;
-        let [batch, step, head, _] =
-            check.strides(name, &layout, COPY / self.dtype.bytes(), true)?;
+        let [batch, step, head, _] = check.row_strides(name, &layout, COPY / self.dtype.bytes())?;
         Ok(self.in_batch(batch, step, head))
     }
 
     /// How a tensor of the shape of dt lies.
     pub(super) fn like_dt(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
-        let check = Check(self.op);
+        let check = self.check();
         check.sizes(name, [self.batch, self.steps, self.heads], layout.shape)?;
-        let [batch, step, head] = check.strides(name, &layout, 1, false)?;
+        let [batch, step, head] = check.strides(name, &layout)?;
         Ok(self.in_batch(batch, step, head))
     }
 
@@ -174,34 +180,34 @@ impl Problem {
 
     /// Checks a contiguous tensor of the shape of A.
     pub(super) fn like_a(&self, name: &'static str, layout: Layout<1>) -> Result<()> {
-        let check = Check(self.op);
+        let check = self.check();
         check.sizes(name, [self.heads], layout.shape)?;
-        check.strides(name, &layout, 1, true)?;
+        check.row_strides(name, &layout, 1)?;
         Ok(())
     }
 
     /// The strides of D: from one head to the next, and from one channel to the next.
     pub(super) fn like_d(&self, name: &'static str, layout: SkipLayout) -> Result<[i64; 2]> {
-        let check = Check(self.op);
+        let check = self.check();
         match layout {
             SkipLayout::PerHead(d) => {
                 check.sizes(name, [self.heads], d.shape)?;
-                let [head] = check.strides(name, &d, 1, false)?;
+                let [head] = check.strides(name, &d)?;
                 Ok([head, 0])
             }
             SkipLayout::PerChannel(d) => {
                 check.sizes(name, [self.heads, self.headdim], d.shape)?;
-                check.strides(name, &d, 1, false)
+                check.strides(name, &d)
             }
         }
     }
 
     /// How states lie.
     pub(super) fn states(&self, name: &'static str, layout: Layout<4>) -> Result<States> {
-        let check = Check(self.op);
+        let check = self.check();
         let shape = [self.sequences, self.heads, self.headdim, self.dstate];
         check.sizes(name, shape, layout.shape)?;
-        let [sequence, head, channel, _] = check.strides(name, &layout, STATE_COPY, true)?;
+        let [sequence, head, channel, _] = check.row_strides(name, &layout, STATE_COPY)?;
         Ok(States {
             at: 0,
             sequence_stride: sequence,
@@ -239,133 +245,15 @@ impl Problem {
     }
 }
 
-/// The checks, for the messages of the operation of this name.
-#[derive(Clone, Copy)]
-struct Check(&'static str);
-
-impl Check {
-    fn shape(self, tensor: &'static str, expected: String, found: String) -> Error {
-        Error::Shape {
-            op: self.0,
-            tensor,
-            expected,
-            found,
-        }
+fn checked(check: Check, config: Config) -> Result<()> {
+    let (low, high) = config.dt_limit;
+    // a NaN is in no order
+    if !(low >= 0.0 && low <= high) {
+        let expected = "two numbers in order, neither negative";
+        return Err(check.argument("dt_limit", expected, format!("({low}, {high})")));
     }
-
-    fn sizes<const N: usize>(
-        self,
-        tensor: &'static str,
-        expected: [usize; N],
-        found: [usize; N],
-    ) -> Result<()> {
-        if expected == found {
-            return Ok(());
-        }
-        let (expected, found) = (format!("shape {expected:?}"), format!("shape {found:?}"));
-        Err(self.shape(tensor, expected, found))
+    if config.segment == Some(0) {
+        return Err(check.argument("segment", "at least one step", "0"));
     }
-
-    /// How many sequences there are.
-    fn sequences(self, batch: usize, cu_seqlens: Option<Layout<1>>) -> Result<usize> {
-        let Some(Layout {
-            shape: [starts], ..
-        }) = cu_seqlens
-        else {
-            return Ok(batch);
-        };
-        if batch != 1 {
-            let expected = "a batch of 1 with cu_seqlens".into();
-            return Err(self.shape("x", expected, format!("a batch of {batch}")));
-        }
-        starts.checked_sub(1).ok_or_else(|| {
-            let expected = "sequences + 1 elements".into();
-            self.shape("cu_seqlens", expected, "no elements".into())
-        })
-    }
-
-    fn heads_per_group(self, heads: usize, groups: usize) -> Result<usize> {
-        if heads == 0 {
-            return Ok(1);
-        }
-        let ratio = heads.checked_div(groups);
-        ratio
-            .filter(|ratio| ratio * groups == heads)
-            .ok_or_else(|| {
-                let expected = format!("a number of groups that divides the {heads} heads of x");
-                self.shape("b", expected, format!("{groups} groups"))
-            })
-    }
-
-    /// Refuses a size without a kernel.
-    fn multiple(self, name: &str, size: usize, largest: usize) -> Result<()> {
-        if size > 0 && size.is_multiple_of(COLUMNS) && size <= largest {
-            return Ok(());
-        }
-        Err(Error::Unsupported {
-            op: self.0,
-            request: format!("{name} {size}"),
-            available: format!("each multiple of {COLUMNS} up to {largest}"),
-        })
-    }
-
-    fn at_most(self, tensor: &'static str, found: usize, most: usize, what: &str) -> Result<()> {
-        if found <= most {
-            return Ok(());
-        }
-        let expected = format!("at most {most} {what}");
-        Err(self.shape(tensor, expected, format!("{found} {what}")))
-    }
-
-    fn config(self, config: Config) -> Result<()> {
-        let (low, high) = config.dt_limit;
-        let argument = |argument, expected: &str, found| Error::Argument {
-            op: self.0,
-            argument,
-            expected: expected.into(),
-            found,
-        };
-        // a NaN is in no order
-        if !(low >= 0.0 && low <= high) {
-            let expected = "two numbers in order, neither negative";
-            return Err(argument("dt_limit", expected, format!("({low}, {high})")));
-        }
-        if config.segment == Some(0) {
-            return Err(argument("segment", "at least one step", "0".into()));
-        }
-        Ok(())
-    }
-
-    /// Checks that all strides but the last are multiples of `multiple`, and that the last axis is
-    /// contiguous if it has to be; returns the strides, 0 for axes of one element, which the kernels
-    /// never step along.
-    fn strides<const N: usize>(
-        self,
-        tensor: &'static str,
-        layout: &Layout<N>,
-        multiple: usize,
-        contiguous: bool,
-    ) -> Result<[i64; N]> {
-        let mut strides = [0; N];
-        for axis in (0..N).filter(|&axis| layout.shape[axis] > 1) {
-            let stride = layout.strides[axis];
-            let (fits, expected) = match contiguous && axis + 1 == N {
-                true => (stride == 1, "a last stride of 1".into()),
-                false => {
-                    let expected = format!("strides that are multiples of {multiple} elements");
-                    (stride.is_multiple_of(multiple), expected)
-                }
-            };
-            let (true, Ok(stride)) = (fits, i64::try_from(stride)) else {
-                return Err(Error::Layout {
-                    op: self.0,
-                    tensor,
-                    expected,
-                    found: format!("strides {:?}", layout.strides),
-                });
-            };
-            strides[axis] = stride;
-        }
-        Ok(strides)
-    }
+    Ok(())
 }

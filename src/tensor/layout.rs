@@ -21,6 +21,20 @@ impl<const N: usize> Layout<N> {
         Some(Self { shape, strides })
     }
 
+    /// Whether index after index of an axis lies side by side.
+    pub(crate) fn is_contiguous_along(&self, axis: usize) -> bool {
+        self.shape[axis] <= 1 || self.strides[axis] == 1
+    }
+
+    /// The stride of an axis as kernels count it, 0 where there is nothing to step over; `None` if it is too
+    /// large.
+    pub(crate) fn step(&self, axis: usize) -> Option<i64> {
+        match self.shape[axis] {
+            0 | 1 => Some(0),
+            _ => i64::try_from(self.strides[axis]).ok(),
+        }
+    }
+
     /// The same elements with the last two axes swapped.
     pub(crate) fn transposed(mut self) -> Self {
         if let Some(last) = N.checked_sub(2) {

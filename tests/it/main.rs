@@ -19,6 +19,7 @@ mod gemm;
 mod golden_cases;
 mod golden_references;
 mod planted;
+mod rwkv4;
 mod selective_scan;
 mod ssd;
 mod support;

@@ -8,6 +8,7 @@ use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
+use seqmix::rwkv4::Rwkv4;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
@@ -21,6 +22,7 @@ pub(crate) struct Device {
     pub(crate) attention: Attention,
     pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
+    pub(crate) rwkv4: Rwkv4,
     pub(crate) selective_scan: SelectiveScan,
     pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
@@ -43,6 +45,7 @@ pub(crate) fn device() -> &'static Device {
         let attention = Attention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let causal_conv1d = CausalConv1d::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let rwkv4 = Rwkv4::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
@@ -52,6 +55,7 @@ pub(crate) fn device() -> &'static Device {
             attention,
             causal_conv1d,
             gemm,
+            rwkv4,
             selective_scan,
             ssd,
         }

@@ -177,7 +177,7 @@ fn offsets_that_are_none() {
     };
     assert_says(
         forward(apart),
-        &["cu_seqlens has strides [2], expected a stride of 1"],
+        &["cu_seqlens has shape [4] with strides [2], expected a stride of 1"],
     );
 }
 

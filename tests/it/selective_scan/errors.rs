@@ -208,7 +208,7 @@ fn offsets_that_are_none() {
         cu_seqlens: Some((0, 1)),
         ..PACKED
     };
-    assert_says(forward(none), &["cu_seqlens", "at least 1 element"]);
+    assert_says(forward(none), &["cu_seqlens", "sequences + 1 elements"]);
     let apart = Call {
         cu_seqlens: Some((4, 2)),
         ..PACKED
