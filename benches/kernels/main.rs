@@ -15,6 +15,7 @@ mod bench;
 mod causal_conv1d;
 mod cublas;
 mod gemm;
+mod linear_attention;
 mod selective_scan;
 mod ssd;
 mod support;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
+use seqmix::linear_attention::LinearAttention;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 
@@ -36,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let conv = CausalConv1d::new(&context)?;
     let ssd = Ssd::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
+    let linear = LinearAttention::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
     match driver {
         Driver::Cuda => {
@@ -57,6 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
+            bench::time::<linear_attention::ForwardShape>(&mut criterion, &gpu, &linear);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::StepShape>(&mut criterion, &gpu, &scan);
@@ -71,6 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
+            bench::count::<linear_attention::ForwardShape>(&stream, &filter, &linear)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::StepShape>(&stream, &filter, &scan)?;

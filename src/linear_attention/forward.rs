@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::plan::Plan;
 use super::problem::Problem;
-use super::{Config, Forward, Inputs, LinearAttention, Rule, layouts, read_layer};
+use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer, read_z};
 use crate::abi::linear_attention::{CarryParams, Layer, Mode, Rows, States, WalkParams};
 use crate::error::{Error, Result};
 use crate::launch::Launch;
@@ -87,11 +87,8 @@ impl LinearAttention {
         let mut memory;
         let mut launch = Launch::new(problem.op, stream);
         launch.same_context("the operation", &self.ctx)?;
-        let Inputs {
-            layer,
-            initial,
-            initial_z,
-        } = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
         let out = Rows {
             at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
             ..outputs.out

@@ -140,19 +140,12 @@ fn layouts<T: Float>(layer: &Layer<'_, T>, out: Layout<4>) -> Layouts {
     }
 }
 
-/// What a layer reads, with addresses.
-struct Inputs {
-    layer: abi::Layer,
-    initial: States,
-    initial_z: States,
-}
-
-/// Reads the tensors of a layer, but for what the rule takes.
+/// The layer with addresses, but for what the rule takes, and its initial states.
 fn read_layer<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
     tensors: &'a Layer<'_, T>,
-) -> Result<Inputs> {
+) -> Result<(abi::Layer, States)> {
     let mut layer = problem.layer;
     layer.q.at = launch.read("q", &tensors.q, COPY_BYTES)?;
     layer.k.at = launch.read("k", &tensors.k, COPY_BYTES)?;
@@ -173,13 +166,18 @@ fn read_layer<'a, T: Float>(
     if let Some(states) = &tensors.initial_state {
         initial.at = launch.read("initial_state", states, 4)?;
     }
-    let mut initial_z = problem.initial_z;
+    Ok((layer, initial))
+}
+
+/// The initial states of the normaliser, with their address.
+fn read_z<'a, T: Float>(
+    launch: &mut Launch<'a>,
+    problem: &Problem,
+    tensors: &'a Layer<'_, T>,
+) -> Result<States> {
+    let mut initial = problem.initial_z;
     if let Some(z) = &tensors.initial_z {
-        initial_z.at = launch.read("initial_z", z, 4)?;
+        initial.at = launch.read("initial_z", z, 4)?;
     }
-    Ok(Inputs {
-        layer,
-        initial,
-        initial_z,
-    })
+    Ok(initial)
 }

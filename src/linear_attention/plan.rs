@@ -30,7 +30,7 @@ const ALIGNMENT: usize = 128;
 /// How a call runs: its kernel, and how sequences are cut.
 ///
 /// ```text
-/// linear_attention_step_f16_n128, 40 blocks of slices x 8 segments of 512 steps x 1, 10506240 bytes of workspace
+/// linear_attention_walk_step_f16_n128, 40 blocks of slices x 8 segments of 512 steps x 1, 10506240 bytes of workspace
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -147,7 +147,7 @@ impl fmt::Display for Plan {
 
 /// The first of the rows that can run a problem.
 fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
-    let of_kind = |row: &Walk| row.dtype == problem.dtype && row.gate == problem.gate;
+    let of_kind = |row: &Walk| row.dtype == problem.dtype && row.gate == problem.gate();
     let of_dtype = || rows.iter().filter(|row| of_kind(row));
     let fits = |row: &Walk| of_kind(row) && row.size >= problem.dk;
     rows.iter()

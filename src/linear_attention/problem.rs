@@ -59,8 +59,8 @@ pub(super) struct Problem {
     pub(super) steps: usize,
     /// Whether sequences lie one after the other in one row of the batch.
     pub(super) packed: bool,
-    /// Of the kernels: decays have a number for each channel, or a bonus asks for kernels that take such.
-    pub(super) gate: Gate,
+    /// Whether a decay is a number of each channel, or a bonus asks for kernels that take such.
+    pub(super) per_channel: bool,
     pub(super) config: Config,
     /// For the kernels, without addresses and the length of segments.
     pub(super) layer: Layer,
@@ -114,10 +114,8 @@ impl Problem {
             dv,
             steps,
             packed: layouts.cu_seqlens.is_some(),
-            gate: match (layouts.decay, layouts.bonus) {
-                (DecayLayout::PerChannel(_), _) | (_, Some(_)) => Gate::Channel,
-                _ => Gate::Step,
-            },
+            per_channel: matches!(layouts.decay, DecayLayout::PerChannel(_))
+                || layouts.bonus.is_some(),
             config,
             layer: Layer {
                 // checked above: all are below 2^31
@@ -288,9 +286,17 @@ impl Problem {
         self.dk * self.dv
     }
 
+    /// What decays of the kernels depend on.
+    pub(super) fn gate(&self) -> Gate {
+        match self.per_channel {
+            true => Gate::Channel,
+            false => Gate::Step,
+        }
+    }
+
     /// Decays of a head in a step.
     pub(super) fn decays_of_head(&self) -> usize {
-        match self.gate {
+        match self.gate() {
             Gate::Step => 1,
             Gate::Channel => self.dk,
         }
