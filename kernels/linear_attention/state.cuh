@@ -65,6 +65,9 @@ struct State {
         at += lane_row() * states.value_stride + lane_column() * states.key_stride;
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
+            if (part % 4 == 0) {
+                __syncwarp();  // 16 accesses are on their way: addresses of more take registers
+            }
             if (8 * part < dk) {  // a multiple of 8
 #pragma unroll
                 for (int tile = 0; tile < Tiles; ++tile) {

@@ -1,8 +1,15 @@
 //! The kernels of linear attention: parameters and tables.
 
+mod delta;
 mod params;
+mod step;
 
+pub use delta::{
+    DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
+    sum_betas,
+};
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
+pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
 
 use Gate::{Channel, Step};
 
@@ -140,6 +147,14 @@ impl Walk {
         WARPS * 16 * self.tiles
     }
 
+    /// Shared memory of what walks have in common whose decays are a number a step.
+    const fn common_bytes(&self) -> usize {
+        let stage = self.dtype.bytes() * self.count * (2 * self.size + self.width());
+        // decays: four numbers a step, and four chunks; a factor and a unit a step
+        let numbers = 4 * (4 * self.count + 4 + 2 * self.count);
+        (self.stages * stage + self.squares_bytes() + numbers).next_multiple_of(128)
+    }
+
     /// Shared memory of a block.
     pub const fn shared_bytes(&self) -> usize {
         let Self { size, count, .. } = *self;
@@ -184,7 +199,7 @@ impl Walk {
         Entry {
             name: format!("linear_attention_walk_{name}_{}_n{size}", dtype.name()),
             instance: format!(
-                "seqmix::linear_attention::Walk<{}, {size}, {tiles}, {count}, {stages}, \
+                "seqmix::linear_attention::Linear<{}, {size}, {tiles}, {count}, {stages}, \
                  seqmix::linear_attention::Gate::{kind}>",
                 dtype.cpp()
             ),
@@ -218,10 +233,11 @@ pub fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(carry(), "linear_attention/carry.cuh")];
+    let mut units = vec![unit(carry(), "linear_attention/carry.cuh"), step::unit()];
     for row in WALK {
-        units.push(unit(row.entry(), "linear_attention/walk.cuh"));
+        units.push(unit(row.entry(), "linear_attention/linear.cuh"));
     }
+    units.extend(delta::units());
     units
 }
 
@@ -257,7 +273,7 @@ mod tests {
         assert_eq!(entry.name, "linear_attention_walk_channel_bf16_n128");
         assert_eq!(
             entry.instance,
-            "seqmix::linear_attention::Walk<__nv_bfloat16, 128, 2, 64, 1, \
+            "seqmix::linear_attention::Linear<__nv_bfloat16, 128, 2, 64, 1, \
              seqmix::linear_attention::Gate::Channel>"
         );
         assert_eq!((entry.threads, entry.shared_bytes), (128, 92_928));

@@ -7,3 +7,4 @@ mod forward;
 mod layer;
 mod mutants;
 mod queue;
+mod step;
