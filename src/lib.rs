@@ -78,6 +78,7 @@ mod error;
 pub mod gemm;
 mod images;
 mod launch;
+pub mod linear_attention;
 pub mod reference;
 pub mod selective_scan;
 pub mod ssd;

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod causal_conv1d;
 pub mod gemm;
+pub mod linear_attention;
 pub mod selective_scan;
 pub mod ssd;
 
@@ -94,6 +95,7 @@ pub fn units() -> Vec<Unit> {
     let mut units = attention::units();
     units.extend(causal_conv1d::units());
     units.extend(gemm::units());
+    units.extend(linear_attention::units());
     units.extend(selective_scan::units());
     units.extend(ssd::units());
     units

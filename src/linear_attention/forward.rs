@@ -1,0 +1,180 @@
+//! The forward pass: walks by the linear rule.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+
+use super::plan::Plan;
+use super::problem::Problem;
+use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer};
+use crate::abi::linear_attention::{CarryParams, Layer, Mode, Rows, States, WalkParams};
+use crate::error::{Error, Result};
+use crate::launch::Launch;
+use crate::tensor::Float;
+use crate::workspace::Workspace;
+
+const OP: &str = "linear_attention::forward";
+
+/// Alignment of what the kernels copy 16 bytes at a time.
+pub(super) const COPY_BYTES: u64 = 16;
+
+/// How the outputs of a forward call lie.
+struct Outputs {
+    out: Rows,
+    last: States,
+}
+
+fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Problem, Outputs)> {
+    let layouts = layouts(&tensors.layer, tensors.out.layout());
+    let problem = Problem::new(OP, T::DTYPE, config, &layouts)?;
+    let unsupported = |request: &str| Error::Unsupported {
+        op: OP,
+        request: request.into(),
+        available: "the linear rule without normaliser, decays per channel or bonus".into(),
+    };
+    if let Rule::Delta { .. } = tensors.layer.rule {
+        return Err(unsupported("the delta rule"));
+    }
+    if problem.per_channel || config.normalize.is_some() {
+        return Err(unsupported("a normaliser, decays per channel or a bonus"));
+    }
+    let outputs = Outputs {
+        out: problem.like_out("out", tensors.out.layout())?,
+        last: match &tensors.final_state {
+            Some(states) => problem.states("final_state", states.layout())?,
+            None => States::default(),
+        },
+    };
+    Ok((problem, outputs))
+}
+
+impl LinearAttention {
+    /// How [`LinearAttention::forward`] would run: which kernel, and how many bytes of workspace it needs.
+    ///
+    /// Nothing is queued.
+    ///
+    /// # Errors
+    /// As [`LinearAttention::forward`], for what can be known without a stream.
+    pub fn plan<T: Float>(&self, config: Config, tensors: &Forward<'_, T>) -> Result<Plan> {
+        let (problem, _) = describe(config, tensors)?;
+        Plan::new(&problem, &self.rows, &self.device)
+    }
+
+    /// Queues a layer on `stream`.
+    ///
+    /// States, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`, and `f32` is
+    /// multiplied with its 24 bits, in six times the work. The same inputs give the same bits. A sequence without
+    /// steps has its initial state as its final state.
+    ///
+    /// # Errors
+    /// Shapes, layouts or options that do not fit, see [`Error`];
+    /// [`Error::Workspace`] if fewer bytes are reserved than [`Plan::workspace_bytes`]. Nothing is queued then.
+    pub fn forward<T: Float>(
+        &self,
+        stream: &Arc<CudaStream>,
+        config: Config,
+        mut tensors: Forward<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let (problem, outputs) = describe(config, &tensors)?;
+        let mut scratch = workspace.scratch();
+        let mut memory;
+        let mut launch = Launch::new(problem.op, stream);
+        launch.same_context("the operation", &self.ctx)?;
+        let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let out = Rows {
+            at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
+            ..outputs.out
+        };
+        let last = match &mut tensors.final_state {
+            Some(states) => States {
+                at: launch.write("final_state", states, 4)?,
+                ..outputs.last
+            },
+            None => States::default(),
+        };
+        if problem.is_empty() {
+            return launch.check();
+        }
+        let plan = Plan::new(&problem, &self.rows, &self.device)?;
+        memory = scratch.take(plan.workspace_bytes())?;
+        let at = match &mut memory {
+            Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
+            None => 0,
+        };
+        let whole = WalkParams {
+            layer: Layer {
+                segment: plan.segment as i32, // at most the steps and a tile, which fit
+                ..layer
+            },
+            out,
+            initial,
+            last,
+            mode: Mode::Whole as i32,
+            ..WalkParams::default()
+        };
+        // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
+        // tell the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has
+        // room for the segments that `Problem::slots` counts.
+        unsafe { self.pass_over(&launch, &problem, &plan, &whole, at) }
+    }
+
+    /// Queues the walks of a plan: that of `params`, and before it, with a workspace at `at`, what finds the states
+    /// that it begins with.
+    ///
+    /// # Safety
+    /// The tensors of `params` must be as it says, and the workspace as `plan` says, or `at` be 0 if it has none.
+    pub(super) unsafe fn pass_over(
+        &self,
+        launch: &Launch<'_>,
+        problem: &Problem,
+        plan: &Plan,
+        params: &WalkParams,
+        at: u64,
+    ) -> Result<()> {
+        let kernel = &self.walk[plan.row];
+        if at == 0 {
+            // SAFETY: this function's own condition.
+            return unsafe { launch.run(kernel, plan.grid, params) };
+        }
+        let causal = problem.config.causal;
+        let whole = WalkParams {
+            segments: at + plan.memory.states as u64,
+            decays: at + plan.memory.decays as u64,
+            ..*params
+        };
+        let states = WalkParams {
+            mode: if causal { Mode::States } else { Mode::All } as i32,
+            ..whole
+        };
+        // SAFETY: as above.
+        unsafe { launch.run(kernel, plan.grid, &states) }?;
+        let layer = whole.layer;
+        let carry = CarryParams {
+            initial: whole.initial,
+            last: if causal {
+                States::default()
+            } else {
+                whole.last
+            },
+            cu_seqlens: layer.cu_seqlens,
+            segments: whole.segments,
+            decays: whole.decays,
+            head_size: problem.head_size() as i64,
+            steps: layer.steps,
+            heads: layer.heads,
+            dv: layer.dv,
+            segment: layer.segment,
+            decays_of_head: 1,
+            all: (!causal).into(),
+        };
+        // SAFETY: as above; it reads what the kernel before it wrote.
+        unsafe { launch.run(&self.carry, plan.grid_of_carry(problem), &carry) }?;
+        let outputs = WalkParams {
+            mode: if causal { Mode::Whole } else { Mode::Read } as i32,
+            ..whole
+        };
+        // SAFETY: as above.
+        unsafe { launch.run(kernel, plan.grid, &outputs) }
+    }
+}
