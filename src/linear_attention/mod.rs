@@ -12,6 +12,8 @@
 //!
 //! Tensor cores compute it chunk by chunk, and the state stays on the chip from chunk to chunk.
 
+mod backward;
+mod backward_plan;
 mod check;
 mod forward;
 mod plan;
@@ -28,11 +30,13 @@ use crate::error::Result;
 use crate::images;
 use crate::launch::{Kernel, Launch};
 use crate::tensor::{Float, Layout, TensorRef};
+use backward::Gradients;
 use forward::COPY_BYTES;
 use problem::{DecayLayout, Layouts, Problem};
 
+pub use backward_plan::BackwardPlan;
 pub use plan::Plan;
-pub use tensors::{Config, Decay, FeatureMap, Forward, Layer, Rule};
+pub use tensors::{Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, Rule};
 
 /// The kernels of linear attention, loaded into one context.
 ///
@@ -77,6 +81,7 @@ pub struct LinearAttention {
     rows: Vec<Walk>,
     walk: Vec<Kernel<WalkParams>>,
     carry: Kernel<CarryParams>,
+    gradients: Gradients,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -109,6 +114,7 @@ impl LinearAttention {
         Ok(Self {
             walk: walk?,
             carry: load(ctx, &abi::carry())?,
+            gradients: Gradients::load(ctx, &device)?,
             rows,
             device,
             ctx: ctx.clone(),

@@ -150,6 +150,21 @@ impl Problem {
         self.rows(name, layout, self.heads, self.dv, 1)
     }
 
+    /// How a tensor of the shape of q lies.
+    pub(super) fn like_q(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_q, self.dk, self.layer.q.shared)
+    }
+
+    /// How a tensor of the shape of k lies.
+    pub(super) fn like_k(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_k, self.dk, self.layer.k.shared)
+    }
+
+    /// How a tensor of the shape of v lies.
+    pub(super) fn like_v(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_v, self.dv, self.layer.v.shared)
+    }
+
     fn rows(
         &self,
         name: &'static str,
