@@ -51,7 +51,7 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
 }
 
 /// beta with its address, by the delta rule.
-fn read_beta<'a, T: Float>(
+pub(super) fn read_beta<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
     layer: &'a super::Layer<'_, T>,
@@ -69,7 +69,7 @@ impl LinearAttention {
     /// The plan of a forward pass.
     fn plan_of(&self, problem: &Problem) -> Result<Plan> {
         let rows = match problem.beta {
-            Some(_) => &self.delta_rows,
+            Some(_) => &self.delta.rows,
             None => &self.rows,
         };
         Plan::new(problem, rows, &self.device)
@@ -148,7 +148,7 @@ impl LinearAttention {
             };
             // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell the
             // kernel, which clamps what it reads from cu_seqlens to the steps.
-            return unsafe { launch.run(&self.delta[plan.row], plan.grid, &params) };
+            return unsafe { launch.run(&self.delta.walks[plan.row], plan.grid, &params) };
         }
         // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
         // tell the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has

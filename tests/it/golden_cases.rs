@@ -103,7 +103,8 @@ fn ssd_keeps_every_bound() {
 }
 
 /// Cases of linear attention that ask for what no kernel does yet, and the word that the refusal has to name it by.
-const REFUSED_LINEAR: [(&str, &str); 3] = [
+const REFUSED_LINEAR: [(&str, &str); 4] = [
+    ("linear_attention_backward__bf16_gla", "per channel"),
     (
         "linear_attention_forward__bf16_elu1_normalized",
         "normaliser",
@@ -115,7 +116,11 @@ const REFUSED_LINEAR: [(&str, &str); 3] = [
 #[test]
 fn linear_attention_keeps_every_bound() {
     let ops = Ops::new(&device().context).unwrap();
-    for (name, case) in cases("linear_attention_forward", 7) {
+    let backward = cases("linear_attention_backward", 3);
+    for (name, case) in cases("linear_attention_forward", 7)
+        .into_iter()
+        .chain(backward)
+    {
         let outputs = case.run(&ops);
         if let Some((_, word)) = REFUSED_LINEAR.iter().find(|(refused, _)| *refused == name) {
             let Err(Failure::Unsupported(message)) = outputs else {

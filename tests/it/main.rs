@@ -19,6 +19,7 @@ mod errors;
 mod gemm;
 mod golden_cases;
 mod golden_references;
+mod linear_attention;
 mod planted;
 mod selective_scan;
 mod ssd;
