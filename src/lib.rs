@@ -80,6 +80,7 @@ mod images;
 mod launch;
 pub mod linear_attention;
 pub mod reference;
+pub mod rwkv4;
 pub mod selective_scan;
 pub mod ssd;
 pub mod state_space;

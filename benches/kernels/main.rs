@@ -16,6 +16,7 @@ mod causal_conv1d;
 mod cublas;
 mod delta_rule;
 mod gemm;
+mod linear_attention;
 mod selective_scan;
 mod ssd;
 mod support;
@@ -39,6 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let linear_attention = LinearAttention::new(&context)?;
     let ssd = Ssd::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
+    let linear = LinearAttention::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
     match driver {
         Driver::Cuda => {
@@ -61,6 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<delta_rule::Shape>(&mut criterion, &gpu, &linear_attention);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
+            bench::time::<linear_attention::ForwardShape>(&mut criterion, &gpu, &linear);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::StepShape>(&mut criterion, &gpu, &scan);
@@ -76,6 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<delta_rule::Shape>(&stream, &filter, &linear_attention)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
+            bench::count::<linear_attention::ForwardShape>(&stream, &filter, &linear)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::StepShape>(&stream, &filter, &scan)?;

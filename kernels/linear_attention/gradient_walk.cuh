@@ -107,26 +107,6 @@ struct Singles {
     }
 };
 
-// Divides each row of scores by the power of two that makes it an operand, if kNarrow.
-template <typename Element>
-__device__ __forceinline__ void fit_rows(Products& scores, float (&units)[2]) {
-    if constexpr (kNarrow<Element>) {
-        float largest[2] = {};
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], fabsf(scores[i / 4][i % 4]));
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            units[half] = fitting(quad_max(largest[half]));
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            scores[i / 4][i % 4] *= inverse(units[i / 2 % 2]);
-        }
-    }
-}
-
 // Multiplies the columns of outputs by the numbers that `of` makes of those of the steps.
 template <int Tiles, typename Of>
 __device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],

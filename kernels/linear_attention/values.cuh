@@ -28,6 +28,16 @@ struct Values {
         return warp_of_block() * kWarpChannels;
     }
 
+    // Starts the copies of the tile that begins `step` steps into the walk.
+    template <int Threads>
+    __device__ __forceinline__ void fetch(const Layer& layer, const Place& place, int step) {
+        using TileCopy = Copy<Threads, Tile>;
+        const Element* first = row_of<const Element>(layer.v, place, step) + place.channel;
+        const int64_t stride = stride_of(layer.v, place);
+        TileCopy::start(tile, TileCopy::source(first, stride), stride, place.steps - step,
+                        min(layer.dv - place.channel, kWidth) / kElements);
+    }
+
     // The warp's channels of a chunk, as operands A whose columns are steps.
     __device__ __forceinline__ void load(Pair<Element> (&values)[Tiles][4], int chunk) const {
         const auto operand = by_columns(tile, 0, warp_channel());

@@ -6,7 +6,7 @@ use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
 use super::plan::{BLOCKS, UNIT, segments};
 use super::problem::Problem;
-use crate::abi::linear_attention::{CHUNK, Gate, GradientWalk, SPAN};
+use crate::abi::linear_attention::{CHUNK, GradientGate, GradientWalk, SPAN};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 
@@ -122,7 +122,7 @@ impl BackwardPlan {
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
         Ok(Self {
             rows: [of_keys, of_values],
-            kernel: rows[of_keys].entry(Gate::Step).name,
+            kernel: rows[of_keys].entry(GradientGate::Step).name,
             segment,
             grids: blocks.map(|blocks| [blocks, count, problem.sequences]),
             parts,

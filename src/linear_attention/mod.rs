@@ -153,7 +153,7 @@ fn layouts<T: Float>(layer: &Layer<'_, T>, out: Layout<4>) -> Layouts {
     }
 }
 
-/// The layer with addresses, and its initial states.
+/// The layer with addresses, but for what the rule takes, and its initial states.
 fn read_layer<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
@@ -169,6 +169,9 @@ fn read_layer<'a, T: Float>(
         Decay::PerStep(decay) => launch.read("decay", decay, 4)?,
         Decay::PerChannel(decay) => launch.read("decay", decay, COPY_BYTES)?,
     };
+    if let Some(bonus) = &tensors.bonus {
+        layer.bonus = launch.read("bonus", bonus, 4)?;
+    }
     if let Some(cu_seqlens) = &tensors.cu_seqlens {
         layer.cu_seqlens = launch.read("cu_seqlens", cu_seqlens, 4)?;
     }
@@ -177,4 +180,17 @@ fn read_layer<'a, T: Float>(
         initial.at = launch.read("initial_state", states, 4)?;
     }
     Ok((layer, initial))
+}
+
+/// The initial states of the normaliser, with their address.
+fn read_z<'a, T: Float>(
+    launch: &mut Launch<'a>,
+    problem: &Problem,
+    tensors: &'a Layer<'_, T>,
+) -> Result<States> {
+    let mut initial = problem.initial_z;
+    if let Some(z) = &tensors.initial_z {
+        initial.at = launch.read("initial_z", z, 4)?;
+    }
+    Ok(initial)
 }

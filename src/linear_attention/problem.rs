@@ -3,7 +3,7 @@
 use super::Config;
 use super::check::Check;
 use crate::abi::Dtype;
-use crate::abi::linear_attention::{Decays, Layer, Rows, States, WALK};
+use crate::abi::linear_attention::{Decays, Gate, Layer, Rows, States, WALK};
 use crate::error::Result;
 use crate::tensor::Layout;
 
@@ -59,7 +59,7 @@ pub(super) struct Problem {
     pub(super) steps: usize,
     /// Whether sequences lie one after the other in one row of the batch.
     pub(super) packed: bool,
-    /// Whether a decay is a number of each channel, or a bonus asks for kernels that have such.
+    /// Whether a decay is a number of each channel, or a bonus asks for kernels that take such.
     pub(super) per_channel: bool,
     /// How beta lies, by the delta rule.
     pub(super) beta: Option<Rows>,
@@ -67,6 +67,7 @@ pub(super) struct Problem {
     /// For the kernels, without addresses and the length of segments.
     pub(super) layer: Layer,
     pub(super) initial: States,
+    pub(super) initial_z: States,
 }
 
 impl Problem {
@@ -94,6 +95,13 @@ impl Problem {
         check.at_most("q", steps, MAX_STEPS, "steps")?;
         check.at_most("out", heads, MAX_HEADS, "heads")?;
         check.config(config)?;
+        if layouts.bonus.is_some() && !config.causal {
+            return Err(check.argument(
+                "bonus",
+                "none unless attention is causal",
+                "a tensor".into(),
+            ));
+        }
         let map = config.feature_map as i32;
         let mut problem = Self {
             op,
@@ -124,6 +132,7 @@ impl Problem {
                 ..Layer::default()
             },
             initial: States::default(),
+            initial_z: States::default(),
         };
         problem.layer.q = problem.rows("q", layouts.q, heads_q, dk, shared[0])?;
         problem.layer.k = problem.rows("k", layouts.k, heads_k, dk, shared[1])?;
@@ -134,13 +143,13 @@ impl Problem {
             problem.beta = Some(problem.like_beta("beta", beta)?);
         }
         if let Some(bonus) = layouts.bonus {
-            problem.like_bonus("bonus", bonus)?;
+            problem.layer.bonus_head_stride = problem.like_bonus("bonus", bonus)?;
         }
         if let Some(states) = layouts.initial_state {
             problem.initial = problem.states("initial_state", states)?;
         }
         if let Some(z) = layouts.initial_z {
-            problem.zs("initial_z", z)?;
+            problem.initial_z = problem.zs("initial_z", z)?;
         }
         if let Some(cu_seqlens) = layouts.cu_seqlens {
             check.strides("cu_seqlens", &cu_seqlens, 1, true)?;
@@ -289,9 +298,38 @@ impl Problem {
         self.sequences == 0 || self.heads == 0
     }
 
+    /// How the sums lie that outputs are divided by.
+    pub(super) fn normalizer(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
+        Check(self.op).normalized(name, self.config)?;
+        let [batch_stride, step_stride, head_stride] = self.per_step(name, layout)?;
+        Ok(Rows {
+            at: 0,
+            batch_stride,
+            step_stride,
+            head_stride,
+            shared: 1,
+        })
+    }
+
     /// Numbers of a head's state.
     pub(super) fn head_size(&self) -> usize {
         self.dk * self.dv
+    }
+
+    /// What decays of the kernels depend on.
+    pub(super) fn gate(&self) -> Gate {
+        match self.per_channel {
+            true => Gate::Channel,
+            false => Gate::Step,
+        }
+    }
+
+    /// Decays of a head in a step.
+    pub(super) fn decays_of_head(&self) -> usize {
+        match self.gate() {
+            Gate::Step => 1,
+            Gate::Channel => self.dk,
+        }
     }
 
     /// Slots of a workspace for parts of so many steps: as `sequence_of` in

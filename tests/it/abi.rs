@@ -53,6 +53,9 @@ const SCAN_ROWS: [&[&str]; 2] = [
     ],
 ];
 
+/// Kernels of RWKV-4's average, for each type.
+const RWKV4: [&str; 6] = ["ends", "forward", "states", "turns", "backward", "step"];
+
 /// The small kernels of the selective scan, for real and complex numbers.
 const SCAN_OTHERS: [&str; 4] = ["carry", "channel_sums", "step", "step_sums"];
 
@@ -93,6 +96,7 @@ fn the_table_has_every_kernel_for_every_target() {
     });
     let scan_others = SCAN_OTHERS
         .map(|name| ["real", "complex"].map(|numbers| format!("selective_scan_{name}_{numbers}")));
+    let rwkv4 = |dtype| RWKV4.map(|name| format!("rwkv4_{name}_{dtype}"));
     let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
     let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
     let expected: BTreeSet<String> = ["f16", "bf16"]
@@ -105,6 +109,8 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["causal_conv1d_sum", "ssd_carry", "ssd_sum_parameters"].map(String::from))
         .chain(SSD_SIZES.into_iter().flat_map(of_ssd))
         .chain(scan)
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(rwkv4))
+        .chain(["rwkv4_sums".into()])
         .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();

@@ -103,15 +103,7 @@ fn ssd_keeps_every_bound() {
 }
 
 /// Cases of linear attention that ask for what no kernel does yet, and the word that the refusal has to name it by.
-const REFUSED_LINEAR: [(&str, &str); 4] = [
-    ("linear_attention_backward__bf16_gla", "per channel"),
-    (
-        "linear_attention_forward__bf16_elu1_normalized",
-        "normaliser",
-    ),
-    ("linear_attention_forward__f16_relu_noncausal", "normaliser"),
-    ("linear_attention_forward__f32_gla", "per channel"),
-];
+const REFUSED_LINEAR: [(&str, &str); 1] = [("linear_attention_backward__bf16_gla", "per channel")];
 
 #[test]
 fn linear_attention_keeps_every_bound() {

@@ -21,6 +21,7 @@ mod golden_cases;
 mod golden_references;
 mod linear_attention;
 mod planted;
+mod rwkv4;
 mod selective_scan;
 mod ssd;
 mod support;

@@ -9,6 +9,7 @@ use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use seqmix::gemm::Gemm;
 use seqmix::linear_attention::LinearAttention;
+use seqmix::rwkv4::Rwkv4;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
@@ -23,6 +24,7 @@ pub(crate) struct Device {
     pub(crate) causal_conv1d: CausalConv1d,
     pub(crate) gemm: Gemm,
     pub(crate) linear_attention: LinearAttention,
+    pub(crate) rwkv4: Rwkv4,
     pub(crate) selective_scan: SelectiveScan,
     pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
@@ -47,6 +49,7 @@ pub(crate) fn device() -> &'static Device {
         let gemm = Gemm::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let linear_attention =
             LinearAttention::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let rwkv4 = Rwkv4::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
@@ -57,6 +60,7 @@ pub(crate) fn device() -> &'static Device {
             causal_conv1d,
             gemm,
             linear_attention,
+            rwkv4,
             selective_scan,
             ssd,
         }

@@ -1,0 +1,5 @@
+//! Linear attention.
+
+mod forward;
+
+pub(crate) use forward::ForwardShape;
