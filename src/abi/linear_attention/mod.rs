@@ -4,6 +4,7 @@ mod delta;
 mod gradient;
 mod gradient_params;
 mod params;
+mod step;
 
 pub use delta::{
     DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
@@ -16,6 +17,7 @@ pub use gradient_params::{
     DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams,
 };
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
+pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
 
 use Gate::{Channel, Step};
 
@@ -231,7 +233,7 @@ pub fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(carry(), "linear_attention/carry.cuh")];
+    let mut units = vec![unit(carry(), "linear_attention/carry.cuh"), step::unit()];
     for row in WALK {
         units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }

@@ -9,3 +9,4 @@ mod gradients;
 mod layer;
 mod mutants;
 mod queue;
+mod step;
