@@ -67,6 +67,9 @@ struct State {
         for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll
             for (int part = 0; part < kParts; ++part) {
+                if (part % 4 == 0) {
+                    __syncwarp();  // 16 accesses are on their way: addresses of more take registers
+                }
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int row = 16 * tile + 8 * (i / 2);

@@ -1,4 +1,4 @@
-//! The forward pass: walks by the linear rule.
+//! The forward pass: walks by the linear rule, or one by the delta rule.
 
 use std::sync::Arc;
 
@@ -7,7 +7,9 @@ use cudarc::driver::CudaStream;
 use super::plan::Plan;
 use super::problem::Problem;
 use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer};
-use crate::abi::linear_attention::{CarryParams, Layer, Mode, Rows, States, WalkParams};
+use crate::abi::linear_attention::{
+    CarryParams, DeltaParams, Layer, Mode, Rows, States, WalkParams,
+};
 use crate::error::{Error, Result};
 use crate::launch::Launch;
 use crate::tensor::Float;
@@ -32,8 +34,8 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
         request: request.into(),
         available: "the linear rule without normaliser, decays per channel or bonus".into(),
     };
-    if let Rule::Delta { .. } = tensors.layer.rule {
-        return Err(unsupported("the delta rule"));
+    if problem.beta.is_some() && !config.causal {
+        return Err(unsupported("the delta rule that is not causal"));
     }
     if problem.per_channel || config.normalize.is_some() {
         return Err(unsupported("a normaliser, decays per channel or a bonus"));
@@ -48,7 +50,31 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
     Ok((problem, outputs))
 }
 
+/// beta with its address, by the delta rule.
+fn read_beta<'a, T: Float>(
+    launch: &mut Launch<'a>,
+    problem: &Problem,
+    layer: &'a super::Layer<'_, T>,
+) -> Result<Option<Rows>> {
+    match (&layer.rule, problem.beta) {
+        (Rule::Delta { beta }, Some(rows)) => Ok(Some(Rows {
+            at: launch.read("beta", beta, size_of::<T>() as u64)?,
+            ..rows
+        })),
+        _ => Ok(None),
+    }
+}
+
 impl LinearAttention {
+    /// The plan of a forward pass.
+    fn plan_of(&self, problem: &Problem) -> Result<Plan> {
+        let rows = match problem.beta {
+            Some(_) => &self.delta_rows,
+            None => &self.rows,
+        };
+        Plan::new(problem, rows, &self.device)
+    }
+
     /// How [`LinearAttention::forward`] would run: which kernel, and how many bytes of workspace it needs.
     ///
     /// Nothing is queued.
@@ -57,7 +83,7 @@ impl LinearAttention {
     /// As [`LinearAttention::forward`], for what can be known without a stream.
     pub fn plan<T: Float>(&self, config: Config, tensors: &Forward<'_, T>) -> Result<Plan> {
         let (problem, _) = describe(config, tensors)?;
-        Plan::new(&problem, &self.rows, &self.device)
+        self.plan_of(&problem)
     }
 
     /// Queues a layer on `stream`.
@@ -82,6 +108,7 @@ impl LinearAttention {
         let mut launch = Launch::new(problem.op, stream);
         launch.same_context("the operation", &self.ctx)?;
         let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
         let out = Rows {
             at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
             ..outputs.out
@@ -96,7 +123,7 @@ impl LinearAttention {
         if problem.is_empty() {
             return launch.check();
         }
-        let plan = Plan::new(&problem, &self.rows, &self.device)?;
+        let plan = self.plan_of(&problem)?;
         memory = scratch.take(plan.workspace_bytes())?;
         let at = match &mut memory {
             Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
@@ -113,6 +140,16 @@ impl LinearAttention {
             mode: Mode::Whole as i32,
             ..WalkParams::default()
         };
+        if let Some(beta) = beta {
+            let params = DeltaParams {
+                walk: whole,
+                beta,
+                errors: Rows::default(),
+            };
+            // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell the
+            // kernel, which clamps what it reads from cu_seqlens to the steps.
+            return unsafe { launch.run(&self.delta[plan.row], plan.grid, &params) };
+        }
         // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
         // tell the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has
         // room for the segments that `Problem::slots` counts.

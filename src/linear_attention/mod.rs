@@ -11,20 +11,45 @@
 //! ```
 //!
 //! Tensor cores compute it chunk by chunk, and the state stays on the chip from chunk to chunk.
+//!
+//! # Models
+//!
+//! | model | decay | else |
+//! | --- | --- | --- |
+//! | RetNet | [`Decay::PerHead`] of [`retnet_decays`] | |
+//! | Lightning Attention-2 | [`Decay::PerHead`] of [`lightning_decays`], times the layer's factor | a scale of 1 |
+//! | Mamba-2, simple gated linear attention | [`Decay::PerStep`] | |
+//! | gated linear attention | [`Decay::PerChannel`] of logarithms of sigmoids | |
+//! | RWKV-6 | [`Decay::PerChannel`] of `-exp(w)` | the receptance as `q`, a bonus, a scale of 1 |
+//! | DeltaNet, gated DeltaNet | none, [`Decay::PerStep`] | [`Rule::Delta`], keys of length 1 |
+//!
+//! In RWKV-6 (Peng et al., "Eagle and Finch", 2024) a step and channel have the parameter `w`, which a small network
+//! makes of the input, and decay by `exp(-exp(w))`: between 0 and 1 whatever `w` is. [`Decay`] takes logarithms, so that
+//! `-exp(w)` is what it wants; the bonus is the model's `u`, called `time_faaaa` in its weights. Of a sequence the state
+//! is `[dk, dv]`, keys first, which some implementations keep transposed.
+//!
+//! RWKV-7 multiplies the state by `diag(exp(g)) + b a^T`, with vectors `a` and `b` of its own; the delta rule is what is
+//! left of that if `a` and `b` are multiples of the key. It has no kernel here: [`reference::rwkv7`](crate::reference::rwkv7)
+//! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
 
 mod backward;
 mod backward_plan;
 mod check;
+mod decays;
 mod forward;
 mod plan;
 mod problem;
+mod step;
 mod tensors;
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DeviceRepr};
 
-use crate::abi::linear_attention::{self as abi, CarryParams, States, WALK, Walk, WalkParams};
+use crate::abi::linear_attention::{
+    self as abi, CarryParams, DELTA, DeltaParams, STEP_SIZES, States, StepParams, WALK, Walk,
+    WalkParams,
+};
 use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
@@ -35,8 +60,9 @@ use forward::COPY_BYTES;
 use problem::{DecayLayout, Layouts, Problem};
 
 pub use backward_plan::BackwardPlan;
+pub use decays::{lightning_decays, retnet_decays};
 pub use plan::Plan;
-pub use tensors::{Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, Rule};
+pub use tensors::{Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, Rule, Step};
 
 /// The kernels of linear attention, loaded into one context.
 ///
@@ -82,6 +108,11 @@ pub struct LinearAttention {
     walk: Vec<Kernel<WalkParams>>,
     carry: Kernel<CarryParams>,
     gradients: Gradients,
+    /// In the order of `STEP_SIZES`.
+    step: Vec<Kernel<StepParams>>,
+    /// The same of the delta rule.
+    delta_rows: Vec<Walk>,
+    delta: Vec<Kernel<DeltaParams>>,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -91,6 +122,10 @@ pub struct LinearAttention {
 unsafe impl DeviceRepr for WalkParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for CarryParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for StepParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for DeltaParams {}
 
 /// Loads one kernel, which has an image of its own.
 fn load<P: DeviceRepr>(ctx: &Arc<CudaContext>, entry: &crate::abi::Entry) -> Result<Kernel<P>> {
@@ -110,12 +145,26 @@ impl LinearAttention {
         let rows: Vec<Walk> = rows
             .filter(|row| row.shared_bytes() <= device.shared_bytes)
             .collect();
+        let delta_rows: Vec<Walk> = DELTA
+            .iter()
+            .filter(|row| row.delta_shared_bytes() <= device.shared_bytes)
+            .copied()
+            .collect();
+        let delta: Result<_> = delta_rows
+            .iter()
+            .map(|row| load(ctx, &row.delta()))
+            .collect();
         let walk: Result<_> = rows.iter().map(|row| load(ctx, &row.entry())).collect();
+        let steps = images::load(ctx, abi::STEP_UNIT)?;
+        let step = STEP_SIZES.map(|size| Kernel::load(&steps, &abi::step(size)));
         Ok(Self {
             walk: walk?,
+            step: step.into_iter().collect::<Result<_>>()?,
             carry: load(ctx, &abi::carry())?,
             gradients: Gradients::load(ctx, &device)?,
             rows,
+            delta: delta?,
+            delta_rows,
             device,
             ctx: ctx.clone(),
         })

@@ -65,6 +65,8 @@ impl Plan {
         // at most 2^30: heads are at most 2^15, as are slices
         let blocks = problem.heads * problem.dv.div_ceil(rows[row].width());
         let tiles = match problem.config.segment {
+            // what a segment makes of a state is a matrix by the delta rule
+            _ if problem.beta.is_some() => problem.steps.div_ceil(count),
             Some(steps) => steps.min(problem.steps).div_ceil(count),
             None => {
                 let units = problem.steps_of_sequence().div_ceil(UNIT);
@@ -82,7 +84,10 @@ impl Plan {
         };
         Ok(Self {
             row,
-            kernel: rows[row].entry().name,
+            kernel: match problem.beta {
+                Some(_) => rows[row].delta().name,
+                None => rows[row].entry().name,
+            },
             segment,
             grid: [blocks, segments, problem.sequences],
             memory: Memory::new(problem, slots),

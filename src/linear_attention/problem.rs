@@ -61,6 +61,8 @@ pub(super) struct Problem {
     pub(super) packed: bool,
     /// Whether a decay is a number of each channel, or a bonus asks for kernels that have such.
     pub(super) per_channel: bool,
+    /// How beta lies, by the delta rule.
+    pub(super) beta: Option<Rows>,
     pub(super) config: Config,
     /// For the kernels, without addresses and the length of segments.
     pub(super) layer: Layer,
@@ -108,6 +110,7 @@ impl Problem {
             packed: layouts.cu_seqlens.is_some(),
             per_channel: matches!(layouts.decay, DecayLayout::PerChannel(_))
                 || layouts.bonus.is_some(),
+            beta: None,
             config,
             layer: Layer {
                 // checked above: all are below 2^31
@@ -128,7 +131,14 @@ impl Problem {
         problem.layer.decays = problem.decays("decay", layouts.decay)?;
         problem.like_out("out", layouts.out)?;
         if let Some(beta) = layouts.beta {
-            problem.per_step("beta", beta)?;
+            let [batch_stride, step_stride, head_stride] = problem.per_step("beta", beta)?;
+            problem.beta = Some(Rows {
+                at: 0,
+                batch_stride,
+                step_stride,
+                head_stride,
+                shared: 1,
+            });
         }
         if let Some(bonus) = layouts.bonus {
             problem.like_bonus("bonus", bonus)?;

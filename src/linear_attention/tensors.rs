@@ -170,3 +170,32 @@ pub struct Backward<'a, T> {
     /// `[sequences, heads, dk, dv]`: of the state before each sequence, zeros or not.
     pub dinitial_state: Option<TensorMut<'a, f32, 4>>,
 }
+
+/// Tensors of [`LinearAttention::step`](super::LinearAttention::step): those of a [`Layer`] of one step. The last axis
+/// of `q`, `k`, `v` and `bonus` is contiguous; other strides are any.
+#[derive(Debug)]
+pub struct Step<'a, T> {
+    /// `[batch, 1, heads_q, dk]`: queries.
+    pub q: TensorRef<'a, T, 4>,
+    /// `[batch, 1, heads_k, dk]`: keys.
+    pub k: TensorRef<'a, T, 4>,
+    /// `[batch, 1, heads_v, dv]`: values.
+    pub v: TensorRef<'a, T, 4>,
+    /// How states fade, with a sequence length of 1.
+    pub decay: Decay<'a>,
+    /// What the step adds, likewise.
+    pub rule: Rule<'a, T>,
+    /// As [`Layer::bonus`].
+    pub bonus: Option<TensorRef<'a, f32, 2>>,
+    /// `[batch, heads, dk, dv]`, or `[entries, heads, dk, dv]` with `state_batch_indices`: the state, read and
+    /// replaced. The last axis is contiguous; other strides and the address are multiples of 16 bytes.
+    pub state: TensorMut<'a, f32, 4>,
+    /// `[batch, heads, dk]`, or `[entries, heads, dk]`: the normaliser's state, read and replaced; with
+    /// [`normalize`](Config::normalize), and only then.
+    pub z: Option<TensorMut<'a, f32, 3>>,
+    /// `[batch]`: the entry of `state` and `z` that each row has, no two the same. One that does not exist, such as -1,
+    /// marks a row of padding, of which nothing is read or written. `None`: each row's own number.
+    pub state_batch_indices: Option<TensorRef<'a, i32, 1>>,
+    /// `[batch, 1, heads, dv]`, written.
+    pub out: TensorMut<'a, T, 4>,
+}

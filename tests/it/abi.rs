@@ -28,6 +28,25 @@ const SSD_SIZES: [(&str, &[u32]); 3] = [
     ("f32", &[128, 256]),
 ];
 
+/// Channels of z, and for attention those of values, of the gated attention unit's rows, for each type.
+const GAU_ROWS: [(&str, [&[&str]; 2]); 3] = [
+    (
+        "f16",
+        [
+            &["z64", "z128", "z256"],
+            &["z64_v256", "z128_v256", "z128_v512", "z256_v256"],
+        ],
+    ),
+    (
+        "bf16",
+        [
+            &["z64", "z128", "z256"],
+            &["z64_v256", "z128_v256", "z128_v512", "z256_v256"],
+        ],
+    ),
+    ("f32", [&["z128", "z256"], &["z128_v256", "z256_v128"]]),
+];
+
 /// Numbers and state sizes of the selective scan's rows, forward and backward.
 const SCAN_ROWS: [&[&str]; 2] = [
     &[
@@ -52,6 +71,12 @@ const SCAN_ROWS: [&[&str]; 2] = [
         "complex_256_any",
     ],
 ];
+
+/// Sizes of the kernels of linear attention: those that walk over sequences, for each type, and those of one step.
+const LINEAR_SIZES: [u32; 3] = [64, 128, 256];
+
+/// Kernels of RWKV-4's average and of the linear recurrent unit, for each type.
+const RECURRENCES: [&str; 6] = ["ends", "forward", "states", "turns", "backward", "step"];
 
 /// The small kernels of the selective scan, for real and complex numbers.
 const SCAN_OTHERS: [&str; 4] = ["carry", "channel_sums", "step", "step_sums"];
@@ -86,6 +111,17 @@ fn the_table_has_every_kernel_for_every_target() {
         let update = format!("causal_conv1d_update_{dtype}");
         passes.into_iter().flatten().chain([update])
     };
+    let of_gau = |(dtype, [tiles, attend]): (&'static str, [&'static [&'static str]; 2])| {
+        let name =
+            move |kernel: &str, row: &str| format!("gated_attention_unit_{kernel}_{dtype}_{row}");
+        let tiles = tiles
+            .iter()
+            .flat_map(move |row| ["states", "gradients"].map(|kernel| name(kernel, row)));
+        let attend = attend.iter().map(move |row| name("attend", row));
+        tiles
+            .chain(attend)
+            .chain([format!("gated_attention_unit_carry_{dtype}")])
+    };
     let scan = ["forward", "backward"].into_iter().zip(SCAN_ROWS);
     let scan = scan.flat_map(|(pass, rows)| {
         let name = move |row: &&str| format!("selective_scan_{pass}_{row}");
@@ -93,6 +129,12 @@ fn the_table_has_every_kernel_for_every_target() {
     });
     let scan_others = SCAN_OTHERS
         .map(|name| ["real", "complex"].map(|numbers| format!("selective_scan_{name}_{numbers}")));
+    let walk = |dtype| LINEAR_SIZES.map(|size| format!("linear_attention_walk_{dtype}_n{size}"));
+    let linear_steps = LINEAR_SIZES.map(|size| format!("linear_attention_step_n{size}"));
+    let recurrences = |dtype| {
+        let names = move |op| RECURRENCES.map(|name| format!("{op}_{name}_{dtype}"));
+        ["rwkv4", "lru"].into_iter().flat_map(names)
+    };
     let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
     let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
     let expected: BTreeSet<String> = ["f16", "bf16"]
@@ -104,7 +146,14 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_conv))
         .chain(["causal_conv1d_sum", "ssd_carry", "ssd_sum_parameters"].map(String::from))
         .chain(SSD_SIZES.into_iter().flat_map(of_ssd))
+        .chain(["gated_attention_unit_sums".into()])
+        .chain(GAU_ROWS.into_iter().flat_map(of_gau))
         .chain(scan)
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(recurrences))
+        .chain(["rwkv4_sums", "lru_sums"].map(String::from))
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(walk))
+        .chain(linear_steps)
+        .chain(["linear_attention_carry".into()])
         .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();

@@ -103,10 +103,9 @@ fn ssd_keeps_every_bound() {
 }
 
 /// Cases of linear attention that ask for what no kernel does yet, and the word that the refusal has to name it by.
-const REFUSED_LINEAR: [(&str, &str); 6] = [
+const REFUSED_LINEAR: [(&str, &str); 5] = [
     ("linear_attention_backward__bf16_gla", "per channel"),
     ("linear_attention_backward__f32_delta", "delta"),
-    ("linear_attention_forward__bf16_delta", "delta"),
     (
         "linear_attention_forward__bf16_elu1_normalized",
         "normaliser",

@@ -1,9 +1,15 @@
 //! The kernels of linear attention: parameters and tables.
 
+mod delta;
 mod gradient;
 mod gradient_params;
 mod params;
+mod step;
 
+pub use delta::{
+    DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
+    sum_betas,
+};
 pub use gradient::{
     DTYPES, GRADIENT_WALK, Gate, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
 };
@@ -11,6 +17,7 @@ pub use gradient_params::{
     DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams,
 };
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
+pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
 
 use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
@@ -168,11 +175,12 @@ pub fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(carry(), "linear_attention/carry.cuh")];
+    let mut units = vec![unit(carry(), "linear_attention/carry.cuh"), step::unit()];
     for row in WALK {
         units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }
     units.extend(gradient::units());
+    units.extend(delta::units());
     units
 }
 

@@ -1,4 +1,5 @@
-//! Linear attention through its public API, judged by the reference.
+//! Linear attention through its public API.
 
 mod backward;
 mod gradients;
+mod step;

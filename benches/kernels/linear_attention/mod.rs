@@ -1,0 +1,5 @@
+//! Linear attention.
+
+mod step;
+
+pub(crate) use step::StepShape;
