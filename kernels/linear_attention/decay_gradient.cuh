@@ -116,39 +116,60 @@ struct DecayGradient {
         return params.dots[head * params.channels + channel];
     }
 
-    // Adds up from the last step of the span to the first, of the products in a column.
+    // Adds up from the last step of the span to the first, of the products in a column. Sums are known
+    // at both borders, and at steps whose decay is 0: what passes them is nothing, whatever rounding
+    // says. What is missing from one such place to the next is spread over the steps in between as the
+    // squares of what rounding acts on there.
     __device__ __forceinline__ static void add(const DecayGradientParams& params, Smem& smem,
                                                const Span& span, int column, int channel,
                                                float before, float behind) {
-        float missing = before - behind;
-        for (int i = span.steps - 1; i >= 0; --i) {
-            missing -= smem.reads[i][column] - smem.writes[i][column];
-        }
-        missing /= static_cast<float>(span.steps);
-        const auto at = [&](const Decays& decays, int step) {
-            return blockIdx.z * decays.batch_stride + step * decays.step_stride +
-                   blockIdx.y * decays.head_stride + channel * decays.channel_stride;
+        const auto at = [&](const Decays& decays, int i) {
+            return decays.at + blockIdx.z * decays.batch_stride +
+                   (span.start + i) * decays.step_stride + blockIdx.y * decays.head_stride +
+                   channel * decays.channel_stride;
         };
-        auto* out = const_cast<float*>(params.out.at);
+        const auto lost = [&](int i) {
+            return exp2_approx(exponent_of(*at(params.decays, i))) == 0.f;
+        };
+        const bool late = params.late_reads != 0;
         float sum = behind;
         float all = 0.f;
-        for (int i = span.steps - 1; i >= 0; --i) {
-            const int step = span.start + i;
-            const float read = smem.reads[i][column];
-            const float next = sum + (read - smem.writes[i][column]) + missing;
-            // what is lost in a step does not depend on how much it would have been
-            const bool lost =
-                exp2_approx(exponent_of(params.decays.at[at(params.decays, step)])) == 0.f;
-            const float gradient = lost ? 0.f : params.late_reads != 0 ? next - read : next;
-            if (params.per_head != 0) {
-                all += gradient;
-            } else {
-                out[at(params.out, step)] = gradient;
+        int last = span.steps - 1;
+#pragma unroll 1
+        while (last >= 0) {
+            float missing = -sum;
+            float squares = 0.f;
+            int first = last;
+#pragma unroll 1
+            for (;; --first) {
+                const float read = smem.reads[first][column];
+                const float write = smem.writes[first][column];
+                missing -= read - write;
+                squares += read * read + write * write;
+                if (first == 0 || lost(first)) {
+                    break;
+                }
             }
-            sum = next;
+            const bool ends = lost(first);
+            missing += !ends ? before : late ? smem.reads[first][column] : 0.f;
+            // nothing is missing of sums of nothing
+            const float share = squares > 0.f ? missing / squares : 0.f;
+#pragma unroll 1
+            for (int i = last; i >= first; --i) {
+                const float read = smem.reads[i][column];
+                const float write = smem.writes[i][column];
+                sum += read - write + share * (read * read + write * write);
+                const float gradient = ends && i == first ? 0.f : late ? sum - read : sum;
+                if (params.per_head != 0) {
+                    all += gradient;
+                } else {
+                    *const_cast<float*>(at(params.out, i)) = gradient;
+                }
+            }
+            last = first - 1;
         }
         if (params.per_head != 0) {
-            out[span.slot * params.heads + blockIdx.y] = all;
+            const_cast<float*>(params.out.at)[span.slot * params.heads + blockIdx.y] = all;
         }
     }
 };
