@@ -161,20 +161,28 @@ struct RowLanes {
 //
 // Rows i and 15 - i have 17 steps together, whatever i is, and a lane takes one after the other: the
 // sums are counted by steps, so that registers are. With a bonus rows end a step earlier, their own
-// step being another sum.
+// step being another sum. Where i is odd a lane waits a step before its second row, and with a bonus
+// every lane one more: the steps that lanes are at then differ in their swizzles.
 template <int Size, bool Bonus>
 struct PairScores {
-    static constexpr int kSums = kChunk + 1;
-    static constexpr int kSteps = Bonus ? kSums - 2 : kSums;
+    static constexpr int kSteps = kChunk + (Bonus ? 1 : 2);
+    static constexpr int kOwn = Bonus ? 2 : 0;  // sums of own steps
 
-    float sums[kSums];
+    float sums[kSteps + kOwn];
 
-    // Steps of the lane's first row.
+    // Steps of the lane's first row, and the first one of its second row.
     __device__ __forceinline__ static int turn() { return RowLanes::row() + (Bonus ? 0 : 1); }
+    __device__ __forceinline__ static int second() {
+        return RowLanes::row() + RowLanes::row() % 2 + 1;
+    }
+    __device__ __forceinline__ static bool waits(int step) {
+        return (step >= turn() && step < second()) || column(step) < 0;
+    }
 
-    // The column of step `step`.
+    // The column of step `step`, and its row.
     __device__ __forceinline__ static int column(int step) {
-        return step < turn() ? turn() - 1 - step : kSteps - 1 - step;
+        return step < turn() ? turn() - 1 - step
+                             : kChunk - (Bonus ? 1 : 0) + RowLanes::row() % 2 - step;
     }
     __device__ __forceinline__ static int row(int step) {
         return step < turn() ? RowLanes::row() : kChunk - 1 - RowLanes::row();
@@ -186,8 +194,8 @@ struct PairScores {
                                             const GateTile& gates, int first,
                                             const float* bonus) {
 #pragma unroll
-        for (int i = 0; i < kSums; ++i) {
-            sums[i] = 0.f;
+        for (float& sum : sums) {
+            sum = 0.f;
         }
         const int upper = first + RowLanes::row();
         const int lower = first + kChunk - 1 - RowLanes::row();
@@ -202,10 +210,13 @@ struct PairScores {
             }
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
-                if (step <= kChunk / 2 && step == turn()) {
+                if (step <= kChunk / 2 + 1 && step == second()) {
                     x = four_of(rows, lower, four);
                 }
-                const int at = first + (step <= kChunk / 2 ? column(step) : kSteps - 1 - step);
+                const int at = first + max(column(step), 0);
+                if (sizeof(typename KeyTile::Element) == 4 && step % 4 == 3) {
+                    __syncwarp();  // keeps loads from being made before registers are free for them
+                }
                 sums[step] += dot(x, four_of(keys, at, four));
                 if (step + 1 < kSteps) {
                     x = product(x, four_of(gates, at, four));
@@ -213,18 +224,18 @@ struct PairScores {
             }
         }
 #pragma unroll
-        for (int i = 0; i < kSums; ++i) {
-            sums[i] = RowLanes::sum(sums[i]);
+        for (float& sum : sums) {
+            sum = RowLanes::sum(sum);
         }
     }
 
     // Numbers that `exchange` takes.
-    static constexpr int kScratch = 264;
+    static constexpr int kScratch = 22 * kChunk;
 
     // Where a score lies there: written row by row in different orders and read in pairs, both
     // without bank conflicts.
     __device__ __forceinline__ static int place(int row, int column) {
-        return kChunk * row + (column ^ 4 * (row % 4)) + 2 * (row / 4);
+        return 22 * row + column + 2 * (row % 4);
     }
 
     // Gives the scores to the lanes that have them in a product of matrices; those behind a row's own
@@ -233,7 +244,9 @@ struct PairScores {
         if (RowLanes::channels() == 0) {
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
-                scratch[place(row(step), column(step))] = sums[step];
+                if (!waits(step)) {
+                    scratch[place(row(step), column(step))] = sums[step];
+                }
             }
             if constexpr (Bonus) {
                 const int upper = RowLanes::row();

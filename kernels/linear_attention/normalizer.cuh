@@ -19,9 +19,9 @@ namespace seqmix::linear_attention {
 template <int Size, int Count>
 struct alignas(16) Normalizer {
     static constexpr int kChunks = Count / kChunk;
-    static constexpr int kOwn = Size / 32;  // channels of a lane
 
-    float z[kChunks][Size];         // before each chunk; the first of them is carried on
+    float z[kChunks][Size];         // before each chunk
+    float behind[Size];             // behind the tile: before the next one
     float key_sums[kChunks][Size];  // of the keys as they enter the state
     float row_sums[Count];          // of scores
 
@@ -72,16 +72,12 @@ struct alignas(16) Normalizer {
         }
     }
 
-    // This lane's part of z.
-    using Part = float[kOwn];
-
-    // z before the warp's chunk, for its lanes; returns z behind the tile. `decay(chunk, channel)` is
-    // what a chunk leaves of z.
+    // Finds z before the warp's chunk, `own`; the first warp also behind the tile. `decay(chunk,
+    // channel)` is what a chunk leaves of z.
     template <typename Decay>
-    __device__ __forceinline__ void pass(Part& behind, int own, const Decay& decay) {
-#pragma unroll
-        for (int i = 0; i < kOwn; ++i) {
-            const int c = 32 * i + lane_of_warp();
+    __device__ __forceinline__ void pass(int own, const Decay& decay) {
+#pragma unroll 1
+        for (int c = lane_of_warp(); c < Size; c += 32) {
             float sum = z[0][c];
 #pragma unroll
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -90,16 +86,18 @@ struct alignas(16) Normalizer {
                 }
                 sum = sum * decay(chunk, c) + key_sums[chunk][c];
             }
-            behind[i] = sum;
+            if (own == 0) {
+                behind[c] = sum;
+            }
         }
         __syncwarp();  // z of all lanes, before each reads it
     }
 
     // Takes z behind the tile for that before the next one; one warp.
-    __device__ __forceinline__ void carry(const Part& behind) {
-#pragma unroll
-        for (int i = 0; i < kOwn; ++i) {
-            z[0][32 * i + lane_of_warp()] = behind[i];
+    __device__ __forceinline__ void carry() {
+#pragma unroll 1
+        for (int c = lane_of_warp(); c < Size; c += 32) {
+            z[0][c] = behind[c];
         }
     }
 

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 
-#include "common/grid.cuh"
 #include "linear_attention/params.h"
 
 namespace seqmix::linear_attention {
@@ -70,7 +69,7 @@ __device__ __forceinline__ Place place_of_block(const Layer& layer, int width) {
     const int slices = (layer.dv + width - 1) / width;
     const int index = static_cast<int>(blockIdx.y);
     const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, layer.segment,
-                                     block_of_grid_z());
+                                     static_cast<int>(blockIdx.z));
     const int begin = index < all.segments ? index * layer.segment : 0;
     const bool reversed = layer.reversed != 0;
     return {static_cast<int>(blockIdx.x) / slices,
@@ -88,7 +87,7 @@ __device__ __forceinline__ Place place_of_block(const Layer& layer, int width) {
 // The address of the block's head in the n-th step of the walk.
 template <typename Element>
 __device__ __forceinline__ Element* row_of(const Rows& rows, const Place& place, int n) {
-    return static_cast<Element*>(rows.at) + block_of_grid_z() * rows.batch_stride +
+    return static_cast<Element*>(rows.at) + static_cast<int>(blockIdx.z) * rows.batch_stride +
            (place.start + place.direction * n) * rows.step_stride +
            place.head / static_cast<int>(rows.shared) * rows.head_stride;
 }
@@ -100,7 +99,7 @@ __device__ __forceinline__ int64_t stride_of(const Rows& rows, const Place& plac
 
 // The block's head in its sequence, from the state of `channel` of the values on.
 __device__ __forceinline__ float* state_of(const States& states, const Place& place, int channel) {
-    return states.at + block_of_grid_z() * states.sequence_stride + place.head * states.head_stride +
+    return states.at + static_cast<int>(blockIdx.z) * states.sequence_stride + place.head * states.head_stride +
            channel * states.value_stride;
 }
 

@@ -240,10 +240,8 @@ struct Prepare {
                                                      int step) {
         const Layer& layer = params.layer;
         Normalizer& normalizer = smem.normalizer;
-        typename Normalizer::Part behind;
         if (updates(mode) && chunk() < kChunks) {
-            normalizer.pass(behind, chunk(),
-                            [&](int of, int c) { return decay_of(smem, of, c); });
+            normalizer.pass(chunk(), [&](int of, int c) { return decay_of(smem, of, c); });
         }
         if (writes(mode) && chunk() < kChunks) {
             const auto divide = [&](int row, float product) {
@@ -264,7 +262,7 @@ struct Prepare {
         }
         __syncthreads();  // all have read z, before it is overwritten; factors before they are read
         if (updates(mode) && chunk() == 0) {
-            normalizer.carry(behind);
+            normalizer.carry();
         }
     }
 

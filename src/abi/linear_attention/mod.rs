@@ -167,8 +167,8 @@ impl Walk {
             // a number a step and channel; those of chunks, and the bonus
             Gate::Channel => (4 * size, (chunks + 1) * size, size),
         };
-        // z and sums of keys of each chunk, and sums of scores; a factor and a unit a step
-        let normalizer = 2 * chunks * size + count;
+        // z and sums of keys of each chunk, z behind the tile, and sums of scores; a factor and a unit a step
+        let normalizer = (2 * chunks + 1) * size + count;
         let numbers = decays + passed + normalizer + 2 * count;
         let stages = self.stages * count * (row + gates);
         (stages + squares_bytes(self.dtype, self.count) + 4 * numbers).next_multiple_of(128)
@@ -186,7 +186,7 @@ impl Walk {
         } = *self;
         let (name, kind) = gate.names();
         Entry {
-            name: format!("linear_attention_{name}_{}_n{size}", dtype.name()),
+            name: format!("linear_attention_walk_{name}_{}_n{size}", dtype.name()),
             instance: format!(
                 "seqmix::linear_attention::Walk<{}, {size}, {tiles}, {count}, {stages}, \
                  seqmix::linear_attention::Gate::{kind}>",
@@ -271,12 +271,12 @@ mod tests {
     #[test]
     fn a_row_spells_its_kernel() {
         let entry = walk(Channel, BF16, 128, 2, 64, 1).entry();
-        assert_eq!(entry.name, "linear_attention_channel_bf16_n128");
+        assert_eq!(entry.name, "linear_attention_walk_channel_bf16_n128");
         assert_eq!(
             entry.instance,
             "seqmix::linear_attention::Walk<__nv_bfloat16, 128, 2, 64, 1, \
              seqmix::linear_attention::Gate::Channel>"
         );
-        assert_eq!((entry.threads, entry.shared_bytes), (128, 92_416));
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 92_928));
     }
 }

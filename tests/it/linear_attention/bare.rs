@@ -30,7 +30,7 @@ impl Layer {
             config: NORMALIZED,
             ..CASE
         };
-        Self::new("linear_attention_step_f16_n64", case)
+        Self::new("linear_attention_walk_step_f16_n64", case)
     }
 
     /// The one that takes those of each channel.
@@ -39,7 +39,7 @@ impl Layer {
             decay: Fades::PerChannel,
             ..CASE
         };
-        Self::new("linear_attention_channel_f16_n64", case)
+        Self::new("linear_attention_walk_channel_f16_n64", case)
     }
 
     fn new(kernel: &'static str, case: Case) -> Self {
@@ -47,7 +47,7 @@ impl Layer {
             seqlen: 100,
             heads: 1,
             shared: [1; 3],
-            dk: 56,
+            dk: 64,
             dv: 40,
             ..case
         };
