@@ -14,6 +14,7 @@ mod attention;
 mod bench;
 mod causal_conv1d;
 mod cublas;
+mod gated_attention_unit;
 mod gemm;
 mod selective_scan;
 mod ssd;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
+use seqmix::gated_attention_unit::GatedAttentionUnit;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 
@@ -34,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (context, driver) = device::open()?;
     let attention = Attention::new(&context)?;
     let conv = CausalConv1d::new(&context)?;
+    let gau = GatedAttentionUnit::new(&context)?;
     let ssd = Ssd::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
@@ -56,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .configure_from_args();
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
+            bench::time::<gated_attention_unit::Shape>(&mut criterion, &gpu, &gau);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
@@ -70,6 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let stream = context.default_stream();
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
+            bench::count::<gated_attention_unit::Shape>(&stream, &filter, &gau)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;

@@ -61,7 +61,6 @@ const GRADIENTS: &[Mutant] = &[
     ("no barrier before scores", |ptx| ptx.delete("bar.sync", 6), By(FaultKind::Race)),
     ("no barrier between magnitudes", |ptx| ptx.delete("bar.sync", 7), By(FaultKind::Uninitialised)),
     ("no barrier before scores are multiplied", |ptx| ptx.delete("bar.sync", 8), By(FaultKind::Race)),
-    ("no barrier before diagonals end", |ptx| ptx.delete("bar.sync", 9), By(FaultKind::Race)),
     ("no barrier before sums are added", |ptx| ptx.delete("bar.sync", 10), By(FaultKind::Race)),
     ("the first warp waits for one that does not come", |ptx| ptx.edit("bar.sync", 3, wait_alone), By(FaultKind::Deadlock)),
     ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 4, half_of_each_warp), By(FaultKind::Divergence)),
