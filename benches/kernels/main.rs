@@ -16,6 +16,9 @@ mod causal_conv1d;
 mod cublas;
 mod gated_attention_unit;
 mod gemm;
+mod linear_attention;
+mod lru;
+mod rwkv4;
 mod selective_scan;
 mod ssd;
 mod support;
@@ -27,6 +30,9 @@ use cuda_emulator::Driver;
 use seqmix::attention::Attention;
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::gated_attention_unit::GatedAttentionUnit;
+use seqmix::linear_attention::LinearAttention;
+use seqmix::lru::Lru;
+use seqmix::rwkv4::Rwkv4;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 
@@ -39,6 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let gau = GatedAttentionUnit::new(&context)?;
     let ssd = Ssd::new(&context)?;
     let mut gemm = gemm::Ops::new(&context)?;
+    let linear = LinearAttention::new(&context)?;
+    let lru = Lru::new(&context)?;
+    let rwkv4 = Rwkv4::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
     match driver {
         Driver::Cuda => {
@@ -61,6 +70,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
             bench::time::<gated_attention_unit::Shape>(&mut criterion, &gpu, &gau);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
+            bench::time::<linear_attention::ForwardShape>(&mut criterion, &gpu, &linear);
+            bench::time::<linear_attention::StepShape>(&mut criterion, &gpu, &linear);
+            bench::time::<lru::Shape>(&mut criterion, &gpu, &lru);
+            bench::time::<rwkv4::ForwardShape>(&mut criterion, &gpu, &rwkv4);
+            bench::time::<rwkv4::BackwardShape>(&mut criterion, &gpu, &rwkv4);
+            bench::time::<rwkv4::StepShape>(&mut criterion, &gpu, &rwkv4);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::StepShape>(&mut criterion, &gpu, &scan);
@@ -76,6 +91,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
             bench::count::<gated_attention_unit::Shape>(&stream, &filter, &gau)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
+            bench::count::<linear_attention::ForwardShape>(&stream, &filter, &linear)?;
+            bench::count::<linear_attention::StepShape>(&stream, &filter, &linear)?;
+            bench::count::<lru::Shape>(&stream, &filter, &lru)?;
+            bench::count::<rwkv4::ForwardShape>(&stream, &filter, &rwkv4)?;
+            bench::count::<rwkv4::BackwardShape>(&stream, &filter, &rwkv4)?;
+            bench::count::<rwkv4::StepShape>(&stream, &filter, &rwkv4)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
             bench::count::<selective_scan::StepShape>(&stream, &filter, &scan)?;

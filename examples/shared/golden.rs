@@ -3,6 +3,8 @@
 
 #[path = "golden/causal_conv1d.rs"]
 mod causal_conv1d;
+#[path = "golden/linear_attention.rs"]
+mod linear_attention;
 #[path = "golden/selective_scan.rs"]
 mod selective_scan;
 #[path = "golden/ssd.rs"]
@@ -20,6 +22,7 @@ use seqmix::attention::{Attention, Bias, Config, Forward, ForwardVarlen, Mask};
 use seqmix::causal_conv1d::CausalConv1d;
 use seqmix::cudarc::driver::{CudaContext, CudaStream};
 use seqmix::gemm::{self, Activation, Addend, Epilogue, Gemm, Multiply};
+use seqmix::linear_attention::LinearAttention;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, Error, Half, Tensor, Workspace};
@@ -85,6 +88,7 @@ pub(crate) struct Ops {
     attention: Attention,
     causal_conv1d: CausalConv1d,
     gemm: Gemm,
+    linear_attention: LinearAttention,
     selective_scan: SelectiveScan,
     ssd: Ssd,
 }
@@ -110,6 +114,7 @@ impl Ops {
             attention: Attention::new(context)?,
             causal_conv1d: CausalConv1d::new(context)?,
             gemm: Gemm::new(context)?,
+            linear_attention: LinearAttention::new(context)?,
             selective_scan: SelectiveScan::new(context)?,
             ssd: Ssd::new(context)?,
         })
@@ -227,6 +232,7 @@ impl Case {
             "gemm" => with_type!(gemm, F16, BF16),
             "causal_conv1d_forward" => with_type!(causal_conv1d_forward, F16, BF16, F32),
             "causal_conv1d_backward" => with_type!(causal_conv1d_backward, F16, BF16, F32),
+            "linear_attention_forward" => with_type!(linear_attention_forward, F16, BF16, F32),
             "selective_scan_forward" => with_type!(selective_scan_forward, F16, BF16, F32),
             "selective_scan_backward" => with_type!(selective_scan_backward, F16, BF16, F32),
             "selective_scan_step" => with_type!(selective_scan_step, F16, BF16, F32),

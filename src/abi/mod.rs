@@ -7,6 +7,9 @@ pub mod attention;
 pub mod causal_conv1d;
 pub mod gated_attention_unit;
 pub mod gemm;
+pub mod linear_attention;
+pub mod lru;
+pub mod rwkv4;
 pub mod selective_scan;
 pub mod ssd;
 
@@ -96,6 +99,9 @@ pub fn units() -> Vec<Unit> {
     units.extend(causal_conv1d::units());
     units.extend(gated_attention_unit::units());
     units.extend(gemm::units());
+    units.extend(linear_attention::units());
+    units.extend(lru::units());
+    units.extend(rwkv4::units());
     units.extend(selective_scan::units());
     units.extend(ssd::units());
     units

@@ -72,6 +72,12 @@ const SCAN_ROWS: [&[&str]; 2] = [
     ],
 ];
 
+/// Sizes of the kernels of linear attention: those that walk over sequences, for each type, and those of one step.
+const LINEAR_SIZES: [u32; 3] = [64, 128, 256];
+
+/// Kernels of RWKV-4's average and of the linear recurrent unit, for each type.
+const RECURRENCES: [&str; 6] = ["ends", "forward", "states", "turns", "backward", "step"];
+
 /// The small kernels of the selective scan, for real and complex numbers.
 const SCAN_OTHERS: [&str; 4] = ["carry", "channel_sums", "step", "step_sums"];
 
@@ -123,6 +129,12 @@ fn the_table_has_every_kernel_for_every_target() {
     });
     let scan_others = SCAN_OTHERS
         .map(|name| ["real", "complex"].map(|numbers| format!("selective_scan_{name}_{numbers}")));
+    let walk = |dtype| LINEAR_SIZES.map(|size| format!("linear_attention_walk_{dtype}_n{size}"));
+    let linear_steps = LINEAR_SIZES.map(|size| format!("linear_attention_step_n{size}"));
+    let recurrences = |dtype| {
+        let names = move |op| RECURRENCES.map(|name| format!("{op}_{name}_{dtype}"));
+        ["rwkv4", "lru"].into_iter().flat_map(names)
+    };
     let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
     let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
     let expected: BTreeSet<String> = ["f16", "bf16"]
@@ -137,6 +149,11 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["gated_attention_unit_sums".into()])
         .chain(GAU_ROWS.into_iter().flat_map(of_gau))
         .chain(scan)
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(recurrences))
+        .chain(["rwkv4_sums", "lru_sums"].map(String::from))
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(walk))
+        .chain(linear_steps)
+        .chain(["linear_attention_carry".into()])
         .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();

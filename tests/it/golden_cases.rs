@@ -102,6 +102,20 @@ fn ssd_keeps_every_bound() {
     check("ssd_backward", 1, 8);
 }
 
+#[test]
+fn linear_attention_keeps_every_bound() {
+    let ops = Ops::new(&device().context).unwrap();
+    for (name, case) in cases("linear_attention_forward", 7) {
+        let outputs = case.run(&ops);
+        let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let verdicts = case.judge(&outputs, false).unwrap();
+        assert!(!verdicts.is_empty(), "{name}");
+        for (tensor, verdict) in verdicts {
+            assert!(verdict.pass(), "{name}: {tensor}: {verdict}");
+        }
+    }
+}
+
 /// Runs the reference on a case of gemm.
 fn run_gemm_reference(case: &Case) -> Vec<f64> {
     let values = |name| case.get(name).map(|stored| stored.values().unwrap());

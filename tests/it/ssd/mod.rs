@@ -408,16 +408,19 @@ fn unit<T: Number>() -> f64 {
 
 /// As `T` rounds, but without its largest number: that is no excuse for a kernel.
 fn round_in_any_range<T: Number>(x: f64) -> f64 {
-    if x == 0.0 {
-        return x;
+    let biased = (x.abs().to_bits() >> 52) as i32; // of a power of two at most |x|, in f64
+    if !(256..1792).contains(&biased) {
+        return x; // 0, or nothing that rounding could bring into range
     }
-    let exponent = x.abs().log2().floor() as i32;
+    // by arithmetic on the exponent: references round most of what they compute
+    let power = |exponent: i32| f64::from_bits((exponent as u64) << 52);
+    let exponent = biased - 1023;
     if T::DTYPE == Dtype::F32 {
-        let unit = f64::powi(2.0, exponent + 1 - BITS);
-        return (x / unit).round() * unit;
+        let shift = BITS - 1 - exponent;
+        return (x * power(1023 + shift)).round_ties_even() * power(1023 - shift);
     }
-    let power = f64::powi(2.0, exponent.saturating_sub(14).max(0));
-    T::round(x / power) * power
+    let excess = (exponent - 14).max(0);
+    T::round(x * power(1023 - excess)) * power(1023 + excess)
 }
 
 /// Outputs and states of a layer, as numbers.

@@ -1,0 +1,266 @@
+// Linear attention by the delta rule for every GPU since Ampere: a block walks over a sequence, for a
+// slice of a head's channels of the values, as Walk does by the linear rule.
+//
+// grid    x: slices, head by head; z: sequences
+// block   takes a tile of Count steps at a time, while the next one is on its way
+// warp    prepares a chunk of 16 steps of the tile by itself: its scores, and the inverse that solves
+//         for its updates. Then it walks over all chunks of the tile for 16 * Tiles channels
+// lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
+//
+// All products of a walk are transposed, as those of Walk. With the state S before a chunk, decays P
+// since then, B = diag(beta) and N of linear_attention/inverse.cuh,
+//
+//     R^T = V^T - S^T (K P)^T,   E^T = R^T + R^T N^T,   U = B E
+//     O^T = S^T (Q P)^T + U^T A^T,   S^T = S^T P_n + U^T (K P_n / P)
+//
+// A block begins with the state before the sequence: what a segment makes of a state is a matrix by
+// this rule, so that sequences are not cut.
+#pragma once
+
+#include <cstdint>
+
+#include "common/async_copy.cuh"
+#include "common/operands.cuh"
+#include "common/range.cuh"
+#include "common/warp.cuh"
+#include "linear_attention/delta_params.h"
+#include "linear_attention/inverse.cuh"
+#include "linear_attention/params.h"
+#include "linear_attention/place.cuh"
+#include "linear_attention/scores.cuh"
+#include "linear_attention/state.cuh"
+#include "linear_attention/steps.cuh"
+#include "linear_attention/values.cuh"
+#include "linear_attention/walk.cuh"
+
+namespace seqmix::linear_attention {
+
+// The place of a block that takes `width` channels of the values of a whole sequence; Direction as
+// `layer.reversed` says.
+template <int Direction>
+__device__ __forceinline__ Place place_of_sequence(const Layer& layer, int width) {
+    const int slices = (layer.dv + width - 1) / width;
+    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, kChunk,
+                                     static_cast<int>(blockIdx.z));
+    return {static_cast<int>(blockIdx.x) / slices,
+            static_cast<int>(blockIdx.x) % slices * width,
+            Direction > 0 ? all.start : all.start + all.steps - 1,
+            Direction,
+            all.steps,
+            0,
+            0,
+            true,
+            true,
+            true};
+}
+
+template <typename Element_, int Size, int Tiles, int Count, int Stages>
+struct Delta {
+    using Element = Element_;
+    using Linear = Walk<Element, Size, Tiles, Count, Stages>;
+    using State = typename Linear::State;
+    using Values = typename Linear::Values;
+    using Stage = typename Linear::Stage;
+    using Outputs = typename State::Outputs;
+    using Operands = typename State::Values;
+
+    static constexpr int kThreads = Linear::kThreads;
+    static constexpr int kChunks = Linear::kChunks;
+
+    struct Smem : Linear::Smem {
+        Inverses<Element, Count> inverses;
+    };
+
+    __device__ __forceinline__ static void run(const DeltaParams& params, Smem& smem) {
+        const WalkParams& walk_params = params.walk;
+        const Layer& layer = walk_params.layer;
+        const Place place = place_of_sequence<1>(layer, Values::kWidth);
+        // updates are all that there is to read in the backward pass
+        const Mode mode = params.errors.at == nullptr ? Mode::Whole : Mode::States;
+        const int tiles = (place.steps + Count - 1) / Count;
+        float exponent = 0.f;  // of this lane's step in the chunk that the warp will prepare
+        float beta = 0.f;
+        if (tiles > 0) {
+            Linear::fetch(layer, place, smem.stages[0], mode, 0);
+            exponent = Linear::load_exponent(layer, place, 0);
+            beta = load_beta(params, place, 0);
+        }
+        State state;
+        state.clear();
+        Linear::load_start(walk_params, place, Mode::Whole, state);
+
+#pragma unroll 1
+        for (int n = 0; n < tiles; ++n) {
+            Stage& stage = smem.stages[n % Stages];
+            wait_copies<0>();
+            // the tile has landed for all warps, before they read it; and all have read the one before
+            // it, its scores and its decays, before these are overwritten
+            __syncthreads();
+            if (Stages == 2 && n + 1 < tiles) {
+                Linear::fetch(layer, place, smem.stages[(n + 1) % Stages], mode, n + 1);
+            }
+            const int rows = place.steps - n * Count;
+            if (warp_of_block() < kChunks) {
+                prepare(layer, smem, stage, mode, exponent, beta, rows);
+            }
+            exponent = Linear::load_exponent(layer, place, n + 1);
+            beta = load_beta(params, place, n + 1);
+            __syncthreads();  // scores, inverses, decays and mapped keys, before each warp reads them
+#pragma unroll 1
+            for (int chunk = 0; chunk < kChunks && chunk * kChunk < rows; ++chunk) {
+                walk(params, place, mode, smem, stage, state, n, chunk);
+            }
+            if (Stages == 1 && n + 1 < tiles) {
+                __syncthreads();  // all have read the tile, before the next one overwrites it
+                Linear::fetch(layer, place, stage, mode, n + 1);
+            }
+        }
+        Linear::store_end(walk_params, place, Mode::Whole, state, 1.f);
+    }
+
+    // The beta of this lane's step in the warp's chunk of the n-th tile; steps that do not exist update
+    // nothing.
+    __device__ __forceinline__ static float load_beta(const DeltaParams& params, const Place& place,
+                                                      int n) {
+        const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
+        return step < place.steps
+                   ? seqmix::load(row_of<const Element>(params.beta, place, step))
+                   : 0.f;
+    }
+
+    // Makes what all warps need of this warp's chunk, of which `rows` less its first are steps.
+    __device__ __forceinline__ static void prepare(const Layer& layer, Smem& smem, Stage& stage,
+                                                   Mode mode, float exponent, float beta,
+                                                   int rows) {
+        Linear::prepare(layer, smem, stage, mode, exponent, rows);
+        prepare_inverse(smem, stage.k, warp_of_block(), beta);
+    }
+
+    // The inverse of a chunk by these keys, once its decays are known; lanes 0 to 15 give the betas.
+    template <typename Memory>
+    __device__ __forceinline__ static void prepare_inverse(Memory& smem,
+                                                           const typename Linear::KeyTile& keys,
+                                                           int chunk, float beta) {
+        const auto decayed = [&](float product, int i, int j) {
+            return product * smem.steps.between(kChunk * chunk + i, kChunk * chunk + j);
+        };
+        const auto fit = [](Products& rows, float (&units)[2]) { Linear::fit_rows(rows, units); };
+        smem.inverses.template prepare<Size>(keys, chunk, beta, decayed, fit);
+    }
+
+    // Walks over a chunk of the n-th tile, for the warp's channels.
+    __device__ __forceinline__ static void walk(const DeltaParams& params, const Place& place,
+                                                Mode mode, Smem& smem, Stage& stage, State& state,
+                                                int n, int chunk) {
+        const int first = kChunk * chunk;
+        const float unit = state.fit();
+        Outputs outputs = {};
+        Outputs errors = {};
+        if (mode == Mode::Whole) {
+            read_both(state, outputs, stage.q, errors, stage.k, first);
+        } else {
+            state.read(errors, stage.k, first);
+        }
+        subtract_from_values(errors, stage.v, smem.steps.inflow + first, unit, chunk);
+        const float error_unit = smem.inverses.solve(errors, chunk);
+        if (mode != Mode::Whole) {
+            store(params.errors, params, place, stage, errors, error_unit, n, chunk);
+        }
+        Linear::multiply_columns(errors, smem.inverses.beta + first, 1.f);
+        const float update_unit = error_unit * fit_columns<Element>(errors);
+        if (mode == Mode::Whole) {
+            Linear::multiply_columns(outputs, smem.steps.inflow + first,
+                                     unit * inverse(update_unit));
+            if constexpr (kNarrow<Element>) {
+                Linear::divide_columns(outputs, smem.score_units + first);
+            }
+            Operands updates;
+            to_operands<Element>(updates, errors);
+            smem.scores.multiply(outputs, updates, chunk);
+            Linear::multiply_columns(outputs, smem.factors + first, 1.f);
+            store(params.walk.out, params, place, stage, outputs, update_unit, n, chunk);
+        } else {
+            store(params.walk.out, params, place, stage, errors, update_unit, n, chunk);
+        }
+        Linear::multiply_columns(errors, smem.steps.weight + first, 1.f);
+        Operands updates;
+        to_operands<Element>(updates, errors);
+        const float decay = smem.steps.decay[chunk] * unit * inverse(update_unit);
+        if (decay != 1.f) {  // the same for all threads but for a warp's units
+            state.multiply_by(decay);
+        }
+        state.add(updates, stage.k, first);
+        if (kNarrow<Element> && update_unit != 1.f) {
+            state.multiply_by(update_unit);
+        }
+    }
+
+    // from_q += S^T q^T and from_k += S^T k^T, of the 16 rows of each tile from `row` on: the state is made
+    // an operand once.
+    template <typename KeyTile>
+    __device__ __forceinline__ static void read_both(const State& state, Outputs& from_q,
+                                                     const KeyTile& q, Outputs& from_k,
+                                                     const KeyTile& k, int row) {
+        const auto q_rows = by_columns(q, 0);
+        const auto k_rows = by_columns(k, 0);
+#pragma unroll
+        for (int step = 0; step < Size / 16; ++step) {
+            Pair<Element> q_operand[4];
+            Pair<Element> k_operand[4];
+            q_rows.load(q_operand, row, step);
+            k_rows.load(k_operand, row, step);
+#pragma unroll
+            for (int i = 0; i < Tiles; ++i) {
+                Pair<Element> a[4];
+                state.operand(a, i, step);
+                multiply_pairs<Element>(from_q[i][0], a, q_operand[0], q_operand[1]);
+                multiply_pairs<Element>(from_q[i][1], a, q_operand[2], q_operand[3]);
+                multiply_pairs<Element>(from_k[i][0], a, k_operand[0], k_operand[1]);
+                multiply_pairs<Element>(from_k[i][1], a, k_operand[2], k_operand[3]);
+            }
+        }
+    }
+
+    // errors = values - decays * unit * errors
+    __device__ __forceinline__ static void subtract_from_values(Outputs& errors,
+                                                                const Values& values,
+                                                                const float* decays, float unit,
+                                                                int chunk) {
+        Operands loaded;
+        values.load(loaded, chunk);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float2 decay = of_columns(decays, half);
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const float2 value = part<Element>(loaded[tile][2 * half + i]);
+                    float* error = &errors[tile][half][2 * i];
+                    error[0] = fmaf(-error[0], decay.x * unit, value.x);
+                    error[1] = fmaf(-error[1], decay.y * unit, value.y);
+                }
+            }
+        }
+    }
+
+    // Stores what is `unit` times outputs, over the values of the chunk of the n-th tile.
+    __device__ __forceinline__ static void store(const Rows& to, const DeltaParams& params,
+                                                 const Place& place, Stage& stage,
+                                                 const Outputs& outputs, float unit, int n,
+                                                 int chunk) {
+        if constexpr (kNarrow<Element>) {
+            Outputs scaled;
+#pragma unroll
+            for (int i = 0; i < 8 * Tiles; ++i) {
+                scaled[i / 8][i / 4 % 2][i % 4] = outputs[i / 8][i / 4 % 2][i % 4] * unit;
+            }
+            stage.v.put(scaled, chunk);
+        } else {
+            stage.v.put(outputs, chunk);
+        }
+        stage.v.store(to, params.walk.layer, place, n * Count, chunk);
+    }
+};
+
+}  // namespace seqmix::linear_attention

@@ -1,0 +1,216 @@
+//! The kernels of the delta rule: parameters and tables.
+
+use super::Gate::Step;
+use super::params::{Decays, Layer, Rows, States, WalkParams};
+use super::{CHUNK, WARPS, Walk, walk};
+use crate::abi::Dtype::{BF16, F16, F32};
+use crate::abi::{Dtype, Entry, Unit, params};
+
+params! {
+    /// Parameters of the kernels that walk over sequences by the delta rule.
+    pub struct DeltaParams as "seqmix::linear_attention::DeltaParams"
+        with [Rows, Decays, States, Layer, WalkParams] {
+        /// As by the linear rule, in one segment a sequence.
+        pub walk: WalkParams,
+        /// `[batch, steps, heads]`
+        pub beta: Rows,
+        /// `[batch, steps, heads, dv]`: what each step's value differs by from what was found for its key, written; the
+        /// outputs are then the updates, which are `beta` times that. Or none.
+        pub errors: Rows,
+    }
+}
+
+params! {
+    /// Parameters of the walks that compute the gradients of what the delta rule writes, from the last step to the
+    /// first.
+    pub struct DeltaGradientParams as "seqmix::linear_attention::DeltaGradientParams"
+        with [Rows, Decays, States, Layer, WalkParams, DeltaParams] {
+        /// Queries are the layer's keys, keys its queries, values the gradient of its output, and states the gradients
+        /// of its states. `errors` is read, and `out` the gradient of the values.
+        pub delta: DeltaParams,
+        /// `[batch, steps, heads, dv]` in f32, written: the gradient of the values once more; or none.
+        pub parts: Rows,
+        /// `[part, batch, steps, heads]` in f32, written: what each warp of channels adds to the gradients of beta.
+        pub betas: Rows,
+        /// Numbers from one part to the next.
+        pub betas_stride: i64,
+    }
+}
+
+params! {
+    /// Parameters of the kernel that adds the parts of the gradients of beta.
+    pub struct SumBetasParams as "seqmix::linear_attention::SumBetasParams" with [Rows] {
+        /// `[part, batch, steps, heads]` in f32
+        pub parts: Rows,
+        /// `[batch, steps, heads]`, written.
+        pub out: Rows,
+        /// Numbers from one part to the next.
+        pub part_stride: i64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// Steps of each sequence, or of all together with `cu_seqlens`.
+        pub steps: i32,
+        /// Heads.
+        pub heads: i32,
+        /// Parts.
+        pub count: i32,
+        /// To a multiple of 8 bytes.
+        pub padding: i32,
+    }
+}
+
+/// As [`WALK`](super::WALK), by the delta rule.
+#[rustfmt::skip]
+pub const DELTA: &[Walk] = &[
+    //   gate  dtype size tiles count stages
+    walk(Step, F16,   64, 1, 64, 2),
+    walk(Step, F16,  128, 2, 32, 2),
+    walk(Step, F16,  256, 1, 32, 2),
+    walk(Step, BF16,  64, 1, 64, 2),
+    walk(Step, BF16, 128, 2, 32, 2),
+    walk(Step, BF16, 256, 1, 32, 2),
+    walk(Step, F32,   64, 1, 32, 2),
+    walk(Step, F32,  128, 1, 32, 2),
+    walk(Step, F32,  256, 1, 32, 1),
+];
+
+/// As [`DELTA`], of the walks that compute gradients.
+#[rustfmt::skip]
+pub const DELTA_GRADIENTS: &[Walk] = &[
+    //   gate  dtype size tiles count stages
+    walk(Step, F16,   64, 1, 64, 2),
+    walk(Step, F16,  128, 1, 32, 2), // two tiles of channels would spill
+    walk(Step, F16,  256, 1, 32, 2),
+    walk(Step, BF16,  64, 1, 64, 2),
+    walk(Step, BF16, 128, 1, 32, 2),
+    walk(Step, BF16, 256, 1, 32, 2),
+    walk(Step, F32,   64, 1, 32, 2),
+    walk(Step, F32,  128, 1, 32, 1),
+    walk(Step, F32,  256, 1, 32, 1),
+];
+
+impl Walk {
+    /// Shared memory of a block of the kernel of the delta rule.
+    pub const fn delta_shared_bytes(&self) -> usize {
+        // for each chunk a square matrix, and a triangular one in f32 whose rows are 96 bytes apart; two numbers
+        // a step
+        let triangles = self.count / CHUNK * CHUNK * 96;
+        let inverses = self.squares_bytes() + triangles + 4 * 2 * self.count;
+        self.common_bytes() + inverses.next_multiple_of(128)
+    }
+
+    /// The kernel of this row of [`DELTA`].
+    pub fn delta(&self) -> Entry {
+        let Self {
+            dtype,
+            size,
+            tiles,
+            count,
+            stages,
+            ..
+        } = *self;
+        Entry {
+            name: format!("linear_attention_delta_{}_n{size}", dtype.name()),
+            instance: format!(
+                "seqmix::linear_attention::Delta<{}, {size}, {tiles}, {count}, {stages}>",
+                dtype.cpp()
+            ),
+            params: DeltaParams::PARAMS,
+            threads: 32 * WARPS as u32,
+            blocks: 1,
+            shared_bytes: self.delta_shared_bytes(),
+        }
+    }
+}
+
+impl Walk {
+    /// Shared memory of a block of the kernel of gradients by the delta rule.
+    pub const fn delta_gradients_shared_bytes(&self) -> usize {
+        // E of a tile, and a weight a step
+        let errors = self.stages * self.dtype.bytes() * self.count * self.width();
+        (self.delta_shared_bytes() + errors + 4 * self.count).next_multiple_of(128)
+    }
+
+    /// The kernel of this row of [`DELTA_GRADIENTS`].
+    pub fn delta_gradients(&self) -> Entry {
+        let Self {
+            dtype,
+            size,
+            tiles,
+            count,
+            stages,
+            ..
+        } = *self;
+        Entry {
+            name: format!("linear_attention_delta_gradients_{}_n{size}", dtype.name()),
+            instance: format!(
+                "seqmix::linear_attention::DeltaGradients<{}, {size}, {tiles}, {count}, {stages}>",
+                dtype.cpp()
+            ),
+            params: DeltaGradientParams::PARAMS,
+            threads: 32 * WARPS as u32,
+            blocks: 1,
+            shared_bytes: self.delta_gradients_shared_bytes(),
+        }
+    }
+
+    /// Warps that share the channels of `dv` in the kernels of this row.
+    pub fn warps_of(&self, dv: usize) -> usize {
+        dv.div_ceil(self.width()) * WARPS
+    }
+}
+
+/// Steps of a block of [`sum_betas`].
+pub const SUM_BETAS_STEPS: usize = 64;
+
+/// The kernel that adds the parts of the gradients of beta, of this type.
+pub fn sum_betas(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_delta_sum_betas_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::SumBetas<{}>", dtype.cpp()),
+        params: SumBetasParams::PARAMS,
+        threads: 128,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// One unit a kernel, so that they compile in parallel.
+pub(super) fn units() -> Vec<Unit> {
+    let unit = |entry: Entry, header| Unit {
+        name: entry.name.clone(),
+        header,
+        entries: vec![entry],
+    };
+    let mut units = Vec::new();
+    for row in DELTA {
+        units.push(unit(row.delta(), "linear_attention/delta.cuh"));
+    }
+    for row in DELTA_GRADIENTS {
+        units.push(unit(
+            row.delta_gradients(),
+            "linear_attention/delta_gradients.cuh",
+        ));
+    }
+    for dtype in [F16, BF16, F32] {
+        units.push(unit(sum_betas(dtype), "linear_attention/sum_betas.cuh"));
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fit_every_gpu_since_ampere() {
+        for row in DELTA {
+            // as the rows of WALK
+            assert!(row.delta_shared_bytes() <= 99 << 10, "{}", row.delta().name);
+        }
+        for row in DELTA_GRADIENTS {
+            let entry = row.delta_gradients();
+            assert!(entry.shared_bytes <= 99 << 10, "{}", entry.name);
+        }
+    }
+}

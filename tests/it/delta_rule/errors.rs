@@ -1,0 +1,105 @@
+//! What the delta rule refuses.
+
+use half::bf16;
+use seqmix::linear_attention::{Config, Decay, Forward, Layer, Rule};
+use seqmix::{Result, Tensor, Workspace};
+
+use crate::support::device;
+
+/// A layer of 5 steps, two heads and 16 channels, with one thing changed.
+#[derive(Clone, Copy, Default)]
+struct Call {
+    config: Config,
+    steps_of_beta: usize,
+    bonus: bool,
+    per_channel: bool,
+}
+
+const STEPS: usize = 5;
+
+impl Call {
+    fn new() -> Self {
+        Self {
+            steps_of_beta: STEPS,
+            ..Self::default()
+        }
+    }
+
+    fn forward(self) -> Result<()> {
+        let device = device();
+        let stream = device.stream();
+        let rows = Tensor::<bf16, 4>::zeros(&stream, [1, STEPS, 2, 16])?;
+        let decays = Tensor::<f32, 4>::zeros(&stream, [1, STEPS, 2, 16])?;
+        let beta = Tensor::<bf16, 3>::zeros(&stream, [1, self.steps_of_beta, 2])?;
+        let bonus = Tensor::<f32, 2>::zeros(&stream, [2, 16])?;
+        let mut out = Tensor::<bf16, 4>::zeros(&stream, [1, STEPS, 2, 16])?;
+        let tensors = Forward {
+            layer: Layer {
+                rule: Rule::Delta { beta: beta.view() },
+                bonus: self.bonus.then(|| bonus.view()),
+                decay: match self.per_channel {
+                    true => Decay::PerChannel(decays.view()),
+                    false => Decay::None,
+                },
+                ..Layer::new(rows.view(), rows.view(), rows.view())
+            },
+            out: out.view_mut(),
+            final_state: None,
+            final_z: None,
+            normalizer: None,
+        };
+        let op = &device.linear_attention;
+        op.forward(&stream, self.config, tensors, &mut Workspace::new(&stream))
+    }
+}
+
+#[test]
+fn what_no_kernel_does_is_refused_by_name() {
+    Call::new().forward().unwrap();
+    let of = |config| Call {
+        config,
+        ..Call::new()
+    };
+    let calls = [
+        (
+            of(Config {
+                causal: false,
+                ..Config::default()
+            }),
+            "not causal",
+        ),
+        (
+            of(Config {
+                normalize: Some(1e-6),
+                ..Config::default()
+            }),
+            "normaliser",
+        ),
+        (
+            Call {
+                bonus: true,
+                ..Call::new()
+            },
+            "bonus",
+        ),
+        (
+            Call {
+                per_channel: true,
+                ..Call::new()
+            },
+            "per channel",
+        ),
+        (
+            Call {
+                steps_of_beta: 4,
+                ..Call::new()
+            },
+            "beta has shape [1, 4, 2], expected shape [1, 5, 2]",
+        ),
+    ];
+    for (call, words) in calls {
+        let error = call.forward().expect_err(words).to_string();
+        assert!(error.contains("linear_attention::forward"), "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+}
