@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
 
 use crate::error::{Error, Result};
-use crate::tensor::TensorMut;
+use crate::tensor::{Float, TensorMut};
 
 /// Scratch memory that operations use and never allocate themselves.
 ///
@@ -112,4 +112,22 @@ impl Scratch<'_> {
         let (first, rest) = parts.ok_or(error)?;
         Ok((first, Scratch(Some(rest))))
     }
+}
+
+/// A part of a workspace, which begins at a multiple of 256 bytes, as a contiguous tensor.
+pub(crate) fn typed<'a, T: Float, const N: usize>(
+    memory: &'a mut CudaViewMut<'_, u8>,
+    shape: [usize; N],
+) -> Result<TensorMut<'a, T, N>> {
+    let elements = shape.iter().product();
+    let available = memory.len() / size_of::<T>();
+    // SAFETY: the memory begins at a multiple of 256 bytes, and every bit pattern is a `Float`.
+    let view = unsafe { memory.transmute_mut::<T>(elements) };
+    let view = view.ok_or(Error::OutOfBounds {
+        shape: shape.to_vec(),
+        strides: Vec::new(),
+        needed: elements,
+        available,
+    })?;
+    TensorMut::contiguous(view, shape)
 }

@@ -116,7 +116,7 @@ struct Gradients {
         sum_rows(place, layer, smem, out, layer.scale, own);
     }
 
-    // out = left S^T
+    // out = left S^T. Other tiles may come in the place of these after the next barrier.
     __device__ __forceinline__ static void multiply_states(const GradientParams& params,
                                                            const Place& place, Smem& smem,
                                                            Output& out) {
@@ -167,7 +167,6 @@ struct Gradients {
                 }
             }
         }
-        __syncthreads();  // the tiles are read, before others come in their place
     }
 
     // What the states of a slice were divided by.

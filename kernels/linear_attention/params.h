@@ -44,6 +44,8 @@ struct Layer {
     Rows k;                 // [batch, steps, heads_k, dk]
     Rows v;                 // [batch, steps, heads_v, dv]
     Decays decays;
+    const float* bonus;     // [heads, dk], or null: queries read their own step's state
+    int64_t bonus_head_stride;
     const int* cu_seqlens;  // [sequences + 1] first steps of the sequences, or null
     int steps;              // of each sequence; with cu_seqlens of all together
     int heads;
@@ -59,12 +61,18 @@ struct Layer {
 struct WalkParams {
     Layer layer;
     Rows out;           // [batch, steps, heads, dv]
+    Rows normalizer;    // [batch, steps, heads] in f32, or none: what outputs are divided by, less eps
     States initial;     // before each sequence, or none: zeros
     States last;        // after each sequence, or none
+    States initial_z;   // the same of the normaliser, without values
+    States last_z;
     float* segments;    // [slot, head, dk, dv], see Mode; null: one segment a sequence
     float* decays;      // [slot, head] or per channel [slot, head, dk]: what a segment multiplies the
                         // state before it by
+    float* z_segments;  // [slot, head, dk], as `segments`
     int mode;           // Mode
+    int normalize;      // 1: outputs are divided
+    float eps;          // added to what they are divided by
 };
 
 struct CarryParams {
@@ -77,7 +85,7 @@ struct CarryParams {
     int64_t head_size;      // dk * dv
     int steps;
     int heads;
-    int dv;
+    int dv;                 // 1 for the normaliser's
     int segment;
     int decays_of_head;     // 1 or dk
     int all;                // 1: the last segment was computed too

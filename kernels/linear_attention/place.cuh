@@ -87,7 +87,7 @@ __device__ __forceinline__ Place place_of_block(const Layer& layer, int width) {
 // The address of the block's head in the n-th step of the walk.
 template <typename Element>
 __device__ __forceinline__ Element* row_of(const Rows& rows, const Place& place, int n) {
-    return static_cast<Element*>(rows.at) + blockIdx.z * rows.batch_stride +
+    return static_cast<Element*>(rows.at) + static_cast<int>(blockIdx.z) * rows.batch_stride +
            (place.start + place.direction * n) * rows.step_stride +
            place.head / static_cast<int>(rows.shared) * rows.head_stride;
 }
@@ -99,7 +99,7 @@ __device__ __forceinline__ int64_t stride_of(const Rows& rows, const Place& plac
 
 // The block's head in its sequence, from the state of `channel` of the values on.
 __device__ __forceinline__ float* state_of(const States& states, const Place& place, int channel) {
-    return states.at + blockIdx.z * states.sequence_stride + place.head * states.head_stride +
+    return states.at + static_cast<int>(blockIdx.z) * states.sequence_stride + place.head * states.head_stride +
            channel * states.value_stride;
 }
 

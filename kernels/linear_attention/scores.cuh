@@ -47,6 +47,26 @@ __device__ __forceinline__ void for_each_score(Products& products, const With& w
     }
 }
 
+// Divides each row of scores by the power of two that makes it an operand, if kNarrow.
+template <typename Element>
+__device__ __forceinline__ void fit_rows(Products& scores, float (&units)[2]) {
+    if constexpr (kNarrow<Element>) {
+        float largest[2] = {};
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], fabsf(scores[i / 4][i % 4]));
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            units[half] = fitting(quad_max(largest[half]));
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            scores[i / 4][i % 4] *= inverse(units[i / 2 % 2]);
+        }
+    }
+}
+
 // Square matrices, one for each chunk of a tile of `Count` steps. Those of f32 lie side by side in
 // pairs: a row of a tile is 128 bytes.
 template <typename Element_, int Count>

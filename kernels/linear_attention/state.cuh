@@ -56,29 +56,32 @@ struct State {
 
     float values[Tiles][kParts][4];
 
-    // Calls with(number, offset) for each number that exists: `channels` of the warp's and `dk`.
-    // `offset` is from the warp's first channel.
+    // Calls with(number, address) for each number that exists: `channels` of the warp's and `dk`. The
+    // warp's first channel is at `at`.
     template <typename With>
-    __device__ __forceinline__ void for_each(const States& states, int channels, int dk,
+    __device__ __forceinline__ void for_each(float* at, const States& states, int channels, int dk,
                                              const With& with) {
         const int rows = channels - lane_row();
-        const int64_t offset = lane_row() * states.value_stride + lane_column() * states.key_stride;
+        at += lane_row() * states.value_stride + lane_column() * states.key_stride;
 #pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
+        for (int part = 0; part < kParts; ++part) {
+            if (part % 4 == 0) {
+                __syncwarp();  // 16 accesses are on their way: addresses of more take registers
+            }
+            if (8 * part < dk) {  // a multiple of 8
 #pragma unroll
-            for (int part = 0; part < kParts; ++part) {
-                if (part % 4 == 0) {
-                    __syncwarp();  // 16 accesses are on their way: addresses of more take registers
-                }
+                for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int row = 16 * tile + 8 * (i / 2);
-                    if (row < rows && 8 * part < dk) {  // dk is a multiple of 8
-                        with(values[tile][part][i], offset + row * states.value_stride +
-                                                        (8 * part + i % 2) * states.key_stride);
+                    for (int i = 0; i < 4; ++i) {
+                        const int row = 16 * tile + 8 * (i / 2);
+                        if (row < rows) {
+                            with(values[tile][part][i],
+                                 at + row * states.value_stride + i % 2 * states.key_stride);
+                        }
                     }
                 }
             }
+            at += 8 * states.key_stride;
         }
     }
 
@@ -96,15 +99,12 @@ struct State {
     }
 
     // Reads what exists of the states at `from`; the rest stays as it is.
-    __device__ __forceinline__ void load(const float* from, const States& states, int channels,
-                                         int dk) {
-        for_each(states, channels, dk,
-                 [&](float& number, int64_t offset) { number = from[offset]; });
+    __device__ __forceinline__ void load(float* from, const States& states, int channels, int dk) {
+        for_each(from, states, channels, dk, [](float& number, const float* at) { number = *at; });
     }
 
     __device__ __forceinline__ void store(float* to, const States& states, int channels, int dk) {
-        for_each(states, channels, dk,
-                 [&](const float& number, int64_t offset) { to[offset] = number; });
+        for_each(to, states, channels, dk, [](const float& number, float* at) { *at = number; });
     }
 
     __device__ __forceinline__ void multiply_by(float factor) {
@@ -115,6 +115,21 @@ struct State {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     values[tile][part][i] *= factor;
+                }
+            }
+        }
+    }
+
+    // Multiplies each channel of the keys by a number of its own, of `Size` in shared memory.
+    __device__ __forceinline__ void multiply_keys(const float* factors) {
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+            const float2 both = *reinterpret_cast<const float2*>(factors + 8 * part + lane_column());
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    values[tile][part][i] *= i % 2 == 0 ? both.x : both.y;
                 }
             }
         }

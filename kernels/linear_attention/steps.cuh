@@ -35,7 +35,7 @@ __device__ __forceinline__ const float* decays_of(const Layer& layer, const Plac
         return nullptr;
     }
     const int step = place.start + place.direction * n + reversed;
-    return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
+    return layer.decays.at + static_cast<int>(blockIdx.z) * layer.decays.batch_stride +
            step * layer.decays.step_stride + place.head * layer.decays.head_stride;
 }
 
@@ -45,7 +45,7 @@ __device__ __forceinline__ const float* decays_behind(const Layer& layer, const 
         return nullptr;
     }
     const int step = place.start + place.direction * (place.steps - 1);
-    return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
+    return layer.decays.at + static_cast<int>(blockIdx.z) * layer.decays.batch_stride +
            step * layer.decays.step_stride + place.head * layer.decays.head_stride;
 }
 

@@ -28,6 +28,16 @@ struct Values {
         return warp_of_block() * kWarpChannels;
     }
 
+    // Starts the copies of the tile that begins `step` steps into the walk.
+    template <int Threads>
+    __device__ __forceinline__ void fetch(const Layer& layer, const Place& place, int step) {
+        using TileCopy = Copy<Threads, Tile>;
+        const Element* first = row_of<const Element>(layer.v, place, step) + place.channel;
+        const int64_t stride = stride_of(layer.v, place);
+        TileCopy::start(tile, TileCopy::source(first, stride), stride, place.steps - step,
+                        min(layer.dv - place.channel, kWidth) / kElements);
+    }
+
     // The warp's channels of a chunk, as operands A whose columns are steps.
     __device__ __forceinline__ void load(Pair<Element> (&values)[Tiles][4], int chunk) const {
         const auto operand = by_columns(tile, 0, warp_channel());
@@ -54,9 +64,10 @@ struct Values {
         }
     }
 
-    // Stores the rows of the warp's channels of a chunk that exist; `step` is the tile's first.
+    // Stores the rows of the warp's channels of a chunk that exist, which steps of the walk before
+    // `lead` do not; `step` is the tile's first.
     __device__ __forceinline__ void store(const Rows& out, const Layer& layer, const Place& place,
-                                          int step, int chunk) const {
+                                          int step, int chunk, int lead = 0) const {
         __syncwarp();  // the lanes have written the warp's channels, before other lanes read them
         // chunks of 16 bytes of a row: eight lanes take rows whose swizzles differ as their columns do
         constexpr int kOwn = kWarpChannels / kElements;
@@ -70,7 +81,8 @@ struct Values {
             const int lane = lane_of_warp() % 8;
             const int row = eight / kOwn * 8 + eight % kOwn + lane / kOwn * kOwn;
             const int column = warp_channel() / kElements + lane % kOwn;
-            if (row < rows && kElements * column < channels) {
+            if (row < rows && row >= lead - step - kChunk * chunk &&
+                kElements * column < channels) {
                 *reinterpret_cast<uint4*>(to + row * stride_of(out, place) + kElements * column) =
                     *reinterpret_cast<const uint4*>(bytes +
                                                     Tile::offset(kChunk * chunk + row, column));

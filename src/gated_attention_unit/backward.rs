@@ -7,24 +7,24 @@ use cudarc::driver::CudaStream;
 use super::problem::{PairLayout, Problem};
 use super::{
     AffineMut, AttendParams, Backward, BackwardPlan, COPY_BYTES, Config, GatedAttentionUnit,
-    GradientParams, Inputs, PairMut, Rows, SumsParams, layouts,
+    GradientParams, Inputs, PairMut, Rows, SumsParams, Unit, layouts,
 };
 use crate::abi::gated_attention_unit::AffineGradient;
 use crate::error::Result;
 use crate::launch::Launch;
 use crate::tensor::{Float, TensorMut};
-use crate::workspace::Workspace;
+use crate::workspace::{Scratch, Workspace};
 
 const OP: &str = "gated_attention_unit::backward";
 
 /// The names of gradients of a pair.
-const QUADRATIC: [&str; 4] = [
+pub(super) const QUADRATIC: [&str; 4] = [
     "quadratic.q.dgamma",
     "quadratic.q.dbeta",
     "quadratic.k.dgamma",
     "quadratic.k.dbeta",
 ];
-const LINEAR: [&str; 4] = [
+pub(super) const LINEAR: [&str; 4] = [
     "linear.q.dgamma",
     "linear.q.dbeta",
     "linear.k.dgamma",
@@ -45,6 +45,17 @@ impl GatedAttentionUnit {
     ) -> Result<BackwardPlan> {
         let (problem, _) = describe(config, tensors)?;
         self.plan_backward(&problem, tensors.dbias.is_some())
+    }
+
+    /// The plan of a unit's gradients, before there are tensors for them.
+    pub(super) fn backward_plan_unit<T: Float>(
+        &self,
+        config: Config,
+        unit: &Unit<'_, T>,
+        with_bias: bool,
+    ) -> Result<BackwardPlan> {
+        let problem = Problem::new(OP, T::DTYPE, config, &layouts(unit))?;
+        self.plan_backward(&problem, with_bias)
     }
 
     fn plan_backward(&self, problem: &Problem, with_bias: bool) -> Result<BackwardPlan> {
@@ -72,12 +83,22 @@ impl GatedAttentionUnit {
         &self,
         stream: &Arc<CudaStream>,
         config: Config,
-        mut tensors: Backward<'_, T>,
+        tensors: Backward<'_, T>,
         workspace: &mut Workspace,
+    ) -> Result<()> {
+        self.backward_with(stream, config, tensors, &mut workspace.scratch())
+    }
+
+    /// [`GatedAttentionUnit::backward`] in a part of a workspace.
+    pub(super) fn backward_with<T: Float>(
+        &self,
+        stream: &Arc<CudaStream>,
+        config: Config,
+        mut tensors: Backward<'_, T>,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()> {
         let (problem, outputs) = describe(config, &tensors)?;
         let plan = self.plan_backward(&problem, tensors.dbias.is_some())?;
-        let mut scratch = workspace.scratch();
         let mut memory;
         let mut launch = Launch::new(OP, stream);
         launch.same_context("the operation", &self.ctx)?;
@@ -88,9 +109,9 @@ impl GatedAttentionUnit {
         let du = launch.write("du", &mut tensors.du, COPY_BYTES)?;
         let dv = launch.write("dv", &mut tensors.dv, COPY_BYTES)?;
         let dz = launch.write("dz", &mut tensors.dz, COPY_BYTES)?;
-        let [quadratic_q, quadratic_k] = write(&mut launch, QUADRATIC, &mut tensors.quadratic)?;
+        let [quadratic_q, quadratic_k] = tensors.quadratic.write(&mut launch, QUADRATIC)?;
         let [linear_q, linear_k] = match &mut tensors.linear {
-            Some(linear) => write(&mut launch, LINEAR, linear)?,
+            Some(linear) => linear.write(&mut launch, LINEAR)?,
             None => Default::default(),
         };
         let dbias = match &mut tensors.dbias {
@@ -196,22 +217,41 @@ impl GatedAttentionUnit {
     }
 }
 
-/// The addresses of gradients of queries' and of keys' vectors.
-fn write<'a>(
-    launch: &mut Launch<'a>,
-    names: [&'static str; 4],
-    pair: &'a mut PairMut<'_>,
-) -> Result<[AffineGradient; 2]> {
-    let mut affine = |name: [&'static str; 2], by: &'a mut AffineMut<'_>| -> Result<_> {
-        Ok(AffineGradient {
-            dgamma: launch.write(name[0], &mut by.dgamma, 4)?,
-            dbeta: launch.write(name[1], &mut by.dbeta, 4)?,
-        })
-    };
-    Ok([
-        affine([names[0], names[1]], &mut pair.q)?,
-        affine([names[2], names[3]], &mut pair.k)?,
-    ])
+impl AffineMut<'_> {
+    fn reborrow(&mut self) -> AffineMut<'_> {
+        AffineMut {
+            dgamma: self.dgamma.reborrow(),
+            dbeta: self.dbeta.reborrow(),
+        }
+    }
+}
+
+impl PairMut<'_> {
+    /// The same vectors, to write for a while.
+    pub(super) fn reborrow(&mut self) -> PairMut<'_> {
+        PairMut {
+            q: self.q.reborrow(),
+            k: self.k.reborrow(),
+        }
+    }
+
+    /// The addresses of gradients of queries' and of keys' vectors, which a call writes.
+    pub(super) fn write<'a>(
+        &'a mut self,
+        launch: &mut Launch<'a>,
+        names: [&'static str; 4],
+    ) -> Result<[AffineGradient; 2]> {
+        let mut affine = |name: [&'static str; 2], by: &'a mut AffineMut<'_>| -> Result<_> {
+            Ok(AffineGradient {
+                dgamma: launch.write(name[0], &mut by.dgamma, 4)?,
+                dbeta: launch.write(name[1], &mut by.dbeta, 4)?,
+            })
+        };
+        Ok([
+            affine([names[0], names[1]], &mut self.q)?,
+            affine([names[2], names[3]], &mut self.k)?,
+        ])
+    }
 }
 
 /// How the gradients lie.

@@ -13,6 +13,8 @@
 //! another pair of queries and keys of `z`. The cost is then linear in the length.
 
 mod backward;
+mod block;
+mod block_backward;
 mod plan;
 mod problem;
 mod tensors;
@@ -29,11 +31,13 @@ use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
 use crate::launch::{Kernel, Launch};
-use crate::tensor::{Float, TensorRef};
-use crate::workspace::Workspace;
+use crate::tensor::{self, Float, TensorRef};
+use crate::workspace::{Scratch, Workspace};
 use plan::{Met, States};
 use problem::{LINEAR, Layouts, MixedLayout, PairLayout, Problem, QUADRATIC};
 
+pub use block::{Block, BlockForward, Weights};
+pub use block_backward::BlockBackward;
 pub use plan::{BackwardPlan, Plan};
 pub use tensors::{Affine, AffineMut, Backward, Config, Forward, Mixed, Pair, PairMut, Unit};
 
@@ -160,6 +164,17 @@ impl GatedAttentionUnit {
         self.plan_problem(&problem)
     }
 
+    /// The plan of a unit whose output has this layout.
+    fn plan_unit<T: Float>(
+        &self,
+        config: Config,
+        unit: &Unit<'_, T>,
+        out: tensor::Layout<3>,
+    ) -> Result<Plan> {
+        let (problem, _) = describe_unit(config, unit, out)?;
+        self.plan_problem(&problem)
+    }
+
     fn plan_problem(&self, problem: &Problem) -> Result<Plan> {
         Plan::new(problem, &self.attend_rows, &self.tiles, &self.device)
     }
@@ -180,11 +195,21 @@ impl GatedAttentionUnit {
         &self,
         stream: &Arc<CudaStream>,
         config: Config,
-        mut tensors: Forward<'_, T>,
+        tensors: Forward<'_, T>,
         workspace: &mut Workspace,
     ) -> Result<()> {
+        self.forward_with(stream, config, tensors, &mut workspace.scratch())
+    }
+
+    /// [`GatedAttentionUnit::forward`] in a part of a workspace.
+    fn forward_with<T: Float>(
+        &self,
+        stream: &Arc<CudaStream>,
+        config: Config,
+        mut tensors: Forward<'_, T>,
+        scratch: &mut Scratch<'_>,
+    ) -> Result<()> {
         let (problem, out) = describe(config, &tensors)?;
-        let mut scratch = workspace.scratch();
         let mut memory;
         let mut launch = Launch::new(problem.op, stream);
         launch.same_context("the operation", &self.ctx)?;
@@ -365,9 +390,17 @@ impl Side {
 }
 
 fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Problem, Rows)> {
+    describe_unit(config, &tensors.unit, tensors.out.layout())
+}
+
+fn describe_unit<T: Float>(
+    config: Config,
+    unit: &Unit<'_, T>,
+    out: tensor::Layout<3>,
+) -> Result<(Problem, Rows)> {
     let op = "gated_attention_unit::forward";
-    let problem = Problem::new(op, T::DTYPE, config, &layouts(&tensors.unit))?;
-    let out = problem.like_v("out", tensors.out.layout())?;
+    let problem = Problem::new(op, T::DTYPE, config, &layouts(unit))?;
+    let out = problem.like_v("out", out)?;
     Ok((problem, out))
 }
 

@@ -7,6 +7,9 @@ use crate::abi::gated_attention_unit::{Attend, ROWS, STATES_CHANNELS, SUMS_COLUM
 use crate::driver::Device;
 use crate::error::Result;
 
+/// Blocks along y and z of a grid.
+const MAX_BLOCKS: usize = 65_535;
+
 /// Alignment in the workspace: a line of the L2 cache.
 const ALIGNMENT: usize = 128;
 
@@ -96,6 +99,15 @@ impl Plan {
         device: &Device,
         room: &mut Room,
     ) -> Result<Self> {
+        for (what, found, most) in [
+            ("steps", problem.steps, MAX_BLOCKS * ROWS),
+            ("sequences", problem.sequences, MAX_BLOCKS),
+        ] {
+            if found > most {
+                let (request, available) = (format!("{found} {what}"), format!("up to {most}"));
+                return Err(problem.check().unsupported(request, available));
+            }
+        }
         let row = best(problem, attend, device)?;
         let tiles = first_fit(problem, tiles)?;
         let states = problem.has_states().then(|| {

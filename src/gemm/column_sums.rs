@@ -10,7 +10,7 @@ use crate::abi::gemm::COLUMN_SUMS_COLUMNS;
 use crate::error::{Error, Result};
 use crate::launch::Launch;
 use crate::tensor::{Dtype, Float, Layout, TensorMut, TensorRef};
-use crate::workspace::Workspace;
+use crate::workspace::{Scratch, Workspace};
 
 const OP: &str = "gemm::column_sums";
 
@@ -36,8 +36,19 @@ impl Gemm {
         &self,
         stream: &Arc<CudaStream>,
         x: TensorRef<'_, T, 3>,
-        mut sums: TensorMut<'_, f32, 1>,
+        sums: TensorMut<'_, f32, 1>,
         workspace: &mut Workspace,
+    ) -> Result<()> {
+        self.column_sums_with(stream, x, sums, &mut workspace.scratch())
+    }
+
+    /// [`Gemm::column_sums`] in a part of a workspace.
+    pub(crate) fn column_sums_with<T: Float>(
+        &self,
+        stream: &Arc<CudaStream>,
+        x: TensorRef<'_, T, 3>,
+        mut sums: TensorMut<'_, f32, 1>,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()> {
         let matrix = matrix(&x)?;
         let [batch, m, n] = x.shape();
@@ -66,7 +77,6 @@ impl Gemm {
             found: format!("{batch} matrices of {m}"),
         })?;
         let parts = self.parts(rows, n);
-        let mut scratch = workspace.scratch();
         let mut memory = scratch.take(self.column_sums_workspace_bytes(x.shape()))?;
         let mut launch = Launch::new(OP, stream);
         let at = launch.read("x", &x, size_of::<T>() as u64)?;

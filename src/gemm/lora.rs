@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, CudaViewMut};
+use cudarc::driver::CudaStream;
 
 use super::{Adapter, Config, Gemm, Multiply};
 use crate::abi::gemm::MAX_RANK;
 use crate::error::{Error, Result};
 use crate::launch::Launch;
 use crate::tensor::{Float, TensorMut, TensorRef};
-use crate::workspace::{Scratch, Workspace};
+use crate::workspace::{Scratch, Workspace, typed};
 
 const OP: &str = "gemm::lora_backward";
 
@@ -131,8 +131,8 @@ impl Gemm {
         let mut scratch = workspace.scratch();
         let (mut first, mut rest) = scratch.split(needed, low_bytes)?;
         let (mut second, mut rest) = rest.split(needed - low_bytes, low_bytes)?;
-        let mut low = typed::<T>(&mut first, [batch, m, rank])?;
-        let mut dlow = typed::<T>(&mut second, [batch, m, rank])?;
+        let mut low = typed::<T, 3>(&mut first, [batch, m, rank])?;
+        let mut dlow = typed::<T, 3>(&mut second, [batch, m, rank])?;
         self.check_overlap(
             stream,
             [&a, &b, &down, &up, &dd],
@@ -234,22 +234,4 @@ impl Step<'_, '_> {
                 .multiply_with(self.stream, config, product, self.scratch),
         }
     }
-}
-
-/// A part of a workspace as a tensor.
-fn typed<'a, T: Float>(
-    memory: &'a mut CudaViewMut<'_, u8>,
-    shape: [usize; 3],
-) -> Result<TensorMut<'a, T, 3>> {
-    let elements = shape.iter().product();
-    let available = memory.len() / size_of::<T>();
-    // SAFETY: the memory begins at a multiple of 256 bytes, and every bit pattern is a `Float`.
-    let view = unsafe { memory.transmute_mut::<T>(elements) };
-    let view = view.ok_or(Error::OutOfBounds {
-        shape: shape.to_vec(),
-        strides: Vec::new(),
-        needed: elements,
-        available,
-    })?;
-    TensorMut::contiguous(view, shape)
 }

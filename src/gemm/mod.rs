@@ -160,7 +160,7 @@ impl Gemm {
     }
 
     /// [`Gemm::multiply`] in a part of a workspace.
-    fn multiply_with<T: Float, D: Float>(
+    pub(crate) fn multiply_with<T: Float, D: Float>(
         &self,
         stream: &Arc<CudaStream>,
         config: Config,

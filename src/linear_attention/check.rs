@@ -21,7 +21,7 @@ impl Check {
         }
     }
 
-    fn argument(self, argument: &'static str, expected: &str, found: String) -> Error {
+    pub(super) fn argument(self, argument: &'static str, expected: &str, found: String) -> Error {
         Error::Argument {
             op: self.0,
             argument,
@@ -106,7 +106,14 @@ impl Check {
         if config.segment == Some(0) {
             return Err(self.argument("segment", "at least one step", "0".into()));
         }
-        Ok(())
+        match config.normalize {
+            // a NaN is in no order
+            Some(eps) if !(eps >= 0.0) => {
+                let expected = "a number that is not negative";
+                Err(self.argument("normalize", expected, eps.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// That outputs are normalised, for a tensor that exists only then.

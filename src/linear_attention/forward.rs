@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::plan::Plan;
 use super::problem::Problem;
-use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer};
+use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer, read_z};
 use crate::abi::linear_attention::{
     CarryParams, DeltaParams, Layer, Mode, Rows, States, WalkParams,
 };
@@ -23,22 +23,25 @@ pub(super) const COPY_BYTES: u64 = 16;
 /// How the outputs of a forward call lie.
 struct Outputs {
     out: Rows,
+    normalizer: Rows,
     last: States,
+    last_z: States,
 }
 
 fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Problem, Outputs)> {
     let layouts = layouts(&tensors.layer, tensors.out.layout());
     let problem = Problem::new(OP, T::DTYPE, config, &layouts)?;
-    let unsupported = |request: &str| Error::Unsupported {
-        op: OP,
-        request: request.into(),
-        available: "the linear rule without normaliser, decays per channel or bonus".into(),
-    };
-    if problem.beta.is_some() && !config.causal {
-        return Err(unsupported("the delta rule that is not causal"));
-    }
-    if problem.per_channel || config.normalize.is_some() {
-        return Err(unsupported("a normaliser, decays per channel or a bonus"));
+    let lacking = [
+        (!config.causal, "that is not causal"),
+        (problem.per_channel, "with decays per channel or a bonus"),
+        (config.normalize.is_some(), "with a normaliser"),
+    ];
+    if let (Some(_), Some((_, what))) = (problem.beta, lacking.iter().find(|(lacks, _)| *lacks)) {
+        return Err(Error::Unsupported {
+            op: OP,
+            request: format!("the delta rule {what}"),
+            available: "the linear rule".into(),
+        });
     }
     let outputs = Outputs {
         out: problem.like_out("out", tensors.out.layout())?,
@@ -46,12 +49,20 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
             Some(states) => problem.states("final_state", states.layout())?,
             None => States::default(),
         },
+        last_z: match &tensors.final_z {
+            Some(z) => problem.zs("final_z", z.layout())?,
+            None => States::default(),
+        },
+        normalizer: match &tensors.normalizer {
+            Some(sums) => problem.normalizer("normalizer", sums.layout())?,
+            None => Rows::default(),
+        },
     };
     Ok((problem, outputs))
 }
 
 /// beta with its address, by the delta rule.
-fn read_beta<'a, T: Float>(
+pub(super) fn read_beta<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
     layer: &'a super::Layer<'_, T>,
@@ -69,7 +80,7 @@ impl LinearAttention {
     /// The plan of a forward pass.
     fn plan_of(&self, problem: &Problem) -> Result<Plan> {
         let rows = match problem.beta {
-            Some(_) => &self.delta_rows,
+            Some(_) => &self.delta.rows,
             None => &self.rows,
         };
         Plan::new(problem, rows, &self.device)
@@ -109,6 +120,7 @@ impl LinearAttention {
         launch.same_context("the operation", &self.ctx)?;
         let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
         let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
+        let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
         let out = Rows {
             at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
             ..outputs.out
@@ -119,6 +131,20 @@ impl LinearAttention {
                 ..outputs.last
             },
             None => States::default(),
+        };
+        let last_z = match &mut tensors.final_z {
+            Some(z) => States {
+                at: launch.write("final_z", z, 4)?,
+                ..outputs.last_z
+            },
+            None => States::default(),
+        };
+        let normalizer = match &mut tensors.normalizer {
+            Some(sums) => Rows {
+                at: launch.write("normalizer", sums, 4)?,
+                ..outputs.normalizer
+            },
+            None => Rows::default(),
         };
         if problem.is_empty() {
             return launch.check();
@@ -135,9 +161,14 @@ impl LinearAttention {
                 ..layer
             },
             out,
+            normalizer,
             initial,
             last,
+            initial_z,
+            last_z,
             mode: Mode::Whole as i32,
+            normalize: config.normalize.is_some().into(),
+            eps: config.normalize.unwrap_or(0.0),
             ..WalkParams::default()
         };
         if let Some(beta) = beta {
@@ -148,7 +179,7 @@ impl LinearAttention {
             };
             // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell the
             // kernel, which clamps what it reads from cu_seqlens to the steps.
-            return unsafe { launch.run(&self.delta[plan.row], plan.grid, &params) };
+            return unsafe { launch.run(&self.delta.walks[plan.row], plan.grid, &params) };
         }
         // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
         // tell the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has
@@ -178,6 +209,7 @@ impl LinearAttention {
         let whole = WalkParams {
             segments: at + plan.memory.states as u64,
             decays: at + plan.memory.decays as u64,
+            z_segments: at + plan.memory.zs as u64,
             ..*params
         };
         let states = WalkParams {
@@ -187,13 +219,10 @@ impl LinearAttention {
         // SAFETY: as above.
         unsafe { launch.run(kernel, plan.grid, &states) }?;
         let layer = whole.layer;
+        let last = |states| if causal { States::default() } else { states };
         let carry = CarryParams {
             initial: whole.initial,
-            last: if causal {
-                States::default()
-            } else {
-                whole.last
-            },
+            last: last(whole.last),
             cu_seqlens: layer.cu_seqlens,
             segments: whole.segments,
             decays: whole.decays,
@@ -202,11 +231,25 @@ impl LinearAttention {
             heads: layer.heads,
             dv: layer.dv,
             segment: layer.segment,
-            decays_of_head: 1,
+            decays_of_head: problem.decays_of_head() as i32, // at most dk
             all: (!causal).into(),
         };
+        let grid = Plan::grid_of_carry(problem, problem.head_size());
         // SAFETY: as above; it reads what the kernel before it wrote.
-        unsafe { launch.run(&self.carry, plan.grid_of_carry(problem), &carry) }?;
+        unsafe { launch.run(&self.carry, grid, &carry) }?;
+        if whole.normalize != 0 {
+            let carry = CarryParams {
+                initial: whole.initial_z,
+                last: last(whole.last_z),
+                segments: whole.z_segments,
+                head_size: problem.dk as i64,
+                dv: 1,
+                ..carry
+            };
+            let grid = Plan::grid_of_carry(problem, problem.dk);
+            // SAFETY: as above.
+            unsafe { launch.run(&self.carry, grid, &carry) }?;
+        }
         let outputs = WalkParams {
             mode: if causal { Mode::Whole } else { Mode::Read } as i32,
             ..whole

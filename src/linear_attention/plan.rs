@@ -8,10 +8,10 @@ use crate::driver::Device;
 use crate::error::{Error, Result};
 
 /// Blocks that run side by side on a multiprocessor: their registers allow two.
-const BLOCKS: usize = 2;
+pub(super) const BLOCKS: usize = 2;
 
 /// Steps that times are counted in.
-const UNIT: usize = 64;
+pub(super) const UNIT: usize = 64;
 
 /// The end states of segments take half of the multiplications and three quarters of the memory traffic of
 /// the outputs.
@@ -30,7 +30,7 @@ const ALIGNMENT: usize = 128;
 /// How a call runs: its kernel, and how sequences are cut.
 ///
 /// ```text
-/// linear_attention_walk_f16_n128, 40 blocks of slices x 8 segments of 512 steps x 1, 10506240 bytes of workspace
+/// linear_attention_walk_step_f16_n128, 40 blocks of slices x 8 segments of 512 steps x 1, 10506240 bytes of workspace
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -51,8 +51,10 @@ pub struct Plan {
 pub(super) struct Memory {
     /// `[slot, head, dk, dv]`: states of segments.
     pub(super) states: usize,
-    /// `[slot, head]`: their decays.
+    /// `[slot, head]` or `[slot, head, dk]`: their decays.
     pub(super) decays: usize,
+    /// `[slot, head, dk]`: those of the normaliser.
+    pub(super) zs: usize,
     /// All of it.
     pub(super) bytes: usize,
 }
@@ -104,9 +106,9 @@ impl Plan {
         self.segment
     }
 
-    /// Parts of a head's state, heads, sequences: the blocks that pass states on.
-    pub(super) fn grid_of_carry(&self, problem: &Problem) -> [usize; 3] {
-        let parts = problem.head_size().div_ceil(CARRY_THREADS);
+    /// Parts of a head's states, `numbers` of them, heads, sequences: the blocks that pass states on.
+    pub(super) fn grid_of_carry(problem: &Problem, numbers: usize) -> [usize; 3] {
+        let parts = numbers.div_ceil(CARRY_THREADS);
         [parts, problem.heads, problem.sequences]
     }
 }
@@ -122,10 +124,15 @@ impl Memory {
             at
         };
         let states = take(heads.saturating_mul(problem.head_size()));
-        let decays = take(heads);
+        let decays = take(heads.saturating_mul(problem.decays_of_head()));
+        let zs = match problem.config.normalize {
+            Some(_) => take(heads.saturating_mul(problem.dk)),
+            None => 0,
+        };
         Self {
             states,
             decays,
+            zs,
             ..memory
         }
     }
@@ -144,9 +151,10 @@ impl fmt::Display for Plan {
 }
 
 /// The first of the rows that can run a problem.
-fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
-    let of_dtype = || rows.iter().filter(|row| row.dtype == problem.dtype);
-    let fits = |row: &Walk| row.dtype == problem.dtype && row.size >= problem.dk;
+pub(super) fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
+    let of_kind = |row: &Walk| row.dtype == problem.dtype && row.gate == problem.gate();
+    let of_dtype = || rows.iter().filter(|row| of_kind(row));
+    let fits = |row: &Walk| of_kind(row) && row.size >= problem.dk;
     rows.iter()
         .position(fits)
         .ok_or_else(|| Error::Unsupported {
@@ -161,7 +169,7 @@ fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
 
 /// Into how many segments to cut sequences of so many units, of which `blocks` could run at once
 /// without cutting and `parallel` do. A model for choosing, no prediction of a time.
-fn segments(units: usize, blocks: usize, parallel: usize) -> usize {
+pub(super) fn segments(units: usize, blocks: usize, parallel: usize) -> usize {
     let time = |segments: usize| {
         let rounds = blocks.saturating_mul(segments).div_ceil(parallel) as f64;
         let walk = rounds * units.div_ceil(segments) as f64;

@@ -3,7 +3,7 @@
 use super::Config;
 use super::check::Check;
 use crate::abi::Dtype;
-use crate::abi::linear_attention::{Decays, Layer, Rows, States, WALK};
+use crate::abi::linear_attention::{Decays, Gate, Layer, Rows, States, WALK};
 use crate::error::Result;
 use crate::tensor::Layout;
 
@@ -59,7 +59,7 @@ pub(super) struct Problem {
     pub(super) steps: usize,
     /// Whether sequences lie one after the other in one row of the batch.
     pub(super) packed: bool,
-    /// Whether a decay is a number of each channel, or a bonus asks for kernels that have such.
+    /// Whether a decay is a number of each channel, or a bonus asks for kernels that take such.
     pub(super) per_channel: bool,
     /// How beta lies, by the delta rule.
     pub(super) beta: Option<Rows>,
@@ -67,6 +67,7 @@ pub(super) struct Problem {
     /// For the kernels, without addresses and the length of segments.
     pub(super) layer: Layer,
     pub(super) initial: States,
+    pub(super) initial_z: States,
 }
 
 impl Problem {
@@ -94,6 +95,13 @@ impl Problem {
         check.at_most("q", steps, MAX_STEPS, "steps")?;
         check.at_most("out", heads, MAX_HEADS, "heads")?;
         check.config(config)?;
+        if layouts.bonus.is_some() && !config.causal {
+            return Err(check.argument(
+                "bonus",
+                "none unless attention is causal",
+                "a tensor".into(),
+            ));
+        }
         let map = config.feature_map as i32;
         let mut problem = Self {
             op,
@@ -124,6 +132,7 @@ impl Problem {
                 ..Layer::default()
             },
             initial: States::default(),
+            initial_z: States::default(),
         };
         problem.layer.q = problem.rows("q", layouts.q, heads_q, dk, shared[0])?;
         problem.layer.k = problem.rows("k", layouts.k, heads_k, dk, shared[1])?;
@@ -131,23 +140,16 @@ impl Problem {
         problem.layer.decays = problem.decays("decay", layouts.decay)?;
         problem.like_out("out", layouts.out)?;
         if let Some(beta) = layouts.beta {
-            let [batch_stride, step_stride, head_stride] = problem.per_step("beta", beta)?;
-            problem.beta = Some(Rows {
-                at: 0,
-                batch_stride,
-                step_stride,
-                head_stride,
-                shared: 1,
-            });
+            problem.beta = Some(problem.like_beta("beta", beta)?);
         }
         if let Some(bonus) = layouts.bonus {
-            problem.like_bonus("bonus", bonus)?;
+            problem.layer.bonus_head_stride = problem.like_bonus("bonus", bonus)?;
         }
         if let Some(states) = layouts.initial_state {
             problem.initial = problem.states("initial_state", states)?;
         }
         if let Some(z) = layouts.initial_z {
-            problem.zs("initial_z", z)?;
+            problem.initial_z = problem.zs("initial_z", z)?;
         }
         if let Some(cu_seqlens) = layouts.cu_seqlens {
             check.strides("cu_seqlens", &cu_seqlens, 1, true)?;
@@ -158,6 +160,21 @@ impl Problem {
     /// How a tensor of the shape of the output lies.
     pub(super) fn like_out(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
         self.rows(name, layout, self.heads, self.dv, 1)
+    }
+
+    /// How a tensor of the shape of q lies.
+    pub(super) fn like_q(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_q, self.dk, self.layer.q.shared)
+    }
+
+    /// How a tensor of the shape of k lies.
+    pub(super) fn like_k(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_k, self.dk, self.layer.k.shared)
+    }
+
+    /// How a tensor of the shape of v lies.
+    pub(super) fn like_v(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_v, self.dv, self.layer.v.shared)
     }
 
     fn rows(
@@ -194,6 +211,18 @@ impl Problem {
         check.sizes(name, [self.batch, self.steps, self.heads], layout.shape)?;
         let [batch, step, head] = check.strides(name, &layout, 1, false)?;
         Ok([self.of_batch(batch), step, head])
+    }
+
+    /// How a tensor of the shape of beta lies.
+    pub(super) fn like_beta(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
+        let [batch_stride, step_stride, head_stride] = self.per_step(name, layout)?;
+        Ok(Rows {
+            at: 0,
+            batch_stride,
+            step_stride,
+            head_stride,
+            shared: 1,
+        })
     }
 
     /// How decays lie.
@@ -269,9 +298,38 @@ impl Problem {
         self.sequences == 0 || self.heads == 0
     }
 
+    /// How the sums lie that outputs are divided by.
+    pub(super) fn normalizer(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
+        Check(self.op).normalized(name, self.config)?;
+        let [batch_stride, step_stride, head_stride] = self.per_step(name, layout)?;
+        Ok(Rows {
+            at: 0,
+            batch_stride,
+            step_stride,
+            head_stride,
+            shared: 1,
+        })
+    }
+
     /// Numbers of a head's state.
     pub(super) fn head_size(&self) -> usize {
         self.dk * self.dv
+    }
+
+    /// What decays of the kernels depend on.
+    pub(super) fn gate(&self) -> Gate {
+        match self.per_channel {
+            true => Gate::Channel,
+            false => Gate::Step,
+        }
+    }
+
+    /// Decays of a head in a step.
+    pub(super) fn decays_of_head(&self) -> usize {
+        match self.gate() {
+            Gate::Step => 1,
+            Gate::Channel => self.dk,
+        }
     }
 
     /// Slots of a workspace for parts of so many steps: as `sequence_of` in

@@ -1,5 +1,7 @@
 //! Linear attention.
 
+mod forward;
 mod step;
 
+pub(crate) use forward::ForwardShape;
 pub(crate) use step::StepShape;

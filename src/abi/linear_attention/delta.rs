@@ -1,7 +1,8 @@
 //! The kernels of the delta rule: parameters and tables.
 
+use super::Gate::Step;
 use super::params::{Decays, Layer, Rows, States, WalkParams};
-use super::{CHUNK, WARPS, Walk, walk};
+use super::{CHUNK, WARPS, Walk, squares_bytes, walk};
 use crate::abi::Dtype::{BF16, F16, F32};
 use crate::abi::{Dtype, Entry, Unit, params};
 
@@ -61,31 +62,31 @@ params! {
 /// As [`WALK`](super::WALK), by the delta rule.
 #[rustfmt::skip]
 pub const DELTA: &[Walk] = &[
-    //   dtype size tiles count stages
-    walk(F16,   64, 1, 64, 2),
-    walk(F16,  128, 2, 32, 2),
-    walk(F16,  256, 1, 32, 2),
-    walk(BF16,  64, 1, 64, 2),
-    walk(BF16, 128, 2, 32, 2),
-    walk(BF16, 256, 1, 32, 2),
-    walk(F32,   64, 1, 32, 2),
-    walk(F32,  128, 1, 32, 2),
-    walk(F32,  256, 1, 32, 1),
+    //   gate  dtype size tiles count stages
+    walk(Step, F16,   64, 1, 64, 2),
+    walk(Step, F16,  128, 2, 32, 2),
+    walk(Step, F16,  256, 1, 32, 2),
+    walk(Step, BF16,  64, 1, 64, 2),
+    walk(Step, BF16, 128, 2, 32, 2),
+    walk(Step, BF16, 256, 1, 32, 2),
+    walk(Step, F32,   64, 1, 32, 2),
+    walk(Step, F32,  128, 1, 32, 2),
+    walk(Step, F32,  256, 1, 32, 1),
 ];
 
 /// As [`DELTA`], of the walks that compute gradients.
 #[rustfmt::skip]
 pub const DELTA_GRADIENTS: &[Walk] = &[
-    //   dtype size tiles count stages
-    walk(F16,   64, 1, 64, 2),
-    walk(F16,  128, 1, 32, 2), // two tiles of channels would spill
-    walk(F16,  256, 1, 32, 2),
-    walk(BF16,  64, 1, 64, 2),
-    walk(BF16, 128, 1, 32, 2),
-    walk(BF16, 256, 1, 32, 2),
-    walk(F32,   64, 1, 32, 2),
-    walk(F32,  128, 1, 32, 1),
-    walk(F32,  256, 1, 32, 1),
+    //   gate  dtype size tiles count stages
+    walk(Step, F16,   64, 1, 64, 2),
+    walk(Step, F16,  128, 1, 32, 2), // two tiles of channels would spill
+    walk(Step, F16,  256, 1, 32, 2),
+    walk(Step, BF16,  64, 1, 64, 2),
+    walk(Step, BF16, 128, 1, 32, 2),
+    walk(Step, BF16, 256, 1, 32, 2),
+    walk(Step, F32,   64, 1, 32, 2),
+    walk(Step, F32,  128, 1, 32, 1),
+    walk(Step, F32,  256, 1, 32, 1),
 ];
 
 impl Walk {
@@ -94,7 +95,7 @@ impl Walk {
         // for each chunk a square matrix, and a triangular one in f32 whose rows are 96 bytes apart; two numbers
         // a step
         let triangles = self.count / CHUNK * CHUNK * 96;
-        let inverses = self.squares_bytes() + triangles + 4 * 2 * self.count;
+        let inverses = squares_bytes(self.dtype, self.count) + triangles + 4 * 2 * self.count;
         self.shared_bytes() + inverses.next_multiple_of(128)
     }
 
@@ -106,6 +107,7 @@ impl Walk {
             tiles,
             count,
             stages,
+            ..
         } = *self;
         Entry {
             name: format!("linear_attention_delta_{}_n{size}", dtype.name()),
@@ -137,6 +139,7 @@ impl Walk {
             tiles,
             count,
             stages,
+            ..
         } = *self;
         Entry {
             name: format!("linear_attention_delta_gradients_{}_n{size}", dtype.name()),

@@ -1,6 +1,8 @@
 //! The kernels of linear attention: parameters and tables.
 
 mod delta;
+mod gradient;
+mod gradient_params;
 mod params;
 mod step;
 
@@ -8,8 +10,16 @@ pub use delta::{
     DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
     sum_betas,
 };
+pub use gradient::{
+    DTYPES, GRADIENT_WALK, GradientGate, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
+};
+pub use gradient_params::{
+    DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams,
+};
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
+
+use Gate::{Channel, Step};
 
 use super::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
@@ -53,6 +63,28 @@ pub enum Mode {
     Read,
 }
 
+/// What decays depend on, besides the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// The step.
+    Step,
+    /// The step and the channel of the keys.
+    Channel,
+}
+
+impl Gate {
+    /// Both, each of which has a row for each dtype and size.
+    pub const ALL: [Self; 2] = [Self::Step, Self::Channel];
+
+    /// The name in kernel symbols, and in C++.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Step => ("step", "Step"),
+            Self::Channel => ("channel", "Channel"),
+        }
+    }
+}
+
 /// A tuned variant of the kernels that walk over sequences.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Walk {
@@ -66,15 +98,25 @@ pub struct Walk {
     pub count: usize,
     /// Tiles of steps in shared memory: with 2 the next one is on its way.
     pub stages: usize,
+    /// Which decays it takes.
+    pub gate: Gate,
 }
 
-const fn walk(dtype: Dtype, size: usize, tiles: usize, count: usize, stages: usize) -> Walk {
+const fn walk(
+    gate: Gate,
+    dtype: Dtype,
+    size: usize,
+    tiles: usize,
+    count: usize,
+    stages: usize,
+) -> Walk {
     Walk {
         dtype,
         size,
         tiles,
         count,
         stages,
+        gate,
     }
 }
 
@@ -84,16 +126,27 @@ const fn walk(dtype: Dtype, size: usize, tiles: usize, count: usize, stages: usi
 /// dv is no column: the channels of a head's values do not see each other, and are cut into slices.
 #[rustfmt::skip]
 pub const WALK: &[Walk] = &[
-    //   dtype size tiles count stages
-    walk(F16,   64, 1, 64, 2),
-    walk(F16,  128, 2, 32, 2), // two tiles use each fragment of keys and queries twice; two blocks an SM
-    walk(F16,  256, 1, 32, 2), // the state of two tiles would take all 256 registers
-    walk(BF16,  64, 1, 64, 2),
-    walk(BF16, 128, 2, 32, 2),
-    walk(BF16, 256, 1, 32, 2),
-    walk(F32,   64, 1, 32, 2),
-    walk(F32,  128, 1, 32, 2),
-    walk(F32,  256, 1, 32, 1),
+    //   gate   dtype size tiles count stages
+    walk(Step,    F16,   64, 1, 64, 2),
+    walk(Step,    F16,  128, 2, 32, 2), // two tiles use each fragment of keys and queries twice; two blocks an SM
+    walk(Step,    F16,  256, 1, 32, 2), // the state of two tiles would take all 256 registers
+    walk(Step,    BF16,  64, 1, 64, 2),
+    walk(Step,    BF16, 128, 2, 32, 2),
+    walk(Step,    BF16, 256, 1, 32, 2),
+    walk(Step,    F32,   64, 1, 32, 2),
+    walk(Step,    F32,  128, 1, 32, 2),
+    walk(Step,    F32,  256, 1, 32, 1),
+    // Decays are as large as queries and keys together. All four warps prepare a chunk, which takes as long as the
+    // walk over it.
+    walk(Channel, F16,   64, 1, 64, 1),
+    walk(Channel, F16,  128, 2, 64, 1),
+    walk(Channel, F16,  256, 1, 32, 1),
+    walk(Channel, BF16,  64, 1, 64, 1),
+    walk(Channel, BF16, 128, 2, 64, 1),
+    walk(Channel, BF16, 256, 1, 32, 1),
+    walk(Channel, F32,   64, 1, 64, 1),
+    walk(Channel, F32,  128, 1, 32, 1),
+    walk(Channel, F32,  256, 1, 16, 1),
 ];
 
 impl Walk {
@@ -104,21 +157,21 @@ impl Walk {
 
     /// Shared memory of a block.
     pub const fn shared_bytes(&self) -> usize {
-        let stage = self.dtype.bytes() * self.count * (2 * self.size + self.width());
-        // decays: four numbers a step, and four chunks; a factor and a unit a step
-        let numbers = 4 * (4 * self.count + 4 + 2 * self.count);
-        (self.stages * stage + self.squares_bytes() + numbers).next_multiple_of(128)
-    }
-
-    /// A square matrix for each chunk of a tile; those of f32 lie side by side in pairs.
-    const fn squares_bytes(&self) -> usize {
-        let beside = if self.dtype.bytes() == 4 { 2 } else { 1 };
-        let rows = if self.count / beside < CHUNK {
-            CHUNK
-        } else {
-            self.count / beside
+        let Self { size, count, .. } = *self;
+        let chunks = count / CHUNK;
+        let row = self.dtype.bytes() * (2 * size + self.width());
+        // decays of a tile, and what a segment has passed
+        let (gates, decays, passed) = match self.gate {
+            // four numbers a step, and four chunks
+            Gate::Step => (0, 4 * count + 4, 4),
+            // a number a step and channel; those of chunks, and the bonus
+            Gate::Channel => (4 * size, (chunks + 1) * size, size),
         };
-        (self.dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
+        // z and sums of keys of each chunk, z behind the tile, and sums of scores; a factor and a unit a step
+        let normalizer = (2 * chunks + 1) * size + count;
+        let numbers = decays + passed + normalizer + 2 * count;
+        let stages = self.stages * count * (row + gates);
+        (stages + squares_bytes(self.dtype, self.count) + 4 * numbers).next_multiple_of(128)
     }
 
     /// The kernel of this row.
@@ -129,11 +182,14 @@ impl Walk {
             tiles,
             count,
             stages,
+            gate,
         } = *self;
+        let (name, kind) = gate.names();
         Entry {
-            name: format!("linear_attention_walk_{}_n{size}", dtype.name()),
+            name: format!("linear_attention_walk_{name}_{}_n{size}", dtype.name()),
             instance: format!(
-                "seqmix::linear_attention::Walk<{}, {size}, {tiles}, {count}, {stages}>",
+                "seqmix::linear_attention::Walk<{}, {size}, {tiles}, {count}, {stages}, \
+                 seqmix::linear_attention::Gate::{kind}>",
                 dtype.cpp()
             ),
             params: WalkParams::PARAMS,
@@ -142,6 +198,17 @@ impl Walk {
             shared_bytes: self.shared_bytes(),
         }
     }
+}
+
+/// A square matrix for each chunk of a tile of `count` steps; those of f32 lie side by side in pairs.
+const fn squares_bytes(dtype: Dtype, count: usize) -> usize {
+    let beside = if dtype.bytes() == 4 { 2 } else { 1 };
+    let rows = if count / beside < CHUNK {
+        CHUNK
+    } else {
+        count / beside
+    };
+    (dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
 }
 
 /// Threads of the kernel that passes states on, each of which owns a number.
@@ -171,6 +238,7 @@ pub fn units() -> Vec<Unit> {
         units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }
     units.extend(delta::units());
+    units.extend(gradient::units());
     units
 }
 
@@ -191,20 +259,24 @@ mod tests {
     #[test]
     fn each_dtype_has_each_size_once_and_in_order() {
         for dtype in [F16, BF16, F32] {
-            let rows = WALK.iter().filter(|row| row.dtype == dtype);
-            let sizes: Vec<usize> = rows.map(|row| row.size).collect();
-            assert_eq!(sizes, [64, 128, 256], "{dtype:?}");
+            for gate in Gate::ALL {
+                let rows = WALK.iter();
+                let rows = rows.filter(|row| row.dtype == dtype && row.gate == gate);
+                let sizes: Vec<usize> = rows.map(|row| row.size).collect();
+                assert_eq!(sizes, [64, 128, 256], "{dtype:?} {gate:?}");
+            }
         }
     }
 
     #[test]
     fn a_row_spells_its_kernel() {
-        let entry = walk(BF16, 128, 2, 32, 2).entry();
-        assert_eq!(entry.name, "linear_attention_walk_bf16_n128");
+        let entry = walk(Channel, BF16, 128, 2, 64, 1).entry();
+        assert_eq!(entry.name, "linear_attention_walk_channel_bf16_n128");
         assert_eq!(
             entry.instance,
-            "seqmix::linear_attention::Walk<__nv_bfloat16, 128, 2, 32, 2>"
+            "seqmix::linear_attention::Walk<__nv_bfloat16, 128, 2, 64, 1, \
+             seqmix::linear_attention::Gate::Channel>"
         );
-        assert_eq!((entry.threads, entry.shared_bytes), (128, 51_072));
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 92_928));
     }
 }

@@ -63,6 +63,10 @@ params! {
         pub v: Rows,
         /// Of each step.
         pub decays: Decays,
+        /// Address of `[heads, dk]` in f32, the last axis contiguous; 0: queries read their own step's state.
+        pub bonus: u64,
+        /// From one head of the bonus to the next.
+        pub bonus_head_stride: i64,
         /// Address of `[sequences + 1]` in i32; 0 if each row of the batch is a sequence.
         pub cu_seqlens: u64,
         /// Steps of each sequence, or of all together with `cu_seqlens`.
@@ -93,18 +97,30 @@ params! {
         pub layer: Layer,
         /// `[batch, steps, heads, dv]`, written.
         pub out: Rows,
+        /// `[batch, steps, heads]` in f32, written, or none: what outputs are divided by, less eps.
+        pub normalizer: Rows,
         /// The states before each sequence, or none: zeros.
         pub initial: States,
         /// The states after each sequence, written, or none.
         pub last: States,
+        /// As `initial`, of the normaliser: states without values.
+        pub initial_z: States,
+        /// As `last`, of the normaliser.
+        pub last_z: States,
         /// Address of `[slot, head, dk, dv]` in f32, see [`Mode`](crate::abi::linear_attention::Mode); 0: there is one
         /// segment a sequence.
         pub segments: u64,
         /// Address of `[slot, head]` or per channel `[slot, head, dk]` in f32: what a segment multiplies the state
         /// before it by.
         pub decays: u64,
+        /// Address of `[slot, head, dk]` in f32, as `segments`.
+        pub z_segments: u64,
         /// The number of a [`Mode`](crate::abi::linear_attention::Mode).
         pub mode: i32,
+        /// 1: outputs are divided.
+        pub normalize: i32,
+        /// Added to what they are divided by.
+        pub eps: f32,
     }
 }
 
@@ -128,7 +144,7 @@ params! {
         pub steps: i32,
         /// Heads.
         pub heads: i32,
-        /// Channels of values.
+        /// Channels of values; 1 for the normaliser's states.
         pub dv: i32,
         /// Steps of a segment.
         pub segment: i32,

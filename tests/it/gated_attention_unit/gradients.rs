@@ -195,7 +195,7 @@ fn named<'a>(gradients: &'a reference::Gradients, name: &str) -> &'a [f64] {
 
 /// Three times what the naive runs lose, plus one rounding. Rows are not judged one by one: a row of small gradients
 /// has errors of the size of what was summed up in it.
-fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
+pub(super) fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
     let lost = naive
         .iter()
         .map(|naive| Difference::measure(naive, expected, 1).unwrap());

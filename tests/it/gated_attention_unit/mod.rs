@@ -1,9 +1,13 @@
 //! The gated attention unit: one unit, from seeded inputs to a verdict. The other files here are tables of units.
 
 mod backward;
+mod bare;
+mod block;
 mod counters;
+mod errors;
 mod forward;
 mod gradients;
+mod mutants;
 mod queue;
 
 use std::sync::Arc;

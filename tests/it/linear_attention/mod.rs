@@ -1,3 +1,12 @@
-//! Linear attention through its public API.
+//! Linear attention through its public API, judged by the reference.
 
+mod backward;
+mod bare;
+mod counters;
+mod errors;
+mod forward;
+mod gradients;
+mod layer;
+mod mutants;
+mod queue;
 mod step;
