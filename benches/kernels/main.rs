@@ -14,6 +14,7 @@ mod attention;
 mod bench;
 mod causal_conv1d;
 mod cublas;
+mod delta_rule;
 mod gated_attention_unit;
 mod gemm;
 mod linear_attention;
@@ -68,6 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .configure_from_args();
             bench::time::<attention::Shape>(&mut criterion, &gpu, &attention);
             bench::time::<causal_conv1d::Shape>(&mut criterion, &gpu, &conv);
+            bench::time::<delta_rule::Shape>(&mut criterion, &gpu, &linear);
             bench::time::<gated_attention_unit::Shape>(&mut criterion, &gpu, &gau);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             bench::time::<linear_attention::ForwardShape>(&mut criterion, &gpu, &linear);
@@ -89,6 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let stream = context.default_stream();
             bench::count::<attention::Shape>(&stream, &filter, &attention)?;
             bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
+            bench::count::<delta_rule::Shape>(&stream, &filter, &linear)?;
             bench::count::<gated_attention_unit::Shape>(&stream, &filter, &gau)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
             bench::count::<linear_attention::ForwardShape>(&stream, &filter, &linear)?;

@@ -233,6 +233,7 @@ impl Case {
             "causal_conv1d_forward" => with_type!(causal_conv1d_forward, F16, BF16, F32),
             "causal_conv1d_backward" => with_type!(causal_conv1d_backward, F16, BF16, F32),
             "linear_attention_forward" => with_type!(linear_attention_forward, F16, BF16, F32),
+            "linear_attention_backward" => with_type!(linear_attention_backward, F16, BF16, F32),
             "selective_scan_forward" => with_type!(selective_scan_forward, F16, BF16, F32),
             "selective_scan_backward" => with_type!(selective_scan_backward, F16, BF16, F32),
             "selective_scan_step" => with_type!(selective_scan_step, F16, BF16, F32),

@@ -57,7 +57,8 @@ __device__ __forceinline__ Place place_of_sequence(const Layer& layer, int width
 template <typename Element_, int Size, int Tiles, int Count, int Stages>
 struct Delta {
     using Element = Element_;
-    using Linear = Walk<Element, Size, Tiles, Count, Stages>;
+    using Linear = Walk<Element, Size, Tiles, Count, Stages, Gate::Step>;
+    using Prepare = typename Linear::Prepare;
     using State = typename Linear::State;
     using Values = typename Linear::Values;
     using Stage = typename Linear::Stage;
@@ -82,7 +83,7 @@ struct Delta {
         float beta = 0.f;
         if (tiles > 0) {
             Linear::fetch(layer, place, smem.stages[0], mode, 0);
-            exponent = Linear::load_exponent(layer, place, 0);
+            exponent = Prepare::load(layer, place, 0);
             beta = load_beta(params, place, 0);
         }
         State state;
@@ -100,10 +101,9 @@ struct Delta {
                 Linear::fetch(layer, place, smem.stages[(n + 1) % Stages], mode, n + 1);
             }
             const int rows = place.steps - n * Count;
-            if (warp_of_block() < kChunks) {
-                prepare(layer, smem, stage, mode, exponent, beta, rows);
-            }
-            exponent = Linear::load_exponent(layer, place, n + 1);
+            Prepare::run(walk_params, smem.prepared, stage.keys, mode, exponent, rows);
+            prepare_inverse(smem, stage.keys.k, beta);
+            exponent = Prepare::load(layer, place, (n + 1) * Count);
             beta = load_beta(params, place, n + 1);
             __syncthreads();  // scores, inverses, decays and mapped keys, before each warp reads them
 #pragma unroll 1
@@ -115,7 +115,7 @@ struct Delta {
                 Linear::fetch(layer, place, stage, mode, n + 1);
             }
         }
-        Linear::store_end(walk_params, place, Mode::Whole, state, 1.f);
+        Linear::store_end(walk_params, place, Mode::Whole, smem.prepared, state);
     }
 
     // The beta of this lane's step in the warp's chunk of the n-th tile; steps that do not exist update
@@ -128,24 +128,18 @@ struct Delta {
                    : 0.f;
     }
 
-    // Makes what all warps need of this warp's chunk, of which `rows` less its first are steps.
-    __device__ __forceinline__ static void prepare(const Layer& layer, Smem& smem, Stage& stage,
-                                                   Mode mode, float exponent, float beta,
-                                                   int rows) {
-        Linear::prepare(layer, smem, stage, mode, exponent, rows);
-        prepare_inverse(smem, stage.k, warp_of_block(), beta);
-    }
-
-    // The inverse of a chunk by these keys, once its decays are known; lanes 0 to 15 give the betas.
-    template <typename Memory>
-    __device__ __forceinline__ static void prepare_inverse(Memory& smem,
-                                                           const typename Linear::KeyTile& keys,
-                                                           int chunk, float beta) {
-        const auto decayed = [&](float product, int i, int j) {
-            return product * smem.steps.between(kChunk * chunk + i, kChunk * chunk + j);
-        };
-        const auto fit = [](Products& rows, float (&units)[2]) { Linear::fit_rows(rows, units); };
-        smem.inverses.template prepare<Size>(keys, chunk, beta, decayed, fit);
+    // The inverse of the warp's chunk by these keys, once its decays are known; lanes 0 to 15 give the
+    // betas.
+    __device__ __forceinline__ static void prepare_inverse(Smem& smem,
+                                                           const typename Prepare::KeyTile& keys,
+                                                           float beta) {
+        if (Prepare::chunk() < kChunks) {
+            const auto& decays = smem.prepared.decays;
+            smem.inverses.template prepare<Size>(
+                keys, Prepare::chunk(), beta, [&](float product, int i, int j) {
+                    return product * decays.between(Prepare::first() + i, Prepare::first() + j);
+                });
+        }
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -157,11 +151,11 @@ struct Delta {
         Outputs outputs = {};
         Outputs errors = {};
         if (mode == Mode::Whole) {
-            read_both(state, outputs, stage.q, errors, stage.k, first);
+            read_both(state, outputs, stage.keys.q, errors, stage.keys.k, first);
         } else {
-            state.read(errors, stage.k, first);
+            state.read(errors, stage.keys.k, first);
         }
-        subtract_from_values(errors, stage.v, smem.steps.inflow + first, unit, chunk);
+        subtract_from_values(errors, stage.v, smem.prepared.decays.inflow + first, unit, chunk);
         const float error_unit = smem.inverses.solve(errors, chunk);
         if (mode != Mode::Whole) {
             store(params.errors, params, place, stage, errors, error_unit, n, chunk);
@@ -169,27 +163,27 @@ struct Delta {
         Linear::multiply_columns(errors, smem.inverses.beta + first, 1.f);
         const float update_unit = error_unit * fit_columns<Element>(errors);
         if (mode == Mode::Whole) {
-            Linear::multiply_columns(outputs, smem.steps.inflow + first,
+            Linear::multiply_columns(outputs, smem.prepared.decays.inflow + first,
                                      unit * inverse(update_unit));
             if constexpr (kNarrow<Element>) {
-                Linear::divide_columns(outputs, smem.score_units + first);
+                Linear::divide_columns(outputs, smem.prepared.score_units + first);
             }
             Operands updates;
             to_operands<Element>(updates, errors);
-            smem.scores.multiply(outputs, updates, chunk);
-            Linear::multiply_columns(outputs, smem.factors + first, 1.f);
+            smem.prepared.scores.multiply(outputs, updates, chunk);
+            Linear::multiply_columns(outputs, smem.prepared.factors + first, 1.f);
             store(params.walk.out, params, place, stage, outputs, update_unit, n, chunk);
         } else {
             store(params.walk.out, params, place, stage, errors, update_unit, n, chunk);
         }
-        Linear::multiply_columns(errors, smem.steps.weight + first, 1.f);
+        Linear::multiply_columns(errors, smem.prepared.decays.weight + first, 1.f);
         Operands updates;
         to_operands<Element>(updates, errors);
-        const float decay = smem.steps.decay[chunk] * unit * inverse(update_unit);
+        const float decay = smem.prepared.decays.decay[chunk] * unit * inverse(update_unit);
         if (decay != 1.f) {  // the same for all threads but for a warp's units
             state.multiply_by(decay);
         }
-        state.add(updates, stage.k, first);
+        state.add(updates, stage.keys.k, first);
         if (kNarrow<Element> && update_unit != 1.f) {
             state.multiply_by(update_unit);
         }

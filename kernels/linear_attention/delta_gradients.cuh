@@ -30,11 +30,11 @@ namespace seqmix::linear_attention {
 template <typename Element_, int Size, int Tiles, int Count, int Stages>
 struct DeltaGradients {
     using Element = Element_;
-    using Linear = Walk<Element, Size, Tiles, Count, Stages>;
+    using Linear = Walk<Element, Size, Tiles, Count, Stages, Gate::Step>;
+    using Prepare = typename Linear::Prepare;
     using Forward = Delta<Element, Size, Tiles, Count, Stages>;
     using State = typename Linear::State;
     using Values = typename Linear::Values;
-    using ValueCopy = typename Linear::ValueCopy;
     using Outputs = typename State::Outputs;
     using Operands = typename State::Values;
 
@@ -43,8 +43,7 @@ struct DeltaGradients {
 
     using Stage = typename Linear::Stage;
 
-    struct Smem : Linear::Smem {
-        Inverses<Element, Count> inverses;
+    struct Smem : Forward::Smem {
         Values errors[Stages];  // E of the forward pass
         float weights[Count];   // with how much of it a row of dO enters the state
     };
@@ -58,7 +57,7 @@ struct DeltaGradients {
         float beta = 0.f;
         if (tiles > 0) {
             fetch(delta, place, smem, 0);
-            exponent = Linear::load_exponent(layer, place, 0);
+            exponent = Prepare::load(layer, place, 0);
             beta = Forward::load_beta(delta, place, 0);
         }
         State state;
@@ -76,10 +75,8 @@ struct DeltaGradients {
                 fetch(delta, place, smem, n + 1);
             }
             const int rows = place.steps - n * Count;
-            if (warp_of_block() < kChunks) {
-                prepare(layer, smem, stage, exponent, beta, rows);
-            }
-            exponent = Linear::load_exponent(layer, place, n + 1);
+            prepare(delta.walk, smem, stage, exponent, beta, rows);
+            exponent = Prepare::load(layer, place, (n + 1) * Count);
             beta = Forward::load_beta(delta, place, n + 1);
             __syncthreads();  // scores, inverses, decays and mapped keys, before each warp reads them
 #pragma unroll 1
@@ -91,30 +88,30 @@ struct DeltaGradients {
                 fetch(delta, place, smem, n + 1);
             }
         }
-        Linear::store_end(delta.walk, place, Mode::Whole, state, 1.f);
+        __syncthreads();  // all have read the last chunk's decays, before they are overwritten
+        Prepare::find_end(layer, place, smem.prepared);
+        __syncthreads();  // the decay behind the walk, before it is read
+        Linear::store_end(delta.walk, place, Mode::Whole, smem.prepared, state);
     }
 
     // Starts the copies of the n-th tile.
     __device__ __forceinline__ static void fetch(const DeltaParams& params, const Place& place,
                                                  Smem& smem, int n) {
-        const Layer& layer = params.walk.layer;
-        const Element* first = row_of<const Element>(params.errors, place, n * Count) + place.channel;
-        const int64_t stride = stride_of(params.errors, place);
-        ValueCopy::start(smem.errors[n % Stages].tile, ValueCopy::source(first, stride), stride,
-                         place.steps - n * Count,
-                         min(layer.dv - place.channel, Values::kWidth) / Linear::kElements);
-        Linear::fetch(layer, place, smem.stages[n % Stages], Mode::Whole, n);
+        Layer of_errors = params.walk.layer;
+        of_errors.v = params.errors;
+        smem.errors[n % Stages].template fetch<kThreads>(of_errors, place, n * Count);
+        Linear::fetch(params.walk.layer, place, smem.stages[n % Stages], Mode::Whole, n);
     }
 
     // Makes what all warps need of this warp's chunk, of which `rows` less its first are steps.
-    __device__ __forceinline__ static void prepare(const Layer& layer, Smem& smem, Stage& stage,
-                                                   float exponent, float beta, int rows) {
-        Linear::prepare(layer, smem, stage, Mode::Whole, exponent, rows);
-        const int chunk = warp_of_block();
-        Forward::prepare_inverse(smem, stage.q, chunk, beta);
-        if (lane_of_warp() < kChunk) {
-            const int at = kChunk * chunk + lane_of_warp();
-            smem.weights[at] = smem.steps.weight[at] * layer.scale;
+    __device__ __forceinline__ static void prepare(const WalkParams& params, Smem& smem,
+                                                   Stage& stage, float exponent, float beta,
+                                                   int rows) {
+        Prepare::run(params, smem.prepared, stage.keys, Mode::Whole, exponent, rows);
+        Forward::prepare_inverse(smem, stage.keys.q, beta);
+        if (Prepare::chunk() < kChunks && lane_of_warp() < kChunk) {
+            const int at = Prepare::first() + lane_of_warp();
+            smem.weights[at] = smem.prepared.decays.weight[at] * params.layer.scale;
         }
     }
 
@@ -127,10 +124,10 @@ struct DeltaGradients {
         Operands douts;
         stage.v.load(douts, chunk);
         Outputs errors = {};
-        smem.scores.multiply(errors, douts, chunk);
-        Linear::multiply_columns(errors, smem.factors + first, 1.f);
-        add_read(errors, state, stage, smem.steps.inflow + first, unit, first);
-        const float decay = smem.steps.decay[chunk] * unit;
+        smem.prepared.scores.multiply(errors, douts, chunk);
+        Linear::multiply_columns(errors, smem.prepared.factors + first, 1.f);
+        add_read(errors, state, stage, smem.prepared.decays.inflow + first, unit, first);
+        const float decay = smem.prepared.decays.decay[chunk] * unit;
         if (decay != 1.f) {  // the same for all threads but for a warp's unit
             state.multiply_by(decay);
         }
@@ -138,7 +135,7 @@ struct DeltaGradients {
         for (int tile = 0; tile < Tiles; ++tile) {
             weigh_columns<Element>(douts[tile], smem.weights + first);
         }
-        state.add(douts, stage.k, first);
+        state.add(douts, stage.keys.k, first);
 
         const float error_unit = smem.inverses.solve(errors, chunk);
         store_betas(params, place, smem.errors[n % Stages], errors, error_unit, n, chunk);
@@ -147,13 +144,13 @@ struct DeltaGradients {
         store_parts(params, place, errors, update_unit, n, chunk);
         Forward::store(params.delta.walk.out, params.delta, place, stage, errors, update_unit, n,
                        chunk);
-        Linear::multiply_columns(errors, smem.steps.weight + first, -1.f);
+        Linear::multiply_columns(errors, smem.prepared.decays.weight + first, -1.f);
         Operands updates;
         to_operands<Element>(updates, errors);
         if (kNarrow<Element> && update_unit != 1.f) {
             state.multiply_by(inverse(update_unit));
         }
-        state.add(updates, stage.q, first);
+        state.add(updates, stage.keys.q, first);
         if (kNarrow<Element> && update_unit != 1.f) {
             state.multiply_by(update_unit);
         }
@@ -164,7 +161,7 @@ struct DeltaGradients {
                                                     const Stage& stage, const float* decays,
                                                     float unit, int row) {
         Outputs read = {};
-        state.read(read, stage.q, row);
+        state.read(read, stage.keys.q, row);
         Linear::multiply_columns(read, decays, unit);
 #pragma unroll
         for (int i = 0; i < 8 * Tiles; ++i) {

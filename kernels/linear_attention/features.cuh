@@ -37,11 +37,23 @@ __device__ __forceinline__ float map_of(FeatureMap map, float x) {
     }
 }
 
-// Maps the 16 rows of a tile from `first` on in place, of which `rows` and `columns` exist: what does
-// not stays 0 whatever the map does to zeros. All lanes of a warp.
+// The slope of the map at x; that of Relu at 0 is 0.
+__device__ __forceinline__ float slope_of(FeatureMap map, float x) {
+    switch (map) {
+        case FeatureMap::EluPlusOne: return x > 0.f ? 1.f : exp_of(x);
+        case FeatureMap::Relu: return x > 0.f ? 1.f : x <= 0.f ? 0.f : x;  // a NaN stays
+        case FeatureMap::ReluSquared: return 2.f * relu(x);
+        case FeatureMap::Silu: return silu_derivative(x);
+        case FeatureMap::Exp: return exp_of(x);
+        default: return 1.f;
+    }
+}
+
+// Maps the 16 rows of a tile from `first` on in place, of which those from `lead` up to `rows`, and
+// `columns` exist: what does not stays 0 whatever the map does to zeros. All lanes of a warp.
 template <typename KeyTile>
 __device__ __forceinline__ void map_rows(KeyTile& tile, FeatureMap map, int first, int rows,
-                                         int columns) {
+                                         int columns, int lead = 0) {
     using Element = typename KeyTile::Element;
     constexpr int kElements = KeyTile::kChunkElements;
     if (map == FeatureMap::Identity) {
@@ -52,7 +64,7 @@ __device__ __forceinline__ void map_rows(KeyTile& tile, FeatureMap map, int firs
     for (int i = lane_of_warp(); i < kChunk * KeyTile::kChunks; i += 32) {
         const int row = i / KeyTile::kChunks;
         const int chunk = i % KeyTile::kChunks;
-        if (row < rows && chunk * kElements < columns) {  // columns are a multiple of 8
+        if (row >= lead && row < rows && chunk * kElements < columns) {  // columns are a multiple of 8
             unsigned char* at = bytes + KeyTile::offset(first + row, chunk);
             auto pairs = Pairs<Element>::load(at);
 #pragma unroll

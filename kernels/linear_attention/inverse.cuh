@@ -125,11 +125,11 @@ struct Inverses {
     float beta[Count];
     float units[Count];  // what rows of N were divided by, if kNarrow
 
-    // Prepares the system of a chunk. `overlap(i, j, product)` is the decayed product of the keys of
-    // steps j < i of the chunk; lanes 0 to 15 give the betas. All lanes of a warp.
-    template <int Size, typename KeyTile, typename Decayed, typename Fit>
+    // Prepares the system of a chunk. `decayed(product, i, j)` is a product of the keys of
+    // steps j < i of the chunk with the decay in between; lanes 0 to 15 give the betas. All lanes of a warp.
+    template <int Size, typename KeyTile, typename Decayed>
     __device__ __forceinline__ void prepare(const KeyTile& keys, int chunk, float own_beta,
-                                            const Decayed& decayed, const Fit& fit) {
+                                            const Decayed& decayed) {
         const int first = kChunk * chunk;
         if (lane_of_warp() < kChunk) {
             beta[first + lane_of_warp()] = own_beta;
@@ -142,7 +142,7 @@ struct Inverses {
         });
         triangles[chunk].invert(overlaps);
         float row_units[2] = {1.f, 1.f};
-        fit(overlaps, row_units);
+        fit_rows<Element>(overlaps, row_units);
         squares.store(chunk, overlaps);
         if (kNarrow<Element> && lane_column() == 0) {
             units[first + lane_row()] = row_units[0];

@@ -64,9 +64,10 @@ struct Values {
         }
     }
 
-    // Stores the rows of the warp's channels of a chunk that exist; `step` is the tile's first.
+    // Stores the rows of the warp's channels of a chunk that exist, which steps of the walk before
+    // `lead` do not; `step` is the tile's first.
     __device__ __forceinline__ void store(const Rows& out, const Layer& layer, const Place& place,
-                                          int step, int chunk) const {
+                                          int step, int chunk, int lead = 0) const {
         __syncwarp();  // the lanes have written the warp's channels, before other lanes read them
         // chunks of 16 bytes of a row: eight lanes take rows whose swizzles differ as their columns do
         constexpr int kOwn = kWarpChannels / kElements;
@@ -80,7 +81,8 @@ struct Values {
             const int lane = lane_of_warp() % 8;
             const int row = eight / kOwn * 8 + eight % kOwn + lane / kOwn * kOwn;
             const int column = warp_channel() / kElements + lane % kOwn;
-            if (row < rows && kElements * column < channels) {
+            if (row < rows && row >= lead - step - kChunk * chunk &&
+                kElements * column < channels) {
                 *reinterpret_cast<uint4*>(to + row * stride_of(out, place) + kElements * column) =
                     *reinterpret_cast<const uint4*>(bytes +
                                                     Tile::offset(kChunk * chunk + row, column));

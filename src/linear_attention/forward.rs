@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::plan::Plan;
 use super::problem::Problem;
-use super::{Config, Forward, LinearAttention, layouts, read_layer, read_z};
+use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer, read_z};
 use crate::abi::linear_attention::{
     CarryParams, DeltaParams, Layer, Mode, Rows, States, WalkParams,
 };
@@ -31,17 +31,17 @@ struct Outputs {
 fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Problem, Outputs)> {
     let layouts = layouts(&tensors.layer, tensors.out.layout());
     let problem = Problem::new(OP, T::DTYPE, config, &layouts)?;
-    let unsupported = |request: &str| Error::Unsupported {
-        op: OP,
-        request: request.into(),
-        available: "the linear rule".into(),
-    };
-    if problem.beta.is_some() && !config.causal {
-        return Err(unsupported("the delta rule that is not causal"));
-    }
-    if problem.beta.is_some() && (problem.per_channel || config.normalize.is_some()) {
-        let request = "a normaliser, decays per channel or a bonus by the delta rule";
-        return Err(unsupported(request));
+    let lacking = [
+        (!config.causal, "that is not causal"),
+        (problem.per_channel, "with decays per channel or a bonus"),
+        (config.normalize.is_some(), "with a normaliser"),
+    ];
+    if let (Some(_), Some((_, what))) = (problem.beta, lacking.iter().find(|(lacks, _)| *lacks)) {
+        return Err(Error::Unsupported {
+            op: OP,
+            request: format!("the delta rule {what}"),
+            available: "the linear rule".into(),
+        });
     }
     let outputs = Outputs {
         out: problem.like_out("out", tensors.out.layout())?,
@@ -62,7 +62,7 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
 }
 
 /// beta with its address, by the delta rule.
-fn read_beta<'a, T: Float>(
+pub(super) fn read_beta<'a, T: Float>(
     launch: &mut Launch<'a>,
     problem: &Problem,
     layer: &'a super::Layer<'_, T>,
@@ -80,7 +80,7 @@ impl LinearAttention {
     /// The plan of a forward pass.
     fn plan_of(&self, problem: &Problem) -> Result<Plan> {
         let rows = match problem.beta {
-            Some(_) => &self.delta_rows,
+            Some(_) => &self.delta.rows,
             None => &self.rows,
         };
         Plan::new(problem, rows, &self.device)
@@ -119,8 +119,8 @@ impl LinearAttention {
         let mut launch = Launch::new(problem.op, stream);
         launch.same_context("the operation", &self.ctx)?;
         let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
-        let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
         let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
+        let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
         let out = Rows {
             at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
             ..outputs.out
@@ -179,7 +179,7 @@ impl LinearAttention {
             };
             // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell the
             // kernel, which clamps what it reads from cu_seqlens to the steps.
-            return unsafe { launch.run(&self.delta[plan.row], plan.grid, &params) };
+            return unsafe { launch.run(&self.delta.walks[plan.row], plan.grid, &params) };
         }
         // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
         // tell the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has

@@ -1,13 +1,16 @@
 //! Linear attention: attention without the softmax, so that a matrix of fixed size stands for all keys and values so
 //! far. Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention", 2020;
-//! with the decays and gates of RetNet, Lightning Attention, GLA and RWKV-6, see [`Decay`] and [`Rule`].
+//! with the decays and gates of RetNet, Lightning Attention, GLA and RWKV-6, and the delta rule of DeltaNet and Gated
+//! DeltaNet, see [`Decay`] and [`Rule`].
 //!
 //! With `f` the feature map, `q' = scale f(q)`, `k' = f(k)`, and `g[t]` the logarithm of the decay, each head has a
 //! state `S`, a matrix `[dk, dv]`:
 //!
 //! ```text
-//! S[t]   = diag(exp(g[t])) S[t-1] + k'[t] v[t]^T
-//! out[t] = S[t]^T q'[t]             or (S[t-1] + diag(bonus) k'[t] v[t]^T)^T q'[t]
+//! S'[t]  = diag(exp(g[t])) S[t-1]
+//! u[t]   = v[t]                     or, by the delta rule, beta[t] (v[t] - S'[t]^T k'[t])
+//! S[t]   = S'[t] + k'[t] u[t]^T
+//! out[t] = S[t]^T q'[t]             or (S[t-1] + diag(bonus) k'[t] u[t]^T)^T q'[t]
 //! ```
 //!
 //! Tensor cores compute it chunk by chunk, and the state stays on the chip from chunk to chunk.
@@ -32,8 +35,11 @@
 //! left of that if `a` and `b` are multiples of the key. It has no kernel here: [`reference::rwkv7`](crate::reference::rwkv7)
 //! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
 
+mod backward;
+mod backward_plan;
 mod check;
 mod decays;
+mod delta;
 mod forward;
 mod plan;
 mod problem;
@@ -45,20 +51,22 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, DeviceRepr};
 
 use crate::abi::linear_attention::{
-    self as abi, CarryParams, DELTA, DeltaParams, STEP_SIZES, States, StepParams, WALK, Walk,
-    WalkParams,
+    self as abi, CarryParams, STEP_SIZES, States, StepParams, WALK, Walk, WalkParams,
 };
 use crate::driver::Device;
 use crate::error::Result;
 use crate::images;
 use crate::launch::{Kernel, Launch};
 use crate::tensor::{Float, Layout, TensorRef};
+use backward::Gradients;
+use delta::Delta;
 use forward::COPY_BYTES;
 use problem::{DecayLayout, Layouts, Problem};
 
+pub use backward_plan::BackwardPlan;
 pub use decays::{lightning_decays, retnet_decays};
 pub use plan::Plan;
-pub use tensors::{Config, Decay, FeatureMap, Forward, Layer, Rule, Step};
+pub use tensors::{Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, Rule, Step};
 
 /// The kernels of linear attention, loaded into one context.
 ///
@@ -105,9 +113,8 @@ pub struct LinearAttention {
     carry: Kernel<CarryParams>,
     /// In the order of `STEP_SIZES`.
     step: Vec<Kernel<StepParams>>,
-    /// The same of the delta rule.
-    delta_rows: Vec<Walk>,
-    delta: Vec<Kernel<DeltaParams>>,
+    delta: Delta,
+    gradients: Gradients,
     device: Device,
     ctx: Arc<CudaContext>,
 }
@@ -119,8 +126,6 @@ unsafe impl DeviceRepr for WalkParams {}
 unsafe impl DeviceRepr for CarryParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for StepParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for DeltaParams {}
 
 /// Loads one kernel, which has an image of its own.
 fn load<P: DeviceRepr>(ctx: &Arc<CudaContext>, entry: &crate::abi::Entry) -> Result<Kernel<P>> {
@@ -140,15 +145,6 @@ impl LinearAttention {
         let rows: Vec<Walk> = rows
             .filter(|row| row.shared_bytes() <= device.shared_bytes)
             .collect();
-        let delta_rows: Vec<Walk> = DELTA
-            .iter()
-            .filter(|row| row.delta_shared_bytes() <= device.shared_bytes)
-            .copied()
-            .collect();
-        let delta: Result<_> = delta_rows
-            .iter()
-            .map(|row| load(ctx, &row.delta()))
-            .collect();
         let walk: Result<_> = rows.iter().map(|row| load(ctx, &row.entry())).collect();
         let steps = images::load(ctx, abi::STEP_UNIT)?;
         let step = STEP_SIZES.map(|size| Kernel::load(&steps, &abi::step(size)));
@@ -156,9 +152,9 @@ impl LinearAttention {
             walk: walk?,
             step: step.into_iter().collect::<Result<_>>()?,
             carry: load(ctx, &abi::carry())?,
+            gradients: Gradients::load(ctx, &device)?,
             rows,
-            delta: delta?,
-            delta_rows,
+            delta: Delta::load(ctx, &device)?,
             device,
             ctx: ctx.clone(),
         })

@@ -8,10 +8,10 @@ use crate::driver::Device;
 use crate::error::{Error, Result};
 
 /// Blocks that run side by side on a multiprocessor: their registers allow two.
-const BLOCKS: usize = 2;
+pub(super) const BLOCKS: usize = 2;
 
 /// Steps that times are counted in.
-const UNIT: usize = 64;
+pub(super) const UNIT: usize = 64;
 
 /// The end states of segments take half of the multiplications and three quarters of the memory traffic of
 /// the outputs.
@@ -151,7 +151,7 @@ impl fmt::Display for Plan {
 }
 
 /// The first of the rows that can run a problem.
-fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
+pub(super) fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
     let of_kind = |row: &Walk| row.dtype == problem.dtype && row.gate == problem.gate();
     let of_dtype = || rows.iter().filter(|row| of_kind(row));
     let fits = |row: &Walk| of_kind(row) && row.size >= problem.dk;
@@ -169,7 +169,7 @@ fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
 
 /// Into how many segments to cut sequences of so many units, of which `blocks` could run at once
 /// without cutting and `parallel` do. A model for choosing, no prediction of a time.
-fn segments(units: usize, blocks: usize, parallel: usize) -> usize {
+pub(super) fn segments(units: usize, blocks: usize, parallel: usize) -> usize {
     let time = |segments: usize| {
         let rounds = blocks.saturating_mul(segments).div_ceil(parallel) as f64;
         let walk = rounds * units.div_ceil(segments) as f64;

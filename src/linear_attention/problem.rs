@@ -140,14 +140,7 @@ impl Problem {
         problem.layer.decays = problem.decays("decay", layouts.decay)?;
         problem.like_out("out", layouts.out)?;
         if let Some(beta) = layouts.beta {
-            let [batch_stride, step_stride, head_stride] = problem.per_step("beta", beta)?;
-            problem.beta = Some(Rows {
-                at: 0,
-                batch_stride,
-                step_stride,
-                head_stride,
-                shared: 1,
-            });
+            problem.beta = Some(problem.like_beta("beta", beta)?);
         }
         if let Some(bonus) = layouts.bonus {
             problem.layer.bonus_head_stride = problem.like_bonus("bonus", bonus)?;
@@ -167,6 +160,21 @@ impl Problem {
     /// How a tensor of the shape of the output lies.
     pub(super) fn like_out(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
         self.rows(name, layout, self.heads, self.dv, 1)
+    }
+
+    /// How a tensor of the shape of q lies.
+    pub(super) fn like_q(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_q, self.dk, self.layer.q.shared)
+    }
+
+    /// How a tensor of the shape of k lies.
+    pub(super) fn like_k(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_k, self.dk, self.layer.k.shared)
+    }
+
+    /// How a tensor of the shape of v lies.
+    pub(super) fn like_v(&self, name: &'static str, layout: Layout<4>) -> Result<Rows> {
+        self.rows(name, layout, self.heads_v, self.dv, self.layer.v.shared)
     }
 
     fn rows(
@@ -203,6 +211,18 @@ impl Problem {
         check.sizes(name, [self.batch, self.steps, self.heads], layout.shape)?;
         let [batch, step, head] = check.strides(name, &layout, 1, false)?;
         Ok([self.of_batch(batch), step, head])
+    }
+
+    /// How a tensor of the shape of beta lies.
+    pub(super) fn like_beta(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
+        let [batch_stride, step_stride, head_stride] = self.per_step(name, layout)?;
+        Ok(Rows {
+            at: 0,
+            batch_stride,
+            step_stride,
+            head_stride,
+            shared: 1,
+        })
     }
 
     /// How decays lie.

@@ -17,7 +17,7 @@ pub struct Config {
     pub causal: bool,
     /// Steps after which a sequence is cut into segments that run side by side, rounded up to a multiple of 64, or of
     /// 32, as the kernel takes them; `None`: as it takes to fill the device. The result does not depend on it but for
-    /// rounding.
+    /// rounding. By the delta rule sequences are not cut.
     pub segment: Option<usize>,
 }
 
@@ -134,6 +134,43 @@ pub struct Forward<'a, T> {
     /// `[batch, seqlen, heads]`: what outputs were divided by, less eps, only with
     /// [`normalize`](Config::normalize). The backward pass needs it.
     pub normalizer: Option<TensorMut<'a, f32, 3>>,
+}
+
+/// The gradient of [`Decay`], of the same form: of the logarithms.
+#[derive(Debug)]
+pub enum DecayMut<'a> {
+    /// `[heads]`
+    PerHead(TensorMut<'a, f32, 1>),
+    /// `[batch, seqlen, heads]`
+    PerStep(TensorMut<'a, f32, 3>),
+    /// `[batch, seqlen, heads, dk]`, the last axis contiguous.
+    PerChannel(TensorMut<'a, f32, 4>),
+}
+
+/// Tensors of [`LinearAttention::backward`](super::LinearAttention::backward).
+///
+/// Gradients that are `None` are not computed.
+#[derive(Debug)]
+pub struct Backward<'a, T> {
+    /// What was computed.
+    pub layer: Layer<'a, T>,
+    /// `[batch, seqlen, heads, dv]`: the gradient of the output.
+    pub dout: TensorRef<'a, T, 4>,
+    /// `[sequences, heads, dk, dv]`: the gradient of the state after each sequence; `None`: zeros.
+    pub dfinal_state: Option<TensorRef<'a, f32, 4>>,
+    /// `[batch, seqlen, heads_q, dk]`
+    pub dq: TensorMut<'a, T, 4>,
+    /// `[batch, seqlen, heads_k, dk]`
+    pub dk: TensorMut<'a, T, 4>,
+    /// `[batch, seqlen, heads_v, dv]`
+    pub dv: TensorMut<'a, T, 4>,
+    /// Of the decays, of their form. Where a decay is 0, which is what is left of logarithms below -104 in `f32`, so
+    /// is its gradient.
+    pub ddecay: Option<DecayMut<'a>>,
+    /// `[batch, seqlen, heads]`, only by the delta rule.
+    pub dbeta: Option<TensorMut<'a, T, 3>>,
+    /// `[sequences, heads, dk, dv]`: of the state before each sequence, zeros or not.
+    pub dinitial_state: Option<TensorMut<'a, f32, 4>>,
 }
 
 /// Tensors of [`LinearAttention::step`](super::LinearAttention::step): those of a [`Layer`] of one step. The last axis

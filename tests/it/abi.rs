@@ -74,6 +74,7 @@ const SCAN_ROWS: [&[&str]; 2] = [
 
 /// Sizes of the kernels of linear attention: those that walk over sequences, for each type, and those of one step.
 const LINEAR_SIZES: [u32; 3] = [64, 128, 256];
+const LINEAR_WALKS: [&str; 3] = ["walk", "delta", "delta_gradients"];
 
 /// Kernels of RWKV-4's average and of the linear recurrent unit, for each type.
 const RECURRENCES: [&str; 6] = ["ends", "forward", "states", "turns", "backward", "step"];
@@ -129,7 +130,12 @@ fn the_table_has_every_kernel_for_every_target() {
     });
     let scan_others = SCAN_OTHERS
         .map(|name| ["real", "complex"].map(|numbers| format!("selective_scan_{name}_{numbers}")));
-    let walk = |dtype| LINEAR_SIZES.map(|size| format!("linear_attention_walk_{dtype}_n{size}"));
+    let of_linear = |dtype| {
+        let of_size = move |walk: &str, size| format!("linear_attention_{walk}_{dtype}_n{size}");
+        let walks = LINEAR_WALKS.map(|walk| LINEAR_SIZES.map(|size| of_size(walk, size)));
+        let betas = format!("linear_attention_delta_sum_betas_{dtype}");
+        walks.into_iter().flatten().chain([betas])
+    };
     let linear_steps = LINEAR_SIZES.map(|size| format!("linear_attention_step_n{size}"));
     let recurrences = |dtype| {
         let names = move |op| RECURRENCES.map(|name| format!("{op}_{name}_{dtype}"));
@@ -151,7 +157,7 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(scan)
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(recurrences))
         .chain(["rwkv4_sums", "lru_sums"].map(String::from))
-        .chain(["f16", "bf16", "f32"].into_iter().flat_map(walk))
+        .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_linear))
         .chain(linear_steps)
         .chain(["linear_attention_carry".into()])
         .chain(scan_others.into_iter().flatten())

@@ -105,7 +105,11 @@ fn ssd_keeps_every_bound() {
 #[test]
 fn linear_attention_keeps_every_bound() {
     let ops = Ops::new(&device().context).unwrap();
-    for (name, case) in cases("linear_attention_forward", 7) {
+    let backward = cases("linear_attention_backward", 3);
+    for (name, case) in cases("linear_attention_forward", 7)
+        .into_iter()
+        .chain(backward)
+    {
         let outputs = case.run(&ops);
         let outputs = outputs.unwrap_or_else(|failure| panic!("{name}: {failure}"));
         let verdicts = case.judge(&outputs, false).unwrap();

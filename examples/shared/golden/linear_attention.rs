@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use seqmix::cudarc::driver::CudaStream;
-use seqmix::linear_attention::{Config, Decay, FeatureMap, Forward, Layer, Rule};
+use seqmix::linear_attention::{
+    Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, Rule,
+};
 use seqmix::{Float, Tensor, Workspace};
 
 use super::{Case, Failure, Ops, Output};
@@ -124,6 +126,72 @@ impl Case {
         ];
         if let Some(z) = &final_z {
             outputs.push(Output::fetch("final_z", z, stream)?);
+        }
+        Ok(outputs)
+    }
+
+    pub(super) fn linear_attention_backward<T: Float + Pod + Into<f64>>(
+        &self,
+        ops: &Ops,
+    ) -> Result<Vec<Output>, Failure> {
+        let (stream, config) = (&ops.stream, self.linear_attention_config()?);
+        let inputs = Inputs::<T>::new(self, stream)?;
+        let dout: Tensor<T, 4> = self.need("do")?.upload(stream)?;
+        let dfinal_state: Option<Tensor<f32, 4>> = self.optional("d_final_state", stream)?;
+        let mut dq = Tensor::<T, 4>::zeros(stream, inputs.q.shape())?;
+        let mut dk = Tensor::<T, 4>::zeros(stream, inputs.k.shape())?;
+        let mut dv = Tensor::<T, 4>::zeros(stream, inputs.v.shape())?;
+        let mut dinitial_state = match &inputs.initial_state {
+            Some(state) => Some(Tensor::<f32, 4>::zeros(stream, state.shape())?),
+            None => None,
+        };
+        let mut dg = match &inputs.gate {
+            Gate::PerStep(g) => Some(Tensor::<f32, 3>::zeros(stream, g.shape())?),
+            _ => None,
+        };
+        let mut dgk = match &inputs.gate {
+            Gate::PerChannel(gk) => Some(Tensor::<f32, 4>::zeros(stream, gk.shape())?),
+            _ => None,
+        };
+        let mut dbeta = match &inputs.beta {
+            Some(beta) => Some(Tensor::<T, 3>::zeros(stream, beta.shape())?),
+            None => None,
+        };
+        let tensors = Backward {
+            layer: inputs.layer(),
+            dout: dout.view(),
+            dfinal_state: dfinal_state.as_ref().map(Tensor::view),
+            dq: dq.view_mut(),
+            dk: dk.view_mut(),
+            dv: dv.view_mut(),
+            ddecay: match (&mut dg, &mut dgk) {
+                (Some(dg), _) => Some(DecayMut::PerStep(dg.view_mut())),
+                (_, Some(dgk)) => Some(DecayMut::PerChannel(dgk.view_mut())),
+                _ => None,
+            },
+            dbeta: dbeta.as_mut().map(Tensor::view_mut),
+            dinitial_state: dinitial_state.as_mut().map(Tensor::view_mut),
+        };
+        let operation = &ops.linear_attention;
+        let mut workspace = Workspace::new(stream);
+        workspace.reserve(operation.backward_plan(config, &tensors)?.workspace_bytes())?;
+        operation.backward(stream, config, tensors, &mut workspace)?;
+        let mut outputs = vec![
+            Output::fetch("dq", &dq, stream)?,
+            Output::fetch("dk", &dk, stream)?,
+            Output::fetch("dv", &dv, stream)?,
+        ];
+        if let Some(dg) = &dg {
+            outputs.push(Output::fetch("dg", dg, stream)?);
+        }
+        if let Some(dgk) = &dgk {
+            outputs.push(Output::fetch("dgk", dgk, stream)?);
+        }
+        if let Some(dbeta) = &dbeta {
+            outputs.push(Output::fetch("dbeta", dbeta, stream)?);
+        }
+        if let Some(state) = &dinitial_state {
+            outputs.push(Output::fetch("d_initial_state", state, stream)?);
         }
         Ok(outputs)
     }

@@ -2,7 +2,7 @@
 
 use super::Gate::Step;
 use super::params::{Decays, Layer, Rows, States, WalkParams};
-use super::{CHUNK, WARPS, Walk, walk};
+use super::{CHUNK, WARPS, Walk, squares_bytes, walk};
 use crate::abi::Dtype::{BF16, F16, F32};
 use crate::abi::{Dtype, Entry, Unit, params};
 
@@ -95,8 +95,8 @@ impl Walk {
         // for each chunk a square matrix, and a triangular one in f32 whose rows are 96 bytes apart; two numbers
         // a step
         let triangles = self.count / CHUNK * CHUNK * 96;
-        let inverses = self.squares_bytes() + triangles + 4 * 2 * self.count;
-        self.common_bytes() + inverses.next_multiple_of(128)
+        let inverses = squares_bytes(self.dtype, self.count) + triangles + 4 * 2 * self.count;
+        self.shared_bytes() + inverses.next_multiple_of(128)
     }
 
     /// The kernel of this row of [`DELTA`].

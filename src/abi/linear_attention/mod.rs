@@ -1,12 +1,20 @@
 //! The kernels of linear attention: parameters and tables.
 
 mod delta;
+mod gradient;
+mod gradient_params;
 mod params;
 mod step;
 
 pub use delta::{
     DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
     sum_betas,
+};
+pub use gradient::{
+    DTYPES, GRADIENT_WALK, GradientGate, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
+};
+pub use gradient_params::{
+    DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams,
 };
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
@@ -147,14 +155,6 @@ impl Walk {
         WARPS * 16 * self.tiles
     }
 
-    /// Shared memory of what walks have in common whose decays are a number a step.
-    const fn common_bytes(&self) -> usize {
-        let stage = self.dtype.bytes() * self.count * (2 * self.size + self.width());
-        // decays: four numbers a step, and four chunks; a factor and a unit a step
-        let numbers = 4 * (4 * self.count + 4 + 2 * self.count);
-        (self.stages * stage + self.squares_bytes() + numbers).next_multiple_of(128)
-    }
-
     /// Shared memory of a block.
     pub const fn shared_bytes(&self) -> usize {
         let Self { size, count, .. } = *self;
@@ -171,18 +171,7 @@ impl Walk {
         let normalizer = (2 * chunks + 1) * size + count;
         let numbers = decays + passed + normalizer + 2 * count;
         let stages = self.stages * count * (row + gates);
-        (stages + self.squares_bytes() + 4 * numbers).next_multiple_of(128)
-    }
-
-    /// A square matrix for each chunk of a tile; those of f32 lie side by side in pairs.
-    const fn squares_bytes(&self) -> usize {
-        let beside = if self.dtype.bytes() == 4 { 2 } else { 1 };
-        let rows = if self.count / beside < CHUNK {
-            CHUNK
-        } else {
-            self.count / beside
-        };
-        (self.dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
+        (stages + squares_bytes(self.dtype, self.count) + 4 * numbers).next_multiple_of(128)
     }
 
     /// The kernel of this row.
@@ -199,7 +188,7 @@ impl Walk {
         Entry {
             name: format!("linear_attention_walk_{name}_{}_n{size}", dtype.name()),
             instance: format!(
-                "seqmix::linear_attention::Linear<{}, {size}, {tiles}, {count}, {stages}, \
+                "seqmix::linear_attention::Walk<{}, {size}, {tiles}, {count}, {stages}, \
                  seqmix::linear_attention::Gate::{kind}>",
                 dtype.cpp()
             ),
@@ -209,6 +198,17 @@ impl Walk {
             shared_bytes: self.shared_bytes(),
         }
     }
+}
+
+/// A square matrix for each chunk of a tile of `count` steps; those of f32 lie side by side in pairs.
+const fn squares_bytes(dtype: Dtype, count: usize) -> usize {
+    let beside = if dtype.bytes() == 4 { 2 } else { 1 };
+    let rows = if count / beside < CHUNK {
+        CHUNK
+    } else {
+        count / beside
+    };
+    (dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
 }
 
 /// Threads of the kernel that passes states on, each of which owns a number.
@@ -235,9 +235,10 @@ pub fn units() -> Vec<Unit> {
     };
     let mut units = vec![unit(carry(), "linear_attention/carry.cuh"), step::unit()];
     for row in WALK {
-        units.push(unit(row.entry(), "linear_attention/linear.cuh"));
+        units.push(unit(row.entry(), "linear_attention/walk.cuh"));
     }
     units.extend(delta::units());
+    units.extend(gradient::units());
     units
 }
 
@@ -273,7 +274,7 @@ mod tests {
         assert_eq!(entry.name, "linear_attention_walk_channel_bf16_n128");
         assert_eq!(
             entry.instance,
-            "seqmix::linear_attention::Linear<__nv_bfloat16, 128, 2, 64, 1, \
+            "seqmix::linear_attention::Walk<__nv_bfloat16, 128, 2, 64, 1, \
              seqmix::linear_attention::Gate::Channel>"
         );
         assert_eq!((entry.threads, entry.shared_bytes), (128, 92_928));

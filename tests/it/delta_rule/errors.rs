@@ -1,7 +1,7 @@
 //! What the delta rule refuses.
 
 use half::bf16;
-use seqmix::linear_attention::{Config, Decay, Forward, Layer, Rule};
+use seqmix::linear_attention::{Backward, Config, Decay, Forward, Layer, Rule};
 use seqmix::{Result, Tensor, Workspace};
 
 use crate::support::device;
@@ -50,6 +50,50 @@ impl Call {
         };
         let op = &device.linear_attention;
         op.forward(&stream, self.config, tensors, &mut Workspace::new(&stream))
+    }
+}
+
+/// Gradients of beta are those of the delta rule.
+#[test]
+fn gradients_that_there_are_not() {
+    let device = device();
+    let stream = device.stream();
+    let rows = Tensor::<bf16, 4>::zeros(&stream, [1, STEPS, 2, 16]).unwrap();
+    let beta = Tensor::<bf16, 3>::zeros(&stream, [1, STEPS, 2]).unwrap();
+    let gradient = |steps| Tensor::<bf16, 3>::zeros(&stream, [1, steps, 2]).unwrap();
+    let zeros = || Tensor::<bf16, 4>::zeros(&stream, [1, STEPS, 2, 16]).unwrap();
+    let (mut dq, mut dk, mut dv) = (zeros(), zeros(), zeros());
+    let by_delta = || Rule::Delta { beta: beta.view() };
+    let calls = [
+        (Rule::Linear, STEPS, "dbeta is a tensor, expected none"),
+        (
+            by_delta(),
+            4,
+            "dbeta has shape [1, 4, 2], expected shape [1, 5, 2]",
+        ),
+    ];
+    for (rule, steps, words) in calls {
+        let mut dbeta = gradient(steps);
+        let tensors = Backward {
+            layer: Layer {
+                rule,
+                ..Layer::new(rows.view(), rows.view(), rows.view())
+            },
+            dout: rows.view(),
+            dfinal_state: None,
+            dq: dq.view_mut(),
+            dk: dk.view_mut(),
+            dv: dv.view_mut(),
+            ddecay: None,
+            dbeta: Some(dbeta.view_mut()),
+            dinitial_state: None,
+        };
+        let op = &device.linear_attention;
+        let mut workspace = Workspace::new(&stream);
+        let result = op.backward(&stream, Config::default(), tensors, &mut workspace);
+        let error = result.expect_err(words).to_string();
+        assert!(error.contains("linear_attention::backward"), "{error}");
+        assert!(error.contains(words), "{error}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Layers as tables: every size and option against the reference.
 
 use half::{bf16, f16};
+use seqmix::linear_attention::FeatureMap;
 
 use super::{Beta, CASE, Case, Fades, Layout, check};
 
@@ -143,5 +144,17 @@ fn every_layout_in_memory() {
                 });
             }
         }
+    }
+}
+
+#[test]
+fn mapped_queries_and_keys() {
+    for feature_map in [FeatureMap::Relu, FeatureMap::Silu] {
+        check::<bf16>(Case {
+            feature_map,
+            shared: [2, 1, 1],
+            seqlen: 35,
+            ..CASE
+        });
     }
 }

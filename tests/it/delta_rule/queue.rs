@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::gradients::{self, Given};
 use super::{CASE, Case, Problem};
 use crate::support::device;
 
@@ -19,8 +20,14 @@ fn ten_runs_give_the_same_bits() {
         let mut problem = Problem::new(case, &inputs, &stream);
         problem.queue(&device.linear_attention, &stream).unwrap();
         let (out, state) = problem.fetch(&stream);
+        let given = Given::new(case);
+        let mut problem = gradients::Problem::new(case, &inputs, &given, &stream);
+        problem.queue(&device.linear_attention, &stream).unwrap();
+        let gradients = problem.fetch(&stream).into_iter();
+        let gradients = gradients.flat_map(|(_, gradient, _)| gradient);
         let bits = |x: f64| x.to_bits();
-        out.into_iter().chain(state).map(bits).collect::<Vec<u64>>()
+        let all = out.into_iter().chain(state).chain(gradients);
+        all.map(bits).collect::<Vec<u64>>()
     };
     let first = run();
     for repeat in 1..10 {

@@ -1,9 +1,11 @@
 //! Linear attention through its public API, judged by the reference.
 
+mod backward;
 mod bare;
 mod counters;
 mod errors;
 mod forward;
+mod gradients;
 mod layer;
 mod mutants;
 mod queue;

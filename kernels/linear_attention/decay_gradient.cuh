@@ -1,0 +1,177 @@
+// The gradients of decays, from those of queries and keys.
+//
+// From one step to the next, dg_t = dg_{t+1} + q_t dq_t - k_t dk_t, where a step's own key and value
+// are left out of dq and dk: they do not pass a decay. Rounding adds up in these sums, so they begin
+// anew at the border of each span, where the product of the state with its gradient is known; and what
+// they miss at its other border is spread over the span, which halves the error again.
+//
+// grid    x: spans; y: heads; z: sequences
+// thread  takes a channel at a time; or if channels are summed, the lanes of a warp share a step
+#pragma once
+
+#include <cstdint>
+
+#include "common/warp.cuh"
+#include "linear_attention/gradient_params.h"
+#include "linear_attention/gradient_place.cuh"
+#include "linear_attention/steps.cuh"
+#include "linear_attention/sum_heads.cuh"
+
+namespace seqmix::linear_attention {
+
+template <typename Element>
+struct DecayGradient {
+    static constexpr int kThreads = 64;
+    static constexpr int kWarps = kThreads / 32;
+
+    // A column for each thread.
+    struct Smem {
+        float reads[kSpan][kThreads];   // q dq
+        float writes[kSpan][kThreads];  // k dk
+    };
+    struct Span {
+        int start;      // the first step in the row of the batch
+        int steps;
+        int64_t slot;   // of the border before it, and the head
+    };
+
+    __device__ __forceinline__ static void run(const DecayGradientParams& params, Smem& smem) {
+        const int sequence = static_cast<int>(blockIdx.z);
+        const Sequence all = sequence_of(params.cu_seqlens, params.steps, params.span, sequence);
+        const int first = static_cast<int>(blockIdx.x) * params.span;
+        const Span span = {
+            all.start + first, min(all.steps - first, params.span),
+            span_slot(params.cu_seqlens, params.steps, params.span, sequence) + blockIdx.x};
+        if (span.steps <= 0) {
+            return;
+        }
+        const int thread = thread_of_block();
+        if (params.per_channel != 0) {
+#pragma unroll 1
+            for (int channel = thread; channel < params.channels; channel += kThreads) {
+#pragma unroll 4
+                for (int i = 0; i < span.steps; ++i) {
+                    const float2 both = products(params, span.start + i, channel);
+                    smem.reads[i][thread] = both.x;
+                    smem.writes[i][thread] = both.y;
+                }
+                add(params, smem, span, thread, channel, dot(params, span, 0, channel),
+                    dot(params, span, 1, channel));
+            }
+            return;
+        }
+        const int lane = lane_of_warp();
+#pragma unroll 1
+        for (int i = warp_of_block(); i < span.steps; i += kWarps) {
+            float2 sum = make_float2(0.f, 0.f);
+            for (int channel = lane; channel < params.channels; channel += 32) {
+                const float2 both = products(params, span.start + i, channel);
+                sum.x += both.x;
+                sum.y += both.y;
+            }
+            sum.x = warp_sum(sum.x);
+            sum.y = warp_sum(sum.y);
+            if (lane == 0) {
+                smem.reads[i][0] = sum.x;
+                smem.writes[i][0] = sum.y;
+            }
+        }
+        __syncthreads();  // the sums of all steps, before the first warp reads them
+        if (warp_of_block() == 0) {
+            float dots[2] = {};
+            for (int channel = lane; channel < params.channels; channel += 32) {
+                dots[0] += dot(params, span, 0, channel);
+                dots[1] += dot(params, span, 1, channel);
+            }
+            dots[0] = warp_sum(dots[0]);
+            dots[1] = warp_sum(dots[1]);
+            if (lane == 0) {
+                add(params, smem, span, 0, 0, dots[0], dots[1]);
+            }
+        }
+    }
+
+    // q dq and k dk of a step; what keys look up counts as what queries do.
+    __device__ __forceinline__ static float2 products(const DecayGradientParams& params, int step,
+                                                      int channel) {
+        const int head = static_cast<int>(blockIdx.y);
+        const auto product = [&](const Rows& x, const Rows& dx, int map) {
+            const float raw = load(row_at<const Element>(x, step, head) + channel);
+            const float mapped = map_of(static_cast<FeatureMap>(map), raw);
+            // as the walks see it
+            const float rounded = part<Element>(join<Element>(mapped, 0.f)).x;
+            return rounded * row_at<const float>(dx, step, head)[channel];
+        };
+        float read = product(params.q, params.dq, params.query_map);
+        if (params.lookups.at != nullptr) {
+            read += product(params.k, params.lookups, params.key_map);
+        }
+        return make_float2(read, product(params.k, params.dk, params.key_map));
+    }
+
+    // The product of the state with its gradient at the border before the span or behind it.
+    __device__ __forceinline__ static float dot(const DecayGradientParams& params,
+                                                const Span& span, int border, int channel) {
+        const int64_t head = (span.slot + border) * params.heads + blockIdx.y;
+        return params.dots[head * params.channels + channel];
+    }
+
+    // Adds up from the last step of the span to the first, of the products in a column. Sums are known
+    // at both borders, and at steps whose decay is 0: what passes them is nothing, whatever rounding
+    // says. What is missing from one such place to the next is spread over the steps in between as the
+    // squares of what rounding acts on there.
+    __device__ __forceinline__ static void add(const DecayGradientParams& params, Smem& smem,
+                                               const Span& span, int column, int channel,
+                                               float before, float behind) {
+        const auto at = [&](const Decays& decays, int i) {
+            return decays.at + blockIdx.z * decays.batch_stride +
+                   (span.start + i) * decays.step_stride + blockIdx.y * decays.head_stride +
+                   channel * decays.channel_stride;
+        };
+        const auto lost = [&](int i) {
+            return exp2_approx(exponent_of(*at(params.decays, i))) == 0.f;
+        };
+        const bool late = params.late_reads != 0;
+        float sum = behind;
+        float all = 0.f;
+        int last = span.steps - 1;
+#pragma unroll 1
+        while (last >= 0) {
+            float missing = -sum;
+            float squares = 0.f;
+            int first = last;
+#pragma unroll 1
+            for (;; --first) {
+                const float read = smem.reads[first][column];
+                const float write = smem.writes[first][column];
+                missing -= read - write;
+                squares += read * read + write * write;
+                if (first == 0 || lost(first)) {
+                    break;
+                }
+            }
+            const bool ends = lost(first);
+            missing += !ends ? before : late ? smem.reads[first][column] : 0.f;
+            // nothing is missing of sums of nothing
+            const float share = squares > 0.f ? missing / squares : 0.f;
+#pragma unroll 1
+            for (int i = last; i >= first; --i) {
+                const float read = smem.reads[i][column];
+                const float write = smem.writes[i][column];
+                sum += read - write + share * (read * read + write * write);
+                const float gradient = ends && i == first ? 0.f : late ? sum - read : sum;
+                if (params.per_head != 0) {
+                    all += gradient;
+                } else {
+                    *const_cast<float*>(at(params.out, i)) = gradient;
+                }
+            }
+            last = first - 1;
+        }
+        if (params.per_head != 0) {
+            const_cast<float*>(params.out.at)[span.slot * params.heads + blockIdx.y] = all;
+        }
+    }
+};
+
+}  // namespace seqmix::linear_attention

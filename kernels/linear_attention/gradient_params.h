@@ -1,0 +1,95 @@
+// Parameters of the kernels that compute the gradients of linear attention; src/abi/linear_attention
+// holds the same structs in Rust. Strides count elements.
+#pragma once
+
+#include <cstdint>
+
+#include "linear_attention/params.h"
+
+namespace seqmix::linear_attention {
+
+// A walk by other roles than those of the forward pass:
+//
+//     gradient of   queries  keys  values   from
+//     q             do       v     k        the first step
+//     k             v        do    q        the last step
+//     v             k        q     do       the last step
+struct GradientWalkParams {
+    Layer layer;            // of these roles: dk counts the channels of its queries and keys, dv those
+                            // of its values
+    Rows out;               // [batch, steps, heads, dv]
+    Rows own;               // [batch, steps, heads] of f32, or none: products of each step's query and
+                            // key, which are then left out
+    States initial;         // before the walk, or none: zeros
+    States last;            // after the walk, or none
+    States segments;        // as in WalkParams, a slot for each sequence stride
+    float* decays;          // as in WalkParams
+    void* spans;            // [span slot, head, ...]: the states at the borders of spans, as lanes hold
+                            // them, or null
+    float* span_units;      // [span slot, head, slice, warp]: what they were divided by
+    float* dots;            // [span slot, head, dv]: the products of these states with those of this
+                            // walk; null: this walk stores them
+    int span;               // steps of a span: a multiple of a chunk that divides kSpan
+    int mode;               // Mode::Whole or Mode::States
+    int value_map;          // FeatureMap of the values
+    int late_reads;         // 1: a query meets the state before the decay of its step
+    int late_writes;        // 1: a step's decay acts on its own update
+    int parts;              // 1: out is of f32; 2: as 1, and out and dots are added to
+    float weight;           // multiplies what is added to the state
+};
+
+// A tensor's gradient from those of the heads that share it.
+struct SumHeadsParams {
+    Rows parts;             // [batch, steps, heads, channels] of f32
+    Rows more;              // as parts, or none: added to them
+    Rows own;               // [batch, steps, heads] of f32, or none: what multiplies `other` of the
+                            // same step
+    Rows other;             // [batch, steps, its heads, channels]: mapped by `map` as well
+    Rows x;                 // [batch, steps, heads that are shared, channels], or none: what was mapped
+    Rows out;               // as x, written
+    const float* bonus;     // [heads, channels], or null: multiplies `other`
+    int64_t bonus_stride;   // from one head to the next
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int heads;              // that share: of `parts` to one of `out`
+    int shared;             // heads of `out`
+    int channels;           // multiple of 8
+    int map;                // FeatureMap of x
+    float scale;            // of `own`
+};
+
+// The gradients of decays, span by span.
+struct DecayGradientParams {
+    Rows q;                 // [batch, steps, heads_q, dk]
+    Rows k;                 // [batch, steps, heads_k, dk]
+    Rows dq;                // [batch, steps, heads, dk] of f32, without the own step's part, by the
+    Rows dk;                // mapped queries and keys
+    Rows lookups;           // as dk, or none: what keys add as queries do, by the delta rule
+    Decays decays;
+    Decays out;             // as `decays`, written; or [span slot, head] of sums over steps
+    const float* dots;      // [span slot, head, dk]
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int heads;
+    int channels;           // dk, a multiple of 8
+    int query_map;
+    int key_map;
+    int per_channel;        // 1: a gradient for each channel; 0: their sum
+    int per_head;           // 1: `out` holds sums over the steps of a span
+    int span;               // as in GradientWalkParams
+    int late_reads;         // as in GradientWalkParams
+};
+
+// Sums over all spans, in order.
+struct SumSpansParams {
+    const float* parts;     // [span slot, numbers]
+    float* out;             // [numbers]
+    const int* cu_seqlens;  // or null
+    int64_t out_stride;     // from one number to the next
+    int steps;              // as in Layer
+    int sequences;
+    int numbers;
+    int span;               // as in GradientWalkParams
+};
+
+}  // namespace seqmix::linear_attention

@@ -1,0 +1,630 @@
+// The walks that give the gradients of queries, keys and values: linear attention itself, by other
+// roles and, for two of them, from the last step to the first; see GradientWalkParams. "Queries",
+// "keys" and "values" are those of the walk.
+//
+// grid    x: slices, head by head; y: segments; z: sequences
+// block   takes a tile of Count steps at a time, while the next one is on its way
+// warp    prepares a chunk of 16 steps of the tile by itself, and then walks over all chunks of the
+//         tile for 16 * Tiles channels of the values, whose state stays in registers
+// lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
+//
+// With a decay for each channel of the forward pass's keys, decays belong to the rows of the state
+// where these are the walk's values (Gate::Row). Then the products with the state have no decay in
+// them, and within a chunk values fade from step to step in f32, on the lanes that hold them.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "common/async_copy.cuh"
+#include "common/numeric.cuh"
+#include "common/operands.cuh"
+#include "common/range.cuh"
+#include "common/tile.cuh"
+#include "common/warp.cuh"
+#include "linear_attention/features.cuh"
+#include "linear_attention/gradient_place.cuh"
+#include "linear_attention/gradient_params.h"
+#include "linear_attention/scores.cuh"
+#include "linear_attention/state.cuh"
+#include "linear_attention/steps.cuh"
+#include "linear_attention/values.cuh"
+
+namespace seqmix::linear_attention {
+
+// What a decay is a number of.
+enum class Gate {
+    Step,  // a step: the same for all of the state
+    Row,   // a step and a row of the transposed state, which is a channel of the values
+};
+
+// The decays of a tile of steps, a number a step, as reads and writes of the state see them.
+//
+// In chunk `c`, `high` and `low` at i are the sums of the exponents of its first i steps (steps.cuh);
+// a step's read counts those up to its own or, if it is late, the one before; its write likewise.
+template <int Count>
+struct alignas(16) Fading {
+    static constexpr int kSums = 20;  // 17, aligned
+    float high[Count / kChunk][kSums];
+    float low[Count / kChunk][kSums];
+    float inflow[Count];  // what a read finds of the state before the chunk
+    float weight[Count];  // with how much of it a write is in the state after the chunk
+    float decay[4];       // of each chunk
+
+    // Of the chunk `chunk`, whose exponents lanes 0 to 15 give; all lanes of a warp.
+    __device__ __forceinline__ void scan(int chunk, float exponent, int late_reads,
+                                         int late_writes, float scale) {
+        constexpr float kUnits = 64.f;
+        float high_sum = rintf(exponent * kUnits) / kUnits;
+        float low_sum = exponent - high_sum;
+#pragma unroll
+        for (int distance = 1; distance < kChunk; distance *= 2) {
+            const float high_before = __shfl_up_sync(kAllLanes, high_sum, distance, kChunk);
+            const float low_before = __shfl_up_sync(kAllLanes, low_sum, distance, kChunk);
+            if (lane_of_warp() % kChunk >= distance) {
+                high_sum += high_before;
+                low_sum += low_before;
+            }
+        }
+        const float high_end = __shfl_sync(kAllLanes, high_sum, kChunk - 1);
+        const float low_end = __shfl_sync(kAllLanes, low_sum, kChunk - 1);
+        const int lane = lane_of_warp();
+        if (lane < kChunk) {
+            high[chunk][lane + 1] = high_sum;
+            low[chunk][lane + 1] = low_sum;
+        }
+        if (lane == 0) {
+            high[chunk][0] = 0.f;
+            low[chunk][0] = 0.f;
+            decay[chunk] = exp2_approx(high_end + low_end);
+        }
+        __syncwarp();  // the sums of all lanes, before each reads those of the step before its own
+        if (lane < kChunk) {
+            const int read = lane + 1 - late_reads;
+            const int write = lane + 1 - late_writes;
+            inflow[kChunk * chunk + lane] = exp2_approx(high[chunk][read] + low[chunk][read]);
+            weight[kChunk * chunk + lane] =
+                scale * exp2_approx((high_end - high[chunk][write]) + (low_end - low[chunk][write]));
+        }
+    }
+
+    // The decay between two of these sums.
+    __device__ __forceinline__ float between(int chunk, int to, int from) const {
+        return exp2_approx((high[chunk][to] - high[chunk][from]) +
+                           (low[chunk][to] - low[chunk][from]));
+    }
+};
+
+// Scores of each chunk in f32, row by row. Rows are 96 bytes apart, so that four of them lie in
+// different banks.
+template <int Count>
+struct Singles {
+    static constexpr int kRow = 24;
+    float values[Count / kChunk][kChunk][kRow];
+
+    __device__ __forceinline__ float2& pair(int chunk, int row, int column) {
+        return *reinterpret_cast<float2*>(&values[chunk][row][column]);
+    }
+};
+
+// Multiplies the columns of outputs by the numbers that `of` makes of those of the steps.
+template <int Tiles, typename Of>
+__device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],
+                                                 const float* numbers, const Of& of) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float2 both = of_columns(numbers, half);
+        const float factors[2] = {of(both.x), of(both.y)};
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                outputs[tile][half][i] *= factors[i % 2];
+            }
+        }
+    }
+}
+
+template <typename Element_, int Size, int Tiles, int Count, Gate Which>
+struct GradientWalk {
+    using Element = Element_;
+    using State = seqmix::linear_attention::State<Element, Size, Tiles>;
+    using Values = seqmix::linear_attention::Values<Element, Tiles, Count>;
+    using Params = GradientWalkParams;
+    using Outputs = typename State::Outputs;
+
+    static constexpr int kWarps = 4;
+    static constexpr int kThreads = 32 * kWarps;
+    static constexpr int kElements = 16 / sizeof(Element);  // of 16 bytes
+    static constexpr int kChunks = Count / kChunk;
+    static constexpr int kWidth = Values::kWidth;
+    static constexpr bool kRows = Which == Gate::Row;
+    static constexpr int kStages = 2;
+    static_assert(kChunks <= kWarps, "a warp prepares one chunk");
+    static_assert(kSpan % Count == 0, "a segment is a number of tiles");
+
+    using KeyTile = Tile<Element, Count, Size>;
+    using ValueTile = typename Values::Tile;
+
+    struct StepStage {
+        KeyTile q;
+        KeyTile k;
+        Values v;  // and then outputs; a warp writes its own channels only
+    };
+    struct RowStage : StepStage {
+        float decays[Count][kWidth];  // logarithms, and then what they are of
+    };
+    struct StepSmem {
+        StepStage stages[kStages];
+        Squares<Element, Count> scores;
+        Fading<Count> fading;
+        float score_units[Count];  // what scores were divided by, if kNarrow
+    };
+    struct RowSmem {
+        RowStage stages[kStages];
+        Singles<Count> scores;
+    };
+    using Stage = std::conditional_t<kRows, RowStage, StepStage>;
+    using Smem = std::conditional_t<kRows, RowSmem, StepSmem>;
+
+    __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
+        const Layer& layer = params.layer;
+        const GradientPlace place = gradient_place(layer, kWidth, params.span);
+        const bool whole = params.mode == static_cast<int>(Mode::Whole);
+        // behind the last segment of a walk is none that waits for its state
+        if (!place.exists || (!whole && place.last)) {
+            return;
+        }
+        const int tiles = (place.steps + Count - 1) / Count;
+        float exponent = 0.f;  // of this lane's step in the chunk that the warp will prepare
+        if (tiles > 0) {
+            fetch(layer, place, smem.stages[0], 0);
+            exponent = load_exponent(layer, place, 0);
+        }
+        State state;
+        state.clear();
+        if (whole) {
+            load_start(params, place, state);
+        }
+        float decays[Tiles][2];  // of all chunks so far, of this lane's rows
+#pragma unroll
+        for (int i = 0; i < 2 * Tiles; ++i) {
+            decays[i / 2][i % 2] = 1.f;
+        }
+
+#pragma unroll 1
+        for (int n = 0; n < tiles; ++n) {
+            Stage& stage = smem.stages[n % kStages];
+            wait_copies<0>();
+            // the tile has landed for all warps, before they read it; and all have read the one before
+            // it, its scores and its decays, before these are overwritten
+            __syncthreads();
+            if (n + 1 < tiles) {
+                fetch(layer, place, smem.stages[(n + 1) % kStages], n + 1);
+            }
+            prepare(params, place, smem, stage, exponent, n);
+            exponent = load_exponent(layer, place, n + 1);
+            __syncthreads();  // scores, decays and mapped rows of all warps, before each reads them
+#pragma unroll 1
+            for (int chunk = 0; chunk < kChunks; ++chunk) {
+                const int step = n * Count + kChunk * chunk;
+                const int span = params.span;
+                if (whole && step % span == 0 && step + span > place.lead && step < place.steps) {
+                    meet(params, place, state, step / span);
+                }
+                if (step + kChunk > place.lead && step < place.steps) {
+                    walk(params, place, smem, stage, state, decays, n, chunk);
+                }
+            }
+        }
+        store_end(params, place, whole, state, decays);
+    }
+
+    // The exponent of this lane's step in the warp's chunk of the n-th tile.
+    __device__ __forceinline__ static float load_exponent(const Layer& layer,
+                                                          const GradientPlace& place, int n) {
+        const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
+        if (kRows || layer.decays.at == nullptr || step < place.lead || step >= place.steps) {
+            return 0.f;
+        }
+        return exponent_of(decays_at(layer, place, step)[0]);
+    }
+
+    // The block's decays in the n-th step of the walk.
+    __device__ __forceinline__ static const float* decays_at(const Layer& layer,
+                                                             const GradientPlace& place, int n) {
+        return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
+               (place.start + place.direction * n) * layer.decays.step_stride +
+               place.head * layer.decays.head_stride;
+    }
+
+    // Starts the copies of the n-th tile. What is not there is zeros.
+    __device__ __forceinline__ static void fetch(const Layer& layer, const GradientPlace& place,
+                                                 Stage& stage, int n) {
+        const int first = place.lead - n * Count;
+        const int end = place.steps - n * Count;
+        const auto rows = [&](const auto& tile, const Rows& from, int channel, int channels) {
+            using T = std::remove_reference_t<decltype(tile)>;
+            const Element* at = row_of<const Element>(from, place, n * Count) + channel;
+            const int64_t stride = stride_of(from, place);
+#pragma unroll 2
+            for (int i = 0; i < Count * T::kChunks / kThreads; ++i) {
+                const int index = i * kThreads + thread_of_block();
+                const int row = index / T::kChunks;
+                const int chunk = index % T::kChunks;
+                const bool valid = row >= first && row < end && kElements * chunk < channels;
+                copy16_async(tile.address(row, chunk), at + row * stride + kElements * chunk,
+                             valid);
+            }
+        };
+        rows(stage.q, layer.q, 0, layer.dk);
+        rows(stage.k, layer.k, 0, layer.dk);
+        rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+        if constexpr (kRows) {
+            const float* at = decays_at(layer, place, n * Count) +
+                              place.channel * layer.decays.channel_stride;
+            const int64_t stride = place.direction * layer.decays.step_stride;
+#pragma unroll 4
+            for (int i = 0; i < Count * kWidth / kThreads; ++i) {
+                const int index = i * kThreads + thread_of_block();
+                const int row = index / kWidth;
+                const int channel = index % kWidth;
+                const bool valid =
+                    row >= first && row < end && channel < layer.dv - place.channel;
+                copy4_async(shared_address(&stage.decays[row][channel]),
+                            at + row * stride + channel * layer.decays.channel_stride, valid);
+            }
+        }
+        commit_copies();
+    }
+
+    // Makes what all warps need of this warp's chunk of the n-th tile.
+    __device__ __forceinline__ static void prepare(const Params& params,
+                                                   const GradientPlace& place, Smem& smem,
+                                                   Stage& stage, float exponent, int n) {
+        const Layer& layer = params.layer;
+        if constexpr (kRows) {
+#pragma unroll 4
+            for (int i = 0; i < Count * kWidth / kThreads; ++i) {
+                const int index = i * kThreads + thread_of_block();
+                float& decay = stage.decays[index / kWidth][index % kWidth];
+                decay = exp2_approx(exponent_of(decay));
+            }
+        }
+        const int chunk = warp_of_block();
+        if (chunk >= kChunks) {
+            return;
+        }
+        const int first = kChunk * chunk;
+        const int lead = place.lead - n * Count - first;
+        const int rows = place.steps - n * Count - first;
+        const auto map = [&](auto& tile, int number, int columns) {
+            map_rows(tile, static_cast<FeatureMap>(number), first, rows, columns, lead);
+        };
+        map(stage.q, layer.query_map, layer.dk);
+        map(stage.k, layer.key_map, layer.dk);
+        map(stage.v.tile, params.value_map, layer.dv - place.channel);
+        if constexpr (!kRows) {
+            smem.fading.scan(chunk, exponent, params.late_reads, params.late_writes,
+                             params.weight);
+        }
+        __syncwarp();  // decays and mapped rows of all lanes, before each reads them
+        Products scores = {};
+        multiply_rows<Size>(scores, stage.q, stage.k, first);
+        const bool strict = params.own.at != nullptr;
+        if (strict && place.channel == 0) {
+            for_each_score(scores, [&](const float& score, int i, int j) {
+                if (i == j && i >= lead && i < rows) {
+                    *row_of<float>(params.own, place, n * Count + first + i) = score;
+                }
+            });
+        }
+        const int late_reads = params.late_reads;
+        const int late_writes = params.late_writes;
+        for_each_score(scores, [&](float& score, int i, int j) {
+            float factor = params.weight;
+            if constexpr (!kRows) {
+                factor *= smem.fading.between(chunk, i + 1 - late_reads, j + 1 - late_writes);
+            }
+            score = j < i || (j == i && !strict) ? score * factor : 0.f;
+        });
+        if constexpr (kRows) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float* both = &scores[i / 2][2 * (i % 2)];
+                smem.scores.pair(chunk, lane_row() + 8 * (i % 2), 8 * (i / 2) + lane_column()) =
+                    make_float2(both[0], both[1]);
+            }
+        } else {
+            float units[2] = {1.f, 1.f};
+            fit_rows<Element>(scores, units);
+            smem.scores.store(chunk, scores);
+            if (lane_column() == 0) {
+                smem.score_units[first + lane_row()] = units[0];
+                smem.score_units[first + lane_row() + 8] = units[1];
+            }
+        }
+    }
+
+    // Walks over a chunk of the n-th tile, for the warp's channels.
+    __device__ __forceinline__ static void walk(const Params& params, const GradientPlace& place,
+                                                Smem& smem, Stage& stage, State& state,
+                                                float (&decays)[Tiles][2], int n, int chunk) {
+        const int first = kChunk * chunk;
+        const float unit = state.fit();
+        typename State::Values values;
+        stage.v.load(values, chunk);
+        Outputs outputs = {};
+        if (params.mode == static_cast<int>(Mode::Whole)) {
+            state.read(outputs, stage.q, first);
+        }
+        if constexpr (kRows) {
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+                fade(params, smem, stage, chunk, tile, unit, outputs[tile], values[tile],
+                     state.values[tile], decays[tile]);
+            }
+        } else {
+            multiply_columns(outputs, smem.fading.inflow + first,
+                             [&](float inflow) { return inflow * unit; });
+            if constexpr (kNarrow<Element>) {
+                multiply_columns(outputs, smem.score_units + first,
+                                 [](float power) { return inverse(power); });
+            }
+            smem.scores.multiply(outputs, values, chunk);
+            if constexpr (kNarrow<Element>) {
+                multiply_columns(outputs, smem.score_units + first,
+                                 [](float power) { return power; });
+            }
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+                weigh_columns<Element>(values[tile], smem.fading.weight + first);
+            }
+            const float decay = smem.fading.decay[chunk];
+            decays[0][0] *= decay;
+            if (decay * unit != 1.f) {  // the same for all threads but for a warp's unit
+                state.multiply_by(decay * unit);
+            }
+        }
+        state.add(values, stage.k, first);
+        if (params.mode == static_cast<int>(Mode::Whole)) {
+            store(params, place, stage, outputs, n, chunk);
+        }
+    }
+
+    // Within a chunk, of 16 channels: outputs, values and the state's rows with their decays.
+    //
+    // A lane has values of four steps of each of its two rows; they fade from step to step, and each
+    // step's scores take what is left of them. The four lanes of a quad add what they have of a row.
+    __device__ __forceinline__ static void fade(const Params& params, Smem& smem, Stage& stage,
+                                                int chunk, int tile, float unit,
+                                                float (&outputs)[2][4], Pair<Element> (&values)[4],
+                                                float (&state)[State::kParts][4],
+                                                float (&decays)[2]) {
+        const int late_reads = params.late_reads;
+        const int late_writes = params.late_writes;
+        const bool gap = late_reads != 0 && late_writes == 0;
+        float left[4][2];  // by operand register
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 both = part<Element>(values[i]);
+            left[i][0] = both.x;
+            left[i][1] = both.y;
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int channel = Values::warp_channel() + 16 * tile + 8 * half + lane_row();
+            __syncwarp();  // one row after the other
+            const float* decay_of = &stage.decays[kChunk * chunk][channel];
+            // step 8 a + 2 b + c is number 4 b + 2 a + c: the sums of a lane's steps end up with it
+            float sums[kChunk] = {};
+            float inflow[2][2] = {};
+            float passed = 1.f;
+#pragma unroll
+            for (int i = 0; i < kChunk; ++i) {
+                if (i % 4 == 0) {
+                    __syncwarp();  // no reads ahead: they would take registers
+                }
+                const float decay =
+                    i == 0 && late_reads ? 1.f : decay_of[(i - late_reads) * kWidth];
+                passed *= decay;
+#pragma unroll
+                for (int a = 0; a <= i / 8; ++a) {
+                    const float2 scores = smem.scores.pair(chunk, i, 8 * a + lane_column());
+#pragma unroll
+                    for (int c = 0; c < 2; ++c) {
+                        const int step = 8 * a + lane_column() + c;
+                        float& x = left[half + 2 * a][c];
+                        x *= step + gap < i ? decay : 1.f;
+                        sums[i % 8 / 2 * 4 + i / 8 * 2 + i % 2] += (c == 0 ? scores.x : scores.y) * x;
+                        inflow[a][c] = step == i ? passed : inflow[a][c];
+                    }
+                }
+            }
+            const float tail = late_reads ? decay_of[(kChunk - 1) * kWidth] : 1.f;
+            passed *= tail;
+            sum_lanes<2, 1>(sums, lane_of_warp());
+#pragma unroll
+            for (int a = 0; a < 2; ++a) {
+#pragma unroll
+                for (int c = 0; c < 2; ++c) {
+                    float& output = outputs[a][2 * half + c];
+                    output = output * (inflow[a][c] * unit) + sums[2 * a + c];
+                    const bool own = gap && 8 * a + lane_column() + c == kChunk - 1;
+                    left[half + 2 * a][c] *= (own ? 1.f : tail) * params.weight;
+                }
+            }
+            decays[half] *= passed;
+            const float factor = passed * unit;
+#pragma unroll
+            for (int i = 0; i < State::kParts; ++i) {
+                state[i][2 * half] *= factor;
+                state[i][2 * half + 1] *= factor;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            values[i] = join<Element>(left[i][0], left[i][1]);
+        }
+    }
+
+    // Stores the outputs of the warp's channels of a chunk of the n-th tile.
+    __device__ __forceinline__ static void store(const Params& params, const GradientPlace& place,
+                                                 Stage& stage, Outputs& outputs, int n,
+                                                 int chunk) {
+        const Layer& layer = params.layer;
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                outputs[tile][i / 4][i % 4] *= layer.scale;
+            }
+        }
+        if (params.parts == 0) {
+            stage.v.put(outputs, chunk);
+            stage.v.store(params.out, layer, place, n * Count, chunk, place.lead);
+            return;
+        }
+        const int step = n * Count + kChunk * chunk + lane_column();
+        const int channel = place.channel + Values::warp_channel() + lane_row();
+        float* to = row_of<float>(params.out, place, step) + channel;
+        const int64_t stride = stride_of(params.out, place);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int down = 8 * (i / 4) + i % 2;
+            if (step + down < place.lead || step + down >= place.steps) {
+                continue;
+            }
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+                const int right = 16 * tile + 8 * (i / 2 % 2);
+                if (channel + right < layer.dv) {
+                    float& sum = to[down * stride + right];
+                    const float part = outputs[tile][i / 4][i % 4];
+                    sum = params.parts == 2 ? sum + part : part;
+                }
+            }
+        }
+    }
+
+    // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.
+    __device__ __forceinline__ static void meet(const Params& params, const GradientPlace& place,
+                                                const State& state, int n) {
+        if (params.spans == nullptr) {
+            return;
+        }
+        const Layer& layer = params.layer;
+        const int slices = (layer.dv + kWidth - 1) / kWidth;
+        const int64_t head = (place.span + place.direction * n) * layer.heads + place.head;
+        const int64_t index =
+            (head * slices + place.channel / kWidth) * kWarps + warp_of_block();
+        auto* at = static_cast<Element*>(params.spans) + index * (16 * Tiles * Size) +
+                   kElements * lane_of_warp();
+        constexpr int kBoth = kElements / 4;  // parts of 16 bytes of a lane
+        if (params.dots == nullptr) {
+            const float unit = kNarrow<Element> ? fitting(state.largest()) : 1.f;
+#pragma unroll
+            for (int i = 0; i < Tiles * State::kParts / kBoth; ++i) {
+                Pairs<Element> pairs;
+#pragma unroll
+                for (int j = 0; j < 2 * kBoth; ++j) {
+                    const int part = i * kBoth + j / 2;
+                    const float* both =
+                        &state.values[part / State::kParts][part % State::kParts][j % 2 * 2];
+                    pairs.values[j] = join<Element>(both[0] * inverse(unit), both[1] * inverse(unit));
+                }
+                pairs.store(at + i * 32 * kElements);
+            }
+            if (lane_of_warp() == 0) {
+                params.span_units[index] = unit;
+            }
+            return;
+        }
+        const float unit = params.span_units[index];
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+            float sums[2] = {};
+#pragma unroll
+            for (int i = 0; i < State::kParts / kBoth; ++i) {
+                if (i % 4 == 0) {
+                    __syncwarp();  // four reads are on their way: more would take registers
+                }
+                const auto pairs =
+                    Pairs<Element>::load(at + (tile * (State::kParts / kBoth) + i) * 32 * kElements);
+#pragma unroll
+                for (int j = 0; j < 2 * kBoth; ++j) {
+                    const float2 other = part<Element>(pairs.values[j]);
+                    const float* both = &state.values[tile][i * kBoth + j / 2][j % 2 * 2];
+                    sums[j % 2] += both[0] * other.x + both[1] * other.y;
+                }
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int channel =
+                    place.channel + Values::warp_channel() + 16 * tile + 8 * half + lane_row();
+                const float sum = quad_sum(sums[half]) * unit;
+                if (lane_column() == 0 && channel < layer.dv) {
+                    float& all = params.dots[head * layer.dv + channel];
+                    all = params.parts == 2 ? all + sum : sum;
+                }
+            }
+        }
+    }
+
+    // Where the segment's states lie in the workspace.
+    __device__ __forceinline__ static States segment_states(const Params& params,
+                                                            const GradientPlace& place) {
+        States states = params.segments;
+        states.at += place.slot * states.sequence_stride;
+        states.sequence_stride = 0;  // the sequence is part of the slot
+        return states;
+    }
+
+    // The state that the segment begins with.
+    __device__ __forceinline__ static void load_start(const Params& params,
+                                                      const GradientPlace& place, State& state) {
+        const Layer& layer = params.layer;
+        const int channel = place.channel + Values::warp_channel();
+        if (params.segments.at != nullptr) {
+            const States states = segment_states(params, place);
+            state.load(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
+        } else if (params.initial.at != nullptr) {
+            state.load(state_of(params.initial, place, channel), params.initial,
+                       layer.dv - channel, layer.dk);
+        }
+    }
+
+    // What the segment leaves behind: its state, and the decays of the state before it.
+    __device__ __forceinline__ static void store_end(const Params& params,
+                                                     const GradientPlace& place, bool whole,
+                                                     State& state, float (&decays)[Tiles][2]) {
+        const Layer& layer = params.layer;
+        const int channel = place.channel + Values::warp_channel();
+        if (whole) {
+            if (place.last) {
+                meet(params, place, state, place.spans);
+                if (params.last.at != nullptr) {
+                    state.store(state_of(params.last, place, channel), params.last,
+                                layer.dv - channel, layer.dk);
+                }
+            }
+            return;
+        }
+        const States states = segment_states(params, place);
+        state.store(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
+        const int64_t head = place.slot * layer.heads + place.head;
+        if constexpr (kRows) {
+#pragma unroll
+            for (int i = 0; i < 2 * Tiles; ++i) {
+                const int row = channel + 16 * (i / 2) + 8 * (i % 2) + lane_row();
+                if (lane_column() == 0 && row < layer.dv) {
+                    params.decays[head * layer.dv + row] = decays[i / 2][i % 2];
+                }
+            }
+        } else if (channel == 0 && lane_of_warp() == 0) {
+            params.decays[head] = decays[0][0];
+        }
+    }
+};
+
+}  // namespace seqmix::linear_attention

@@ -1,0 +1,206 @@
+//! The kernels of gradients by the linear rule.
+
+use super::{
+    CHUNK, DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams, WARPS,
+};
+use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
+
+/// Steps between two borders where the gradients of decays begin anew.
+pub const SPAN: usize = 64;
+
+/// What a decay is a number of, for a walk whose values are the queries or keys of the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientGate {
+    /// A step: the same for all channels.
+    Step,
+    /// A step and a channel of the walk's values.
+    Row,
+}
+
+impl GradientGate {
+    const ALL: [Self; 1] = [Self::Step];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Step => "step",
+            Self::Row => "row",
+        }
+    }
+
+    const fn cpp(self) -> &'static str {
+        match self {
+            Self::Step => "Step",
+            Self::Row => "Row",
+        }
+    }
+}
+
+/// A tuned variant of the walks of gradients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradientWalk {
+    /// Type of all tensors but decays and states.
+    pub dtype: Dtype,
+    /// Columns of the tiles of the walk's queries and keys: serves up to so many channels.
+    pub size: usize,
+    /// Steps of a tile, of which a warp prepares 16.
+    pub count: usize,
+}
+
+const fn walk(dtype: Dtype, size: usize, count: usize) -> GradientWalk {
+    GradientWalk { dtype, size, count }
+}
+
+/// No kernel exists that is not a row here, and no row without a kernel: one for each [`GradientGate`]. Of the rows
+/// that fit a problem the first is used.
+#[rustfmt::skip]
+pub const GRADIENT_WALK: &[GradientWalk] = &[
+    //   dtype size count
+    walk(F16,   64, 64),
+    walk(F16,  128, 32),
+    walk(F16,  256, 32),
+    walk(BF16,  64, 64),
+    walk(BF16, 128, 32),
+    walk(BF16, 256, 32),
+    walk(F32,   64, 32),
+    walk(F32,  128, 16), // a tile of 32 steps would fill what a block may have
+    walk(F32,  256, 16),
+];
+
+impl GradientWalk {
+    /// Channels of the values of one block.
+    pub const WIDTH: usize = WARPS * 16;
+
+    /// Shared memory of a block.
+    pub const fn shared_bytes(&self, gate: GradientGate) -> usize {
+        let Self { dtype, size, count } = *self;
+        let tiles = dtype.bytes() * count * (2 * size + Self::WIDTH);
+        let chunks = count / CHUNK;
+        let (stage, rest) = match gate {
+            GradientGate::Step => {
+                let squares = super::squares_bytes(dtype, count);
+                // sums of exponents; two numbers a step, and one a chunk; a unit a step
+                let numbers = 2 * 20 * chunks + 2 * count + 4;
+                (tiles, squares + 4 * (numbers + count))
+            }
+            // decays; scores, row by row
+            GradientGate::Row => (tiles + 4 * count * Self::WIDTH, 4 * count * 24),
+        };
+        (2 * stage + rest).next_multiple_of(128)
+    }
+
+    /// The kernel of this row.
+    pub fn entry(&self, gate: GradientGate) -> Entry {
+        let Self { dtype, size, count } = *self;
+        let (name, cpp) = (gate.name(), gate.cpp());
+        Entry {
+            name: format!("linear_attention_gradient_{name}_{}_n{size}", dtype.name()),
+            instance: format!(
+                "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}, \
+                 seqmix::linear_attention::Gate::{cpp}>",
+                dtype.cpp()
+            ),
+            params: GradientWalkParams::PARAMS,
+            threads: 32 * WARPS as u32,
+            blocks: 1,
+            shared_bytes: self.shared_bytes(gate),
+        }
+    }
+}
+
+/// The dtypes of [`sum_heads`] and [`decay_gradient`].
+pub const DTYPES: [Dtype; 3] = [F16, BF16, F32];
+
+/// The kernel that adds the gradients of heads that share a tensor, of this type.
+pub fn sum_heads(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_sum_heads_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::SumHeads<{}>", dtype.cpp()),
+        params: SumHeadsParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that computes the gradients of decays, from tensors of this type.
+pub fn decay_gradient(dtype: Dtype) -> Entry {
+    let threads = 64;
+    Entry {
+        name: format!("linear_attention_decay_gradient_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::DecayGradient<{}>", dtype.cpp()),
+        params: DecayGradientParams::PARAMS,
+        threads,
+        blocks: 1,
+        shared_bytes: 4 * 2 * SPAN * threads as usize,
+    }
+}
+
+/// The kernel that adds the sums of spans.
+pub fn sum_spans() -> Entry {
+    Entry {
+        name: "linear_attention_sum_spans".into(),
+        instance: "seqmix::linear_attention::SumSpans".into(),
+        params: SumSpansParams::PARAMS,
+        threads: 32,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+pub(super) fn units() -> Vec<Unit> {
+    let unit = |entry: Entry, header| Unit {
+        name: entry.name.clone(),
+        header,
+        entries: vec![entry],
+    };
+    let mut units = vec![unit(sum_spans(), "linear_attention/sum_spans.cuh")];
+    for dtype in DTYPES {
+        units.push(unit(sum_heads(dtype), "linear_attention/sum_heads.cuh"));
+        units.push(unit(
+            decay_gradient(dtype),
+            "linear_attention/decay_gradient.cuh",
+        ));
+    }
+    for row in GRADIENT_WALK {
+        for gate in GradientGate::ALL {
+            units.push(unit(row.entry(gate), "linear_attention/gradient_walk.cuh"));
+        }
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fit_every_gpu_since_ampere() {
+        for row in GRADIENT_WALK {
+            for gate in GradientGate::ALL {
+                let entry = row.entry(gate);
+                assert!(entry.shared_bytes <= 99 << 10, "{}", entry.name);
+            }
+        }
+    }
+
+    #[test]
+    fn each_dtype_has_each_size_once_and_in_order() {
+        for dtype in DTYPES {
+            let rows = GRADIENT_WALK.iter().filter(|row| row.dtype == dtype);
+            let sizes: Vec<usize> = rows.map(|row| row.size).collect();
+            assert_eq!(sizes, [64, 128, 256], "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_spells_its_kernels() {
+        let entry = walk(BF16, 128, 32).entry(GradientGate::Row);
+        assert_eq!(entry.name, "linear_attention_gradient_row_bf16_n128");
+        assert_eq!(
+            entry.instance,
+            "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32, \
+             seqmix::linear_attention::Gate::Row>"
+        );
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 60_416));
+    }
+}

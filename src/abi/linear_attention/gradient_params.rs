@@ -1,0 +1,149 @@
+//! What the kernels of gradients are given: the structs of `kernels/linear_attention/gradient_params.h`.
+
+use super::super::params;
+use super::{Decays, Layer, Rows, States};
+
+params! {
+    /// Parameters of the walks that compute gradients, by other roles than those of the forward pass: the gradient of
+    /// q is `do` reading what `v` and `k` make, from the first step on; that of k is `v` reading what `do` and q make,
+    /// and that of v is k reading what q and `do` make, both from the last step on.
+    pub struct GradientWalkParams as "seqmix::linear_attention::GradientWalkParams"
+        with [Rows, Decays, States, Layer] {
+        /// Of these roles: `dk` counts the channels of its queries and keys, `dv` those of its values.
+        pub layer: Layer,
+        /// `[batch, steps, heads, dv]`, written.
+        pub out: Rows,
+        /// `[batch, steps, heads]` in f32, written, or none: products of each step's query and key, which are then left
+        /// out.
+        pub own: Rows,
+        /// Where the walk begins, or none: zeros.
+        pub initial: States,
+        /// Where it ends, written, or none.
+        pub last: States,
+        /// As in [`WalkParams`](super::WalkParams), a slot for each sequence stride.
+        pub segments: States,
+        /// As in [`WalkParams`](super::WalkParams).
+        pub decays: u64,
+        /// Address of `[span slot, head, ...]`: the states at the borders of spans, as lanes hold them; 0 for none.
+        pub spans: u64,
+        /// Address of `[span slot, head, slice, warp]` in f32: what they were divided by.
+        pub span_units: u64,
+        /// Address of `[span slot, head, dv]` in f32, written: the products of these states with those of this walk;
+        /// 0: this walk stores them.
+        pub dots: u64,
+        /// Steps of a span: a multiple of a chunk that divides [`SPAN`](super::SPAN).
+        pub span: i32,
+        /// The number of [`Mode::Whole`](super::Mode) or [`Mode::States`](super::Mode).
+        pub mode: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of the values.
+        pub value_map: i32,
+        /// 1: a query meets the state before the decay of its step.
+        pub late_reads: i32,
+        /// 1: a step's decay acts on its own update.
+        pub late_writes: i32,
+        /// 1: `out` is of f32; 2: as 1, and `out` and `dots` are added to.
+        pub parts: i32,
+        /// Multiplies what is added to the state.
+        pub weight: f32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that add the gradients of heads that share a tensor.
+    pub struct SumHeadsParams as "seqmix::linear_attention::SumHeadsParams" with [Rows] {
+        /// `[batch, steps, heads, channels]` in f32.
+        pub parts: Rows,
+        /// As `parts`, or none: added to them.
+        pub more: Rows,
+        /// `[batch, steps, heads]` in f32, or none: what multiplies `other` of the same step.
+        pub own: Rows,
+        /// `[batch, steps, its heads, channels]`, mapped by `map` as well.
+        pub other: Rows,
+        /// `[batch, steps, heads that are shared, channels]`, or none: what was mapped.
+        pub x: Rows,
+        /// As `x`, written.
+        pub out: Rows,
+        /// Address of `[heads, channels]` in f32, or 0: multiplies `other`.
+        pub bonus: u64,
+        /// From one head of `bonus` to the next.
+        pub bonus_stride: i64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Heads that share one.
+        pub heads: i32,
+        /// Heads of `out`.
+        pub shared: i32,
+        /// A multiple of 8.
+        pub channels: i32,
+        /// The number of a [`FeatureMap`](super::FeatureMap).
+        pub map: i32,
+        /// Multiplies `own`.
+        pub scale: f32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that compute the gradients of decays.
+    pub struct DecayGradientParams as "seqmix::linear_attention::DecayGradientParams" with [Rows, Decays] {
+        /// `[batch, steps, heads_q, dk]`
+        pub q: Rows,
+        /// `[batch, steps, heads_k, dk]`
+        pub k: Rows,
+        /// `[batch, steps, heads, dk]` in f32, without the own step's part, by the mapped queries.
+        pub dq: Rows,
+        /// The same by the mapped keys.
+        pub dk: Rows,
+        /// As `dk`, or none: what keys add as queries do, by the delta rule.
+        pub lookups: Rows,
+        /// The decays.
+        pub decays: Decays,
+        /// As `decays`, written; or `[span slot, head]` with `per_head`.
+        pub out: Decays,
+        /// Address of `[span slot, head, dk]` in f32.
+        pub dots: u64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Heads of the output.
+        pub heads: i32,
+        /// `dk`, a multiple of 8.
+        pub channels: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of the queries.
+        pub query_map: i32,
+        /// That of the keys.
+        pub key_map: i32,
+        /// 1: a gradient for each channel; 0: their sum.
+        pub per_channel: i32,
+        /// 1: `out` holds sums over the steps of a span.
+        pub per_head: i32,
+        /// As in [`GradientWalkParams`].
+        pub span: i32,
+        /// As in [`GradientWalkParams`].
+        pub late_reads: i32,
+    }
+}
+
+params! {
+    /// Parameters of the kernel that adds the sums of spans.
+    pub struct SumSpansParams as "seqmix::linear_attention::SumSpansParams" {
+        /// Address of `[span slot, numbers]` in f32.
+        pub parts: u64,
+        /// Address of `[numbers]` in f32, written.
+        pub out: u64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// From one number of `out` to the next.
+        pub out_stride: i64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Sequences.
+        pub sequences: i32,
+        /// Numbers of a span.
+        pub numbers: i32,
+        /// As in [`GradientWalkParams`].
+        pub span: i32,
+    }
+}

@@ -1,0 +1,618 @@
+//! The gradients of a layer: walks by other roles than those of the forward pass.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
+
+use super::backward_plan::{BackwardPlan, DecayGradient};
+use super::delta::DeltaCall;
+use super::forward::{COPY_BYTES, read_beta};
+use super::problem::{DecayLayout, Problem};
+use super::{
+    Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer,
+};
+use crate::abi::linear_attention::{
+    self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
+    GradientGate, GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams,
+    SumSpansParams,
+};
+use crate::driver::Device;
+use crate::error::{Error, Result};
+use crate::launch::{Kernel, Launch};
+use crate::tensor::Float;
+use crate::workspace::Workspace;
+
+const OP: &str = "linear_attention::backward";
+
+/// The kernels of gradients.
+#[derive(Debug)]
+pub(super) struct Gradients {
+    /// The rows of the table that the device can run, and their kernels.
+    rows: Vec<GradientWalk>,
+    pub(super) walks: Vec<Kernel<GradientWalkParams>>,
+    /// In the order of [`DTYPES`].
+    sum_heads: Vec<Kernel<SumHeadsParams>>,
+    /// In the order of [`DTYPES`].
+    decay_gradient: Vec<Kernel<DecayGradientParams>>,
+    sum_spans: Kernel<SumSpansParams>,
+}
+
+// SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
+// struct in C++ has the same size and offsets.
+unsafe impl DeviceRepr for GradientWalkParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for SumHeadsParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for DecayGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for SumSpansParams {}
+
+impl Gradients {
+    pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
+        let rows = GRADIENT_WALK.iter().copied();
+        let rows: Vec<GradientWalk> = rows
+            .filter(|row| row.shared_bytes(GradientGate::Step) <= device.shared_bytes)
+            .collect();
+        let walks = rows
+            .iter()
+            .map(|row| load(ctx, &row.entry(GradientGate::Step)));
+        let walks: Result<_> = walks.collect();
+        let sum_heads = DTYPES
+            .iter()
+            .map(|&dtype| load(ctx, &abi::sum_heads(dtype)));
+        let sum_heads: Result<_> = sum_heads.collect();
+        let decay_gradient = DTYPES
+            .iter()
+            .map(|&dtype| load(ctx, &abi::decay_gradient(dtype)));
+        let decay_gradient: Result<_> = decay_gradient.collect();
+        Ok(Self {
+            walks: walks?,
+            sum_heads: sum_heads?,
+            decay_gradient: decay_gradient?,
+            sum_spans: load(ctx, &abi::sum_spans())?,
+            rows,
+        })
+    }
+}
+
+/// How the gradients lie.
+struct Outputs {
+    dout: Rows,
+    dlast: States,
+    dq: Rows,
+    dk: Rows,
+    dv: Rows,
+    ddecay: Option<(DecayGradient, Decays)>,
+    dbeta: Rows,
+    dinitial: States,
+}
+
+fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Problem, Outputs)> {
+    let problem = Problem::new(
+        OP,
+        T::DTYPE,
+        config,
+        &layouts(&tensors.layer, tensors.dout.layout()),
+    )?;
+    let unsupported = |request: &str| Error::Unsupported {
+        op: OP,
+        request: request.into(),
+        available: "a causal layer without normaliser, decays per channel or bonus".into(),
+    };
+    if problem.per_channel || config.normalize.is_some() || !config.causal {
+        return Err(unsupported(
+            "a normaliser, decays per channel, a bonus, or attention that is not causal",
+        ));
+    }
+    let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
+        (None, _) => None,
+        (Some(DecayMut::PerHead(ddecay)), Decay::PerHead(_)) => {
+            let layout = DecayLayout::PerHead(ddecay.layout());
+            Some((DecayGradient::PerHead, problem.decays("ddecay", layout)?))
+        }
+        (Some(DecayMut::PerStep(ddecay)), Decay::PerStep(_)) => {
+            let layout = DecayLayout::PerStep(ddecay.layout());
+            Some((DecayGradient::PerStep, problem.decays("ddecay", layout)?))
+        }
+        (Some(ddecay), _) => {
+            return Err(Error::Argument {
+                op: OP,
+                argument: "ddecay",
+                expected: "the form of decay, or none".into(),
+                found: match ddecay {
+                    DecayMut::PerHead(_) => "a number a head",
+                    DecayMut::PerStep(_) => "a number a step",
+                    DecayMut::PerChannel(_) => "a number a channel",
+                }
+                .into(),
+            });
+        }
+    };
+    let outputs = Outputs {
+        dout: problem.like_out("dout", tensors.dout.layout())?,
+        dlast: match &tensors.dfinal_state {
+            Some(states) => problem.states("dfinal_state", states.layout())?,
+            None => States::default(),
+        },
+        dq: problem.like_q("dq", tensors.dq.layout())?,
+        dk: problem.like_k("dk", tensors.dk.layout())?,
+        dv: problem.like_v("dv", tensors.dv.layout())?,
+        ddecay,
+        dbeta: match (&tensors.dbeta, problem.beta) {
+            (None, _) => Rows::default(),
+            (Some(dbeta), Some(_)) => problem.like_beta("dbeta", dbeta.layout())?,
+            (Some(_), None) => {
+                return Err(Error::Argument {
+                    op: OP,
+                    argument: "dbeta",
+                    expected: "none by the linear rule".into(),
+                    found: "a tensor".into(),
+                });
+            }
+        },
+        dinitial: match &tensors.dinitial_state {
+            Some(states) => problem.states("dinitial_state", states.layout())?,
+            None => States::default(),
+        },
+    };
+    Ok((problem, outputs))
+}
+
+/// The tensor that has `numbers` in f32 of each step and head at `at` in a workspace.
+pub(super) fn of_steps(problem: &Problem, at: u64, numbers: usize) -> Rows {
+    // their product is the size of a workspace
+    let step = problem.heads.saturating_mul(numbers);
+    Rows {
+        at,
+        batch_stride: match problem.packed {
+            true => 0,
+            false => problem.steps.saturating_mul(step) as i64,
+        },
+        step_stride: step as i64,
+        head_stride: numbers as i64,
+        shared: 1,
+    }
+}
+
+/// The states as a walk sees them whose values are the layer's keys.
+pub(super) fn turned(states: States) -> States {
+    States {
+        key_stride: states.value_stride,
+        value_stride: states.key_stride,
+        ..states
+    }
+}
+
+impl LinearAttention {
+    /// How [`LinearAttention::backward`] would run: how many bytes of workspace it needs.
+    ///
+    /// Nothing is queued.
+    ///
+    /// # Errors
+    /// As [`LinearAttention::backward`], for what can be known without a stream.
+    pub fn backward_plan<T: Float>(
+        &self,
+        config: Config,
+        tensors: &Backward<'_, T>,
+    ) -> Result<BackwardPlan> {
+        let (problem, outputs) = describe(config, tensors)?;
+        self.plan_backward(&problem, &outputs)
+    }
+
+    fn plan_backward(&self, problem: &Problem, outputs: &Outputs) -> Result<BackwardPlan> {
+        let ddecay = outputs.ddecay.map(|(form, _)| form);
+        let delta = problem.beta.map(|_| &self.delta);
+        BackwardPlan::new(problem, ddecay, &self.gradients.rows, delta, &self.device)
+    }
+
+    /// Queues the gradients of a layer on `stream`.
+    ///
+    /// States, their gradients, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`, as
+    /// in [`LinearAttention::forward`]. What heads share is summed in order: the same inputs give the same bits. No
+    /// output of the forward pass is needed.
+    ///
+    /// # Errors
+    /// Shapes, layouts or options that do not fit, see [`Error`];
+    /// [`Error::Workspace`] if fewer bytes are reserved than [`BackwardPlan::workspace_bytes`]. Nothing is queued then.
+    pub fn backward<T: Float>(
+        &self,
+        stream: &Arc<CudaStream>,
+        config: Config,
+        mut tensors: Backward<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let (problem, outputs) = describe(config, &tensors)?;
+        let plan = self.plan_backward(&problem, &outputs)?;
+        let mut scratch = workspace.scratch();
+        let mut memory;
+        let mut launch = Launch::new(OP, stream);
+        launch.same_context("the operation", &self.ctx)?;
+        let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let rows = |at, rows: Rows| Rows { at, ..rows };
+        let dout = rows(
+            launch.read("dout", &tensors.dout, COPY_BYTES)?,
+            outputs.dout,
+        );
+        let mut dlast = outputs.dlast;
+        if let Some(states) = &tensors.dfinal_state {
+            dlast.at = launch.read("dfinal_state", states, 4)?;
+        }
+        let gradients = [
+            rows(launch.write("dq", &mut tensors.dq, COPY_BYTES)?, outputs.dq),
+            rows(launch.write("dk", &mut tensors.dk, COPY_BYTES)?, outputs.dk),
+            rows(launch.write("dv", &mut tensors.dv, COPY_BYTES)?, outputs.dv),
+        ];
+        let ddecay = match &mut tensors.ddecay {
+            None => 0,
+            Some(DecayMut::PerHead(ddecay)) => launch.write("ddecay", ddecay, 4)?,
+            Some(DecayMut::PerStep(ddecay)) => launch.write("ddecay", ddecay, 4)?,
+            Some(DecayMut::PerChannel(ddecay)) => launch.write("ddecay", ddecay, 4)?,
+        };
+        let ddecay = outputs.ddecay.map(|(form, decays)| {
+            let decays = Decays {
+                at: ddecay,
+                ..decays
+            };
+            (form, decays)
+        });
+        let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
+        let mut dbeta = outputs.dbeta;
+        if let Some(tensor) = &mut tensors.dbeta {
+            dbeta.at = launch.write("dbeta", tensor, size_of::<T>() as u64)?;
+        }
+        let delta = plan.delta.zip(beta);
+        let delta = delta.map(|(plan, beta)| DeltaCall { plan, beta, dbeta });
+        let mut dinitial = outputs.dinitial;
+        if let Some(states) = &mut tensors.dinitial_state {
+            dinitial.at = launch.write("dinitial_state", states, 4)?;
+        }
+        memory = scratch.take(plan.workspace_bytes())?;
+        let start = match &mut memory {
+            Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
+            None => 0,
+        };
+        launch.check()?;
+        let call = Call {
+            kernels: self,
+            launch: &launch,
+            problem: &problem,
+            plan: &plan,
+            layer: abi::Layer {
+                segment: plan.segment as i32, // at most the steps and a span, which fit
+                ..layer
+            },
+            dout,
+            gradients,
+            delta,
+            ddecay,
+            start,
+        };
+        // SAFETY: `Problem` and `describe` checked that the tensors have the sizes and strides that the
+        // parameters tell the kernels, which clamp what they read from cu_seqlens to the steps; and the
+        // workspace has room for all that the plan counted.
+        unsafe { call.queue(initial, dlast, dinitial) }
+    }
+}
+
+/// A call whose tensors are known.
+pub(super) struct Call<'a> {
+    pub(super) kernels: &'a LinearAttention,
+    pub(super) launch: &'a Launch<'a>,
+    pub(super) problem: &'a Problem,
+    pub(super) plan: &'a BackwardPlan,
+    pub(super) layer: abi::Layer,
+    pub(super) dout: Rows,
+    /// dq, dk and dv.
+    pub(super) gradients: [Rows; 3],
+    /// By the delta rule.
+    pub(super) delta: Option<DeltaCall>,
+    ddecay: Option<(DecayGradient, Decays)>,
+    /// Address of the workspace.
+    start: u64,
+}
+
+impl Call<'_> {
+    pub(super) fn at(&self, offset: usize) -> u64 {
+        self.start + offset as u64
+    }
+
+    /// Queues all kernels.
+    ///
+    /// # Safety
+    /// The tensors must be as the call says, and the workspace as its plan does.
+    unsafe fn queue(&self, initial: States, dlast: States, dinitial: States) -> Result<()> {
+        if let Some(delta) = self.delta.filter(|_| !self.problem.is_empty()) {
+            // SAFETY: this function's own condition.
+            unsafe { self.walk_by_delta(&delta, [initial, dlast, dinitial]) }?;
+        } else if !self.problem.is_empty() {
+            let [dq, dk, dv] = self.walks(initial, dlast, dinitial);
+            if self.plan.is_cut() {
+                // SAFETY: this function's own condition, here and below.
+                unsafe { self.pass_segments(&dq, initial) }?;
+                // SAFETY: as above.
+                unsafe { self.pass_segments(&dk, dlast) }?;
+            }
+            // those of keys meet states that those of queries store
+            for (walk, of_values) in [(dq, 0), (dk, 0), (dv, 1)] {
+                let kernel = &self.kernels.gradients.walks[self.plan.rows[of_values]];
+                // SAFETY: as above.
+                unsafe { self.launch.run(kernel, self.plan.grids[of_values], &walk) }?;
+            }
+        }
+        if self.problem.steps > 0 && self.problem.sequences > 0 {
+            for which in 0..3 {
+                // SAFETY: as above; it reads what the kernels before it wrote.
+                unsafe { self.sum_heads(which) }?;
+            }
+        }
+        match self.ddecay {
+            // SAFETY: as above.
+            Some((form, decays)) => unsafe { self.decay_gradient(form, decays) },
+            None => Ok(()),
+        }
+    }
+
+    /// The walks that compute dq, dk and dv.
+    pub(super) fn walks(
+        &self,
+        initial: States,
+        dlast: States,
+        dinitial: States,
+    ) -> [GradientWalkParams; 3] {
+        let (layer, memory) = (self.layer, &self.plan.memory);
+        let map = self.problem.config.feature_map as i32;
+        let identity = FeatureMap::Identity as i32;
+        let exists = |exists: bool, offset: usize| if exists { self.at(offset) } else { 0 };
+        let strict = self.ddecay.is_some();
+        let segments = |which: usize| {
+            let head = self.problem.head_size() as i64;
+            States {
+                at: exists(self.plan.is_cut(), memory.states[which]),
+                sequence_stride: head * self.problem.heads as i64,
+                head_stride: head,
+                key_stride: self.problem.dv as i64,
+                value_stride: 1,
+            }
+        };
+        let out = |which: usize, channels: usize| match self.plan.parts[which] {
+            true => of_steps(self.problem, self.at(memory.parts[which]), channels),
+            false => self.gradients[which],
+        };
+        let of_keys = abi::Layer {
+            dk: layer.dv,
+            dv: layer.dk,
+            query_map: identity,
+            key_map: identity,
+            ..layer
+        };
+        let of_values = |which: usize| GradientWalkParams {
+            span: match self.ddecay {
+                Some((form, _)) => form.span(),
+                None => SPAN,
+            } as i32,
+            mode: Mode::Whole as i32,
+            parts: self.plan.parts[which].into(),
+            weight: 1.0,
+            ..GradientWalkParams::default()
+        };
+        let dq = GradientWalkParams {
+            layer: abi::Layer {
+                q: self.dout,
+                k: layer.v,
+                v: layer.k,
+                ..of_keys
+            },
+            out: out(0, self.problem.dk),
+            own: match strict {
+                true => of_steps(self.problem, self.at(memory.own), 1),
+                false => Rows::default(),
+            },
+            initial: turned(initial),
+            segments: turned(segments(0)),
+            decays: exists(self.plan.is_cut(), memory.decays[0]),
+            spans: exists(strict, memory.spans),
+            span_units: exists(strict, memory.span_units),
+            value_map: map,
+            ..of_values(0)
+        };
+        let dk = GradientWalkParams {
+            layer: abi::Layer {
+                q: layer.v,
+                k: self.dout,
+                v: layer.q,
+                reversed: 1,
+                scale: 1.0,
+                ..of_keys
+            },
+            out: out(1, self.problem.dk),
+            initial: turned(dlast),
+            last: turned(dinitial),
+            segments: turned(segments(1)),
+            decays: exists(self.plan.is_cut(), memory.decays[1]),
+            dots: exists(strict, memory.dots),
+            late_reads: 1,
+            late_writes: 1,
+            parts: self.plan.parts[1].into(),
+            weight: layer.scale,
+            ..dq
+        };
+        let dv = GradientWalkParams {
+            layer: abi::Layer {
+                q: layer.k,
+                k: layer.q,
+                v: self.dout,
+                reversed: 1,
+                scale: 1.0,
+                ..layer
+            },
+            out: out(2, self.problem.dv),
+            initial: dlast,
+            segments: segments(1),
+            value_map: identity,
+            late_reads: 1,
+            late_writes: 1,
+            weight: layer.scale,
+            ..of_values(2)
+        };
+        [dq, dk, dv]
+    }
+
+    /// Queues what finds the states that the segments of a walk begin with; `initial` are those that the walk does.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    unsafe fn pass_segments(&self, walk: &GradientWalkParams, initial: States) -> Result<()> {
+        let kernel = &self.kernels.gradients.walks[self.plan.rows[0]];
+        let states = GradientWalkParams {
+            mode: Mode::States as i32,
+            ..*walk
+        };
+        // SAFETY: this function's own condition.
+        unsafe { self.launch.run(kernel, self.plan.grids[0], &states) }?;
+        let carry = CarryParams {
+            initial,
+            last: States::default(),
+            cu_seqlens: self.layer.cu_seqlens,
+            segments: walk.segments.at,
+            decays: walk.decays,
+            head_size: self.problem.head_size() as i64,
+            steps: self.layer.steps,
+            heads: self.layer.heads,
+            dv: self.layer.dv,
+            segment: self.layer.segment,
+            decays_of_head: 1,
+            all: 0,
+        };
+        let parts = self.problem.head_size().div_ceil(CARRY_THREADS);
+        let grid = [parts, self.problem.heads, self.problem.sequences];
+        // SAFETY: as above; it reads what the kernel before it wrote.
+        unsafe { self.launch.run(&self.kernels.carry, grid, &carry) }
+    }
+
+    /// Queues what makes dq, dk or dv of their parts, if they have any.
+    ///
+    /// # Safety
+    /// As [`Call::queue`], after the walks.
+    unsafe fn sum_heads(&self, which: usize) -> Result<()> {
+        let Problem { heads, dk, dv, .. } = *self.problem;
+        let layer = self.layer;
+        let (x, other, shared, channels) = match which {
+            0 => (layer.q, layer.k, self.problem.heads_q, dk),
+            1 => (layer.k, layer.q, self.problem.heads_k, dk),
+            _ => (Rows::default(), Rows::default(), self.problem.heads_v, dv),
+        };
+        if !self.plan.parts[which] || shared == 0 {
+            return Ok(());
+        }
+        let own = match self.ddecay {
+            Some(_) if which < 2 => of_steps(self.problem, self.at(self.plan.memory.own), 1),
+            _ => Rows::default(),
+        };
+        let alone = |rows: Rows| Rows { shared: 1, ..rows };
+        let mapped = self.problem.config.feature_map != FeatureMap::Identity;
+        let params = SumHeadsParams {
+            parts: of_steps(
+                self.problem,
+                self.at(self.plan.memory.parts[which]),
+                channels,
+            ),
+            more: match which {
+                1 => self.lookups(),
+                _ => Rows::default(),
+            },
+            own,
+            other,
+            x: if mapped { alone(x) } else { Rows::default() },
+            out: alone(self.gradients[which]),
+            cu_seqlens: layer.cu_seqlens,
+            steps: layer.steps,
+            heads: heads.checked_div(shared).unwrap_or(0) as i32, // at most all heads, which fit
+            shared: shared as i32,
+            channels: channels as i32, // as checked with those of a key and a value
+            map: self.problem.config.feature_map as i32,
+            scale: layer.scale,
+            ..SumHeadsParams::default()
+        };
+        let kernel = &self.kernels.gradients.sum_heads[self.dtype()];
+        // SAFETY: this function's own condition.
+        unsafe {
+            self.launch
+                .run(kernel, self.grid_of_spans(SPAN, shared), &params)
+        }
+    }
+
+    /// Queues what computes the gradients of decays.
+    ///
+    /// # Safety
+    /// As [`Call::queue`], after the walks.
+    unsafe fn decay_gradient(&self, form: DecayGradient, out: Decays) -> Result<()> {
+        let (layer, memory) = (self.layer, &self.plan.memory);
+        let heads = self.problem.heads;
+        let part =
+            |which: usize| of_steps(self.problem, self.at(memory.parts[which]), self.problem.dk);
+        let per_head = form == DecayGradient::PerHead;
+        if self.problem.steps > 0 && !self.problem.is_empty() {
+            let params = DecayGradientParams {
+                q: layer.q,
+                k: layer.k,
+                dq: part(0),
+                dk: part(1),
+                lookups: self.lookups(),
+                decays: layer.decays,
+                out: match per_head {
+                    true => Decays {
+                        at: self.at(memory.head_sums),
+                        ..Decays::default()
+                    },
+                    false => out,
+                },
+                dots: self.at(memory.dots),
+                cu_seqlens: layer.cu_seqlens,
+                steps: layer.steps,
+                heads: layer.heads,
+                channels: layer.dk,
+                query_map: layer.query_map,
+                key_map: layer.key_map,
+                per_head: per_head.into(),
+                span: form.span() as i32,
+                ..DecayGradientParams::default()
+            };
+            let kernel = &self.kernels.gradients.decay_gradient[self.dtype()];
+            // SAFETY: this function's own condition.
+            unsafe {
+                self.launch
+                    .run(kernel, self.grid_of_spans(form.span(), heads), &params)
+            }?;
+        }
+        if !per_head || heads == 0 {
+            return Ok(());
+        }
+        let params = SumSpansParams {
+            parts: self.at(memory.head_sums),
+            out: out.at,
+            cu_seqlens: layer.cu_seqlens,
+            out_stride: out.head_stride,
+            steps: layer.steps,
+            sequences: self.problem.sequences as i32, // along z of the grid, if there is one
+            numbers: layer.heads,
+            span: form.span() as i32,
+        };
+        // SAFETY: as above; where there is no step it reads no sum.
+        unsafe {
+            self.launch
+                .run(&self.kernels.gradients.sum_spans, [heads, 1, 1], &params)
+        }
+    }
+
+    /// Blocks that take a span of so many steps of a head each.
+    fn grid_of_spans(&self, span: usize, heads: usize) -> [usize; 3] {
+        let spans = self.problem.steps.div_ceil(span);
+        [spans, heads, self.problem.sequences]
+    }
+
+    /// The index of the dtype in [`DTYPES`].
+    pub(super) fn dtype(&self) -> usize {
+        let dtype = |&dtype: &crate::abi::Dtype| dtype == self.problem.dtype;
+        DTYPES.iter().position(dtype).unwrap_or(0)
+    }
+}

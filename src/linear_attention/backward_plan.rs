@@ -1,0 +1,239 @@
+//! [`BackwardPlan`]: which kernels compute gradients, on how many blocks, and in how much workspace. Pure.
+
+use std::fmt;
+
+use super::FeatureMap;
+use super::delta::{Delta, DeltaPlan};
+use super::plan::{BLOCKS, UNIT, segments};
+use super::problem::Problem;
+use crate::abi::linear_attention::{CHUNK, GradientGate, GradientWalk, SPAN};
+use crate::driver::Device;
+use crate::error::{Error, Result};
+
+/// Alignment in the workspace: a line of the L2 cache.
+const ALIGNMENT: usize = 128;
+
+/// Warps of a block of a walk, each of which stores its own states.
+const WARPS: usize = 4;
+
+/// What the gradient of the decays is, if it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DecayGradient {
+    /// Sums over all steps.
+    PerHead,
+    /// Sums over channels.
+    PerStep,
+}
+
+impl DecayGradient {
+    /// Steps between the borders where sums begin anew. What rounding adds up in between is spread over all of these
+    /// steps alike, so that a sum over steps would have all of it: there, only pairs that cancel lie between borders.
+    pub(super) const fn span(self) -> usize {
+        match self {
+            Self::PerHead => CHUNK,
+            Self::PerStep => SPAN,
+        }
+    }
+}
+
+/// How [`LinearAttention::backward`](super::LinearAttention::backward) runs.
+///
+/// ```text
+/// linear_attention_gradient_step_f16_n128, segments of 512 steps, 10506240 bytes of workspace
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackwardPlan {
+    /// Of the walks for dq and dk, and of that for dv: indices in the rows that were given.
+    pub(super) rows: [usize; 2],
+    /// Name of the kernel of dq and dk.
+    pub(super) kernel: String,
+    /// Steps of a segment.
+    pub(super) segment: usize,
+    /// Slices, segments, sequences: of dq and dk, and of dv.
+    pub(super) grids: [[usize; 3]; 2],
+    /// Whether dq, dk and dv are made of parts in f32: of heads that share them, before feature maps, or
+    /// because gradients of decays are made of them as well.
+    pub(super) parts: [bool; 3],
+    /// Where everything lies in the workspace.
+    pub(super) memory: Memory,
+    /// What the delta rule has beside that.
+    pub(super) delta: Option<DeltaPlan>,
+}
+
+/// Where what the kernels tell each other lies, in bytes from the start of the workspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Memory {
+    /// `[slot, head, dk, dv]` in f32: of segments, states and their gradients.
+    pub(super) states: [usize; 2],
+    /// `[slot, head]` in f32: the decays of segments, for each of these.
+    pub(super) decays: [usize; 2],
+    /// `[batch, steps, heads, dk or dv]` in f32: of dq, dk and dv.
+    pub(super) parts: [usize; 3],
+    /// `[batch, steps, heads]` in f32: each step's own products.
+    pub(super) own: usize,
+    /// The states at the borders of spans, and their units.
+    pub(super) spans: usize,
+    pub(super) span_units: usize,
+    /// `[span slot, head, dk]` in f32: their products with their gradients.
+    pub(super) dots: usize,
+    /// `[span slot, head]` in f32: sums of gradients of decays.
+    pub(super) head_sums: usize,
+    /// All of it.
+    pub(super) bytes: usize,
+}
+
+impl BackwardPlan {
+    /// Plans `problem` with the first of `rows` that can run it.
+    pub(super) fn new(
+        problem: &Problem,
+        ddecay: Option<DecayGradient>,
+        rows: &[GradientWalk],
+        delta: Option<&Delta>,
+        device: &Device,
+    ) -> Result<Self> {
+        let of_keys = first_fit(problem, rows, "dv", problem.dv)?;
+        let of_values = first_fit(problem, rows, "dk", problem.dk)?;
+        let width = GradientWalk::WIDTH;
+        // at most 2^30: heads are at most 2^15, as are slices
+        let blocks =
+            [problem.dk, problem.dv].map(|channels| problem.heads * channels.div_ceil(width));
+        let spans = match problem.config.segment {
+            // what a segment makes of a state is a matrix by the delta rule
+            _ if delta.is_some() => problem.steps.div_ceil(SPAN),
+            Some(steps) => steps.min(problem.steps).div_ceil(SPAN),
+            None => {
+                let units = problem.steps_of_sequence().div_ceil(UNIT);
+                // three walks
+                let blocks = (2 * blocks[0] + blocks[1]).saturating_mul(problem.sequences);
+                units.div_ceil(segments(units, blocks, BLOCKS * device.multiprocessors))
+            }
+        };
+        let segment = spans.max(1) * SPAN;
+        let count = problem.steps.div_ceil(segment).max(1);
+        let mapped = problem.config.feature_map != FeatureMap::Identity;
+        let parts = [
+            mapped || ddecay.is_some() || problem.heads_q != problem.heads,
+            // the delta rule adds to it
+            mapped || ddecay.is_some() || problem.heads_k != problem.heads || delta.is_some(),
+            problem.heads_v != problem.heads,
+        ];
+        let slots = if count > 1 { problem.slots(segment) } else { 0 };
+        let mut memory = Memory::new(problem, ddecay, parts, slots, &rows[of_keys]);
+        let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
+        Ok(Self {
+            rows: [of_keys, of_values],
+            kernel: rows[of_keys].entry(GradientGate::Step).name,
+            segment,
+            grids: blocks.map(|blocks| [blocks, count, problem.sequences]),
+            parts,
+            memory,
+            delta: delta.transpose()?,
+        })
+    }
+
+    /// Bytes that the call needs of its [`Workspace`](crate::Workspace).
+    pub fn workspace_bytes(&self) -> usize {
+        self.memory.bytes
+    }
+
+    /// Steps of a segment; those of the longest sequence, or more, if none is cut.
+    pub fn segment(&self) -> usize {
+        self.segment
+    }
+
+    /// Whether sequences are cut.
+    pub(super) fn is_cut(&self) -> bool {
+        self.grids[0][1] > 1
+    }
+}
+
+impl Memory {
+    fn new(
+        problem: &Problem,
+        ddecay: Option<DecayGradient>,
+        parts: [bool; 3],
+        slots: usize,
+        row: &GradientWalk,
+    ) -> Self {
+        let Problem { dk, dv, heads, .. } = *problem;
+        let product = |sizes: &[usize]| sizes.iter().fold(1, |n: usize, &x| n.saturating_mul(x));
+        let mut memory = Self::default();
+        let mut take = |bytes: usize| {
+            let at = memory.bytes;
+            let lines = bytes.div_ceil(ALIGNMENT);
+            memory.bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
+            at
+        };
+        let states = [(); 2].map(|()| take(product(&[4, slots, heads, problem.head_size()])));
+        let decays = [(); 2].map(|()| take(product(&[4, slots, heads])));
+        let mut part = |exists: bool, channels: usize| match exists {
+            true => take(product(&[4, problem.batch, problem.steps, heads, channels])),
+            false => 0,
+        };
+        let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
+        let (mut own, mut spans, mut span_units) = (0, 0, 0);
+        let (mut dots, mut head_sums) = (0, 0);
+        if let Some(form) = ddecay {
+            let borders = product(&[problem.span_slots(form.span()), heads]);
+            let warps = product(&[borders, dk.div_ceil(GradientWalk::WIDTH), WARPS]);
+            own = take(product(&[4, problem.batch, problem.steps, heads]));
+            spans = take(product(&[warps, 16, row.size, problem.dtype.bytes()]));
+            span_units = take(product(&[4, warps]));
+            dots = take(product(&[4, borders, dk]));
+            head_sums = match form {
+                DecayGradient::PerHead => take(product(&[4, borders])),
+                DecayGradient::PerStep => 0,
+            };
+        }
+        Self {
+            states,
+            decays,
+            parts,
+            own,
+            spans,
+            span_units,
+            dots,
+            head_sums,
+            ..memory
+        }
+    }
+}
+
+impl Problem {
+    /// Borders of spans of so many steps, of all sequences: as `span_slot` in kernels/linear_attention/gradient_place.cuh counts
+    /// them.
+    fn span_slots(&self, span: usize) -> usize {
+        self.slots(span).saturating_add(self.sequences)
+    }
+}
+
+impl fmt::Display for BackwardPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, segments of {} steps, {} bytes of workspace",
+            self.kernel, self.segment, self.memory.bytes
+        )
+    }
+}
+
+/// The first of the rows whose tiles have as many columns.
+fn first_fit(
+    problem: &Problem,
+    rows: &[GradientWalk],
+    name: &str,
+    columns: usize,
+) -> Result<usize> {
+    let of_dtype = || rows.iter().filter(|row| row.dtype == problem.dtype);
+    let fits = |row: &GradientWalk| row.dtype == problem.dtype && row.size >= columns;
+    rows.iter()
+        .position(fits)
+        .ok_or_else(|| Error::Unsupported {
+            op: problem.op,
+            request: format!("{} {name} {columns}", problem.dtype.name()),
+            available: match of_dtype().map(|row| row.size).max() {
+                Some(largest) => format!("{name} up to {largest} on this GPU"),
+                None => "no kernel of this type that fits this GPU".into(),
+            },
+        })
+}

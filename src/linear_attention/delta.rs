@@ -1,0 +1,337 @@
+//! The delta rule: its kernels, and what is special about its gradients. Once it is known what each step wrote, they
+//! are walks by the linear rule.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, DeviceRepr};
+
+use super::backward::{Call, of_steps};
+use super::load;
+use super::plan::first_fit;
+use super::problem::Problem;
+use crate::abi::linear_attention::{
+    self as abi, DELTA, DELTA_GRADIENTS, DTYPES, DeltaGradientParams, DeltaParams,
+    GradientWalkParams, Mode, Rows, SUM_BETAS_STEPS, States, SumBetasParams, Walk, WalkParams,
+};
+use crate::driver::Device;
+use crate::error::Result;
+use crate::launch::Kernel;
+
+/// Alignment in the workspace: a line of the L2 cache.
+const ALIGNMENT: usize = 128;
+
+/// The kernels of the delta rule.
+#[derive(Debug)]
+pub(super) struct Delta {
+    /// The rows of the table that the device can run, and their kernels.
+    pub(super) rows: Vec<Walk>,
+    pub(super) walks: Vec<Kernel<DeltaParams>>,
+    /// The same of the walks that compute gradients.
+    gradient_rows: Vec<Walk>,
+    gradients: Vec<Kernel<DeltaGradientParams>>,
+    /// In the order of [`DTYPES`].
+    sum_betas: Vec<Kernel<SumBetasParams>>,
+}
+
+// SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
+// struct in C++ has the same size and offsets.
+unsafe impl DeviceRepr for DeltaParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for DeltaGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for SumBetasParams {}
+
+impl Delta {
+    pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
+        let fitting = |rows: &[Walk], bytes: fn(&Walk) -> usize| -> Vec<Walk> {
+            let fits = |row: &&Walk| bytes(row) <= device.shared_bytes;
+            rows.iter().filter(fits).copied().collect()
+        };
+        let rows = fitting(DELTA, Walk::delta_shared_bytes);
+        let gradient_rows = fitting(DELTA_GRADIENTS, Walk::delta_gradients_shared_bytes);
+        let walks: Result<_> = rows.iter().map(|row| load(ctx, &row.delta())).collect();
+        let gradients = gradient_rows
+            .iter()
+            .map(|row| load(ctx, &row.delta_gradients()));
+        let gradients: Result<_> = gradients.collect();
+        let sum_betas = DTYPES
+            .iter()
+            .map(|&dtype| load(ctx, &abi::sum_betas(dtype)));
+        let sum_betas: Result<_> = sum_betas.collect();
+        Ok(Self {
+            walks: walks?,
+            gradients: gradients?,
+            sum_betas: sum_betas?,
+            rows,
+            gradient_rows,
+        })
+    }
+}
+
+/// How the walks of the delta rule run in a backward pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct DeltaPlan {
+    /// Of the walk for what steps wrote, and of that for its gradients: indices in the rows of [`Delta`].
+    rows: [usize; 2],
+    /// Slices, one, sequences.
+    grids: [[usize; 3]; 2],
+    /// Warps that share the channels of the values in the second walk.
+    warps: usize,
+    memory: DeltaMemory,
+}
+
+/// Where what the kernels tell each other lies, in bytes from the start of the workspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct DeltaMemory {
+    /// `[batch, steps, heads, dv]`: what each step wrote, and that before it was multiplied by beta.
+    updates: usize,
+    errors: usize,
+    /// As these: the gradient of the values, if heads share them.
+    values: usize,
+    /// `[batch, steps, heads, dk]` in f32: what looking up adds to the gradient of the keys.
+    lookups: usize,
+    /// `[batch, steps, heads]` in f32: products of a step's own that do not count.
+    own: usize,
+    /// `[warp, batch, steps, heads]` in f32: parts of the gradient of beta.
+    betas: usize,
+}
+
+impl DeltaPlan {
+    /// Plans `problem`, in a workspace of `bytes` so far.
+    pub(super) fn new(problem: &Problem, delta: &Delta, bytes: &mut usize) -> Result<Self> {
+        let updates = first_fit(problem, &delta.rows)?;
+        let gradients = first_fit(problem, &delta.gradient_rows)?;
+        let grid = |row: &Walk| {
+            let slices = problem.dv.div_ceil(row.width());
+            [problem.heads * slices, 1, problem.sequences]
+        };
+        let (row, gradient_row) = (&delta.rows[updates], &delta.gradient_rows[gradients]);
+        let warps = gradient_row.warps_of(problem.dv);
+        let Problem { dk, dv, heads, .. } = *problem;
+        let mut take = |sizes: &[usize]| {
+            let steps = problem.batch.saturating_mul(problem.steps);
+            let steps = steps.saturating_mul(heads);
+            let size = sizes.iter().fold(steps, |n, &x| n.saturating_mul(x));
+            let at = *bytes;
+            let lines = size.div_ceil(ALIGNMENT);
+            *bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
+            at
+        };
+        let element = problem.dtype.bytes();
+        let shared = problem.heads_v != heads;
+        Ok(Self {
+            rows: [updates, gradients],
+            grids: [grid(row), grid(gradient_row)],
+            warps,
+            memory: DeltaMemory {
+                updates: take(&[element, dv]),
+                errors: take(&[element, dv]),
+                values: if shared { take(&[element, dv]) } else { 0 },
+                lookups: take(&[4, dk]),
+                own: take(&[4]),
+                betas: take(&[4, warps]),
+            },
+        })
+    }
+}
+
+/// What a backward pass has beside that of the linear rule.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeltaCall {
+    pub(super) plan: DeltaPlan,
+    /// `[batch, steps, heads]`
+    pub(super) beta: Rows,
+    /// As `beta`, or none.
+    pub(super) dbeta: Rows,
+}
+
+impl Call<'_> {
+    /// What looking up adds to the gradient of the keys, in f32; or none by the linear rule.
+    pub(super) fn lookups(&self) -> Rows {
+        match &self.delta {
+            Some(delta) => {
+                let at = self.at(delta.plan.memory.lookups);
+                of_steps(self.problem, at, self.problem.dk)
+            }
+            None => Rows::default(),
+        }
+    }
+
+    /// Queues all walks of the delta rule.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    pub(super) unsafe fn walk_by_delta(
+        &self,
+        delta: &DeltaCall,
+        [initial, dlast, dinitial]: [States; 3],
+    ) -> Result<()> {
+        let (problem, memory) = (self.problem, &delta.plan.memory);
+        let of_values = |offset: usize| of_steps(problem, self.at(offset), problem.dv);
+        let (updates, errors) = (of_values(memory.updates), of_values(memory.errors));
+        let dv = match self.plan.parts[2] {
+            true => of_values(memory.values),
+            false => self.gradients[2],
+        };
+        // SAFETY: this function's own condition, here and below.
+        unsafe { self.write_updates(delta, initial, updates, errors) }?;
+        // SAFETY: as above.
+        unsafe { self.gradients_of_updates(delta, errors, dv, [dlast, dinitial]) }?;
+
+        let [of_q, of_k, _] = self.walks(initial, dlast, States::default());
+        let dq = GradientWalkParams {
+            layer: abi::Layer {
+                k: updates,
+                ..of_q.layer
+            },
+            ..of_q
+        };
+        let dk = GradientWalkParams {
+            layer: abi::Layer {
+                q: updates,
+                ..of_k.layer
+            },
+            ..of_k
+        };
+        // a look-up finds nothing of its own step
+        let own = of_steps(problem, self.at(memory.own), 1);
+        // what steps took off the values of later ones
+        let taken = GradientWalkParams {
+            layer: abi::Layer {
+                k: dv,
+                v: self.layer.k,
+                ..dk.layer
+            },
+            own,
+            initial: States::default(),
+            parts: 2,
+            weight: -1.0,
+            ..dk
+        };
+        // what each step looked up
+        let found = GradientWalkParams {
+            layer: abi::Layer {
+                q: dv,
+                scale: -1.0,
+                ..dq.layer
+            },
+            out: self.lookups(),
+            own,
+            spans: 0,
+            span_units: 0,
+            parts: 1,
+            ..dq
+        };
+        let kernel = &self.kernels.gradients.walks[self.plan.rows[0]];
+        for walk in [dq, dk, taken, found] {
+            // SAFETY: as above; it reads what the kernels before it wrote.
+            unsafe { self.launch.run(kernel, self.plan.grids[0], &walk) }?;
+        }
+        Ok(())
+    }
+
+    /// Queues the walk that finds what each step wrote.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    unsafe fn write_updates(
+        &self,
+        delta: &DeltaCall,
+        initial: States,
+        updates: Rows,
+        errors: Rows,
+    ) -> Result<()> {
+        let [row, _] = delta.plan.rows;
+        let params = DeltaParams {
+            walk: WalkParams {
+                layer: self.layer,
+                out: updates,
+                initial,
+                mode: Mode::Whole as i32,
+                ..WalkParams::default()
+            },
+            beta: delta.beta,
+            errors,
+        };
+        let [grid, _] = delta.plan.grids;
+        // SAFETY: this function's own condition.
+        unsafe {
+            self.launch
+                .run(&self.kernels.delta.walks[row], grid, &params)
+        }
+    }
+
+    /// Queues the gradients of what each step wrote: those of the values, of beta and of the initial states.
+    ///
+    /// # Safety
+    /// As [`Call::queue`], after [`Call::write_updates`].
+    unsafe fn gradients_of_updates(
+        &self,
+        delta: &DeltaCall,
+        errors: Rows,
+        dv: Rows,
+        [dlast, dinitial]: [States; 2],
+    ) -> Result<()> {
+        let (problem, layer) = (self.problem, self.layer);
+        let DeltaPlan {
+            rows: [_, row],
+            grids: [_, grid],
+            warps,
+            memory,
+        } = delta.plan;
+        let betas = of_steps(problem, self.at(memory.betas), 1);
+        let betas_stride = (problem.batch * problem.steps * problem.heads) as i64; // in the workspace
+        let params = DeltaGradientParams {
+            delta: DeltaParams {
+                walk: WalkParams {
+                    layer: abi::Layer {
+                        q: layer.k,
+                        k: layer.q,
+                        v: self.dout,
+                        reversed: 1,
+                        ..layer
+                    },
+                    out: dv,
+                    initial: dlast,
+                    last: dinitial,
+                    mode: Mode::Whole as i32,
+                    ..WalkParams::default()
+                },
+                beta: delta.beta,
+                errors,
+            },
+            parts: match self.plan.parts[2] {
+                true => of_steps(problem, self.at(self.plan.memory.parts[2]), problem.dv),
+                false => Rows::default(),
+            },
+            betas,
+            betas_stride,
+        };
+        let kernels = &self.kernels.delta;
+        // SAFETY: this function's own condition, here and below.
+        unsafe { self.launch.run(&kernels.gradients[row], grid, &params) }?;
+        if delta.dbeta.at == 0 || problem.steps == 0 {
+            return Ok(());
+        }
+        let params = SumBetasParams {
+            parts: betas,
+            out: delta.dbeta,
+            part_stride: betas_stride,
+            cu_seqlens: layer.cu_seqlens,
+            steps: layer.steps,
+            heads: layer.heads,
+            count: warps as i32, // of channels, which fit
+            padding: 0,
+        };
+        let grid = [
+            problem.steps.div_ceil(SUM_BETAS_STEPS),
+            1,
+            problem.sequences,
+        ];
+        // SAFETY: as above; it reads what the kernel before it wrote.
+        unsafe {
+            self.launch
+                .run(&kernels.sum_betas[self.dtype()], grid, &params)
+        }
+    }
+}

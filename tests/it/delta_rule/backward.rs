@@ -1,0 +1,139 @@
+//! Gradients of layers as tables: every size and option against the reference.
+
+use half::{bf16, f16};
+use seqmix::linear_attention::FeatureMap;
+
+use super::gradients::check;
+use super::{Beta, CASE, Case, Fades, Layout};
+
+#[test]
+fn lengths_around_the_chunk() {
+    for seqlen in [1, 7, 15, 16, 17, 63, 65, 129] {
+        check::<bf16>(Case { seqlen, ..CASE });
+        check::<f16>(Case {
+            seqlen,
+            heads: 1,
+            shared: [1; 3],
+            dk: 128,
+            ..CASE
+        });
+    }
+    for seqlen in [1, 17, 66] {
+        check::<f32>(Case {
+            seqlen,
+            heads: 1,
+            shared: [1; 3],
+            ..CASE
+        });
+    }
+}
+
+#[test]
+fn every_size_of_heads() {
+    for (dk, dv) in [(8, 8), (40, 40), (64, 136), (128, 72), (136, 40), (256, 72)] {
+        let case = Case {
+            seqlen: 37,
+            heads: 1,
+            shared: [1; 3],
+            dk,
+            dv,
+            ..CASE
+        };
+        check::<f16>(case);
+        check::<bf16>(case);
+        check::<f32>(Case { seqlen: 18, ..case });
+    }
+}
+
+#[test]
+fn every_gate_from_weak_to_strong() {
+    let gates = [
+        Fades::No,
+        Fades::PerHead(-0.001),
+        Fades::PerHead(-2.0),
+        Fades::PerStep(-0.01),
+        Fades::PerStep(-1.0),
+        Fades::PerStep(-20.0),
+        Fades::Forgets,
+    ];
+    for decay in gates {
+        check::<bf16>(Case { decay, ..CASE });
+        check::<f16>(Case { decay, ..CASE });
+    }
+    check::<f32>(Case {
+        decay: Fades::PerStep(-20.0),
+        seqlen: 33,
+        dk: 16,
+        ..CASE
+    });
+}
+
+#[test]
+fn every_strength_of_updates() {
+    for beta in [0.0, 1.0] {
+        let beta = Beta::Always(beta);
+        check::<bf16>(Case { beta, ..CASE });
+        check::<f16>(Case { beta, ..CASE });
+    }
+    for alike in [0.5, 0.94] {
+        let case = Case {
+            alike,
+            seqlen: 130,
+            ..CASE
+        };
+        check::<bf16>(case);
+        check::<f16>(case);
+    }
+}
+
+#[test]
+fn heads_share_queries_keys_and_values() {
+    for shared in [[1, 4, 4], [4, 1, 4], [4, 4, 1], [2, 2, 4], [1, 1, 1]] {
+        check::<bf16>(Case {
+            batch: 2,
+            heads: 4,
+            seqlen: 19,
+            shared,
+            dk: 40,
+            dv: 24,
+            ..CASE
+        });
+    }
+}
+
+#[test]
+fn every_layout_in_memory() {
+    for layout in [Layout::Contiguous, Layout::Projection, Layout::StepsFirst] {
+        for lengths in [None, Some(&[30, 0, 41, 1][..])] {
+            for states in [false, true] {
+                let case = Case {
+                    batch: 2,
+                    seqlen: 20,
+                    dk: 40,
+                    dv: 24,
+                    layout,
+                    lengths,
+                    states,
+                    ..CASE
+                };
+                check::<f16>(case);
+                check::<bf16>(Case {
+                    decay: Fades::PerHead(-0.1),
+                    ..case
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn mapped_queries_and_keys() {
+    for feature_map in [FeatureMap::Relu, FeatureMap::Silu] {
+        check::<bf16>(Case {
+            feature_map,
+            shared: [2, 1, 1],
+            seqlen: 35,
+            ..CASE
+        });
+    }
+}
