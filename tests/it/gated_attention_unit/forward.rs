@@ -1,9 +1,12 @@
 //! Units by size, layout and range, against the reference.
 
 use half::{bf16, f16};
+use seqmix::linear_attention as linear;
 use seqmix::reference::linear_attention;
+use seqmix::{Tensor, Workspace};
 
 use super::{CASE, Case, check, compare, run, widen_f32};
+use crate::support::device;
 
 /// Sizes around that of a tile, with and without a chunk that they do not fill.
 #[test]
@@ -257,5 +260,60 @@ fn without_scores_it_is_linear_attention() {
                 );
             }
         }
+    }
+}
+
+/// The kernels of linear attention return the same.
+#[test]
+fn without_scores_it_is_what_linear_attention_returns() {
+    let case = Case {
+        seqlen: 100,
+        causal: false,
+        chunk: Some(64),
+        ..CASE
+    };
+    let mut inputs = case.inputs::<f16>();
+    inputs.bias.fill(-1e6); // no score is above 0
+    inputs.u.fill(f16::ONE);
+    let found = run("linear", case, &inputs);
+    let device = device();
+    let stream = device.stream();
+    let apply = |at: usize| -> Vec<f16> {
+        let [gamma, beta] = [at, at + 1].map(|at| &inputs.vectors[at]);
+        let channels = inputs.z.iter().enumerate();
+        channels
+            .map(|(i, z)| f16::from_f32(gamma[i % case.dz] * z.to_f32() + beta[i % case.dz]))
+            .collect()
+    };
+    let rows = |numbers: &[f16], channels| {
+        Tensor::from_host(&stream, numbers, [1, case.seqlen, 1, channels]).unwrap()
+    };
+    let (q, k) = (rows(&apply(4), case.dz), rows(&apply(6), case.dz));
+    let v = rows(&inputs.v, case.dv);
+    let mut out = Tensor::<f16, 4>::zeros(&stream, v.shape()).unwrap();
+    let tensors = linear::Forward {
+        layer: linear::Layer::new(q.view(), k.view(), v.view()),
+        out: out.view_mut(),
+        final_state: None,
+        final_z: None,
+        normalizer: None,
+    };
+    let config = linear::Config {
+        scale: Some(case.scale),
+        causal: false,
+        ..linear::Config::default()
+    };
+    let attention = &device.linear_attention;
+    let mut workspace = Workspace::new(&stream);
+    let plan = attention.plan(config, &tensors).unwrap();
+    workspace.reserve(plan.workspace_bytes()).unwrap();
+    attention
+        .forward(&stream, config, tensors, &mut workspace)
+        .unwrap();
+    let expected = out.to_host(&stream).unwrap();
+    let largest = found.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let difference = (found - expected.to_f64()).abs();
+        assert!(difference < 2e-3 * largest, "{i}: {found}, not {expected}");
     }
 }
