@@ -12,7 +12,7 @@ use super::{
 };
 use crate::abi::linear_attention::{
     self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    Gate, GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams,
+    GradientGate, GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams,
     SumSpansParams,
 };
 use crate::driver::Device;
@@ -50,9 +50,11 @@ impl Gradients {
     pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
         let rows = GRADIENT_WALK.iter().copied();
         let rows: Vec<GradientWalk> = rows
-            .filter(|row| row.shared_bytes(Gate::Step) <= device.shared_bytes)
+            .filter(|row| row.shared_bytes(GradientGate::Step) <= device.shared_bytes)
             .collect();
-        let walks = rows.iter().map(|row| load(ctx, &row.entry(Gate::Step)));
+        let walks = rows
+            .iter()
+            .map(|row| load(ctx, &row.entry(GradientGate::Step)));
         let walks: Result<_> = walks.collect();
         let sum_heads = DTYPES
             .iter()

@@ -5,7 +5,7 @@ use std::fmt;
 use super::FeatureMap;
 use super::plan::{BLOCKS, UNIT, segments};
 use super::problem::Problem;
-use crate::abi::linear_attention::{CHUNK, Gate, GradientWalk, SPAN};
+use crate::abi::linear_attention::{CHUNK, GradientGate, GradientWalk, SPAN};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 
@@ -113,7 +113,7 @@ impl BackwardPlan {
         let slots = if count > 1 { problem.slots(segment) } else { 0 };
         Ok(Self {
             rows: [of_keys, of_values],
-            kernel: rows[of_keys].entry(Gate::Step).name,
+            kernel: rows[of_keys].entry(GradientGate::Step).name,
             segment,
             grids: blocks.map(|blocks| [blocks, count, problem.sequences]),
             parts,

@@ -10,14 +10,14 @@ pub const SPAN: usize = 64;
 
 /// What a decay is a number of, for a walk whose values are the queries or keys of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
+pub enum GradientGate {
     /// A step: the same for all channels.
     Step,
     /// A step and a channel of the walk's values.
     Row,
 }
 
-impl Gate {
+impl GradientGate {
     const ALL: [Self; 1] = [Self::Step];
 
     const fn name(self) -> &'static str {
@@ -50,7 +50,7 @@ const fn walk(dtype: Dtype, size: usize, count: usize) -> GradientWalk {
     GradientWalk { dtype, size, count }
 }
 
-/// No kernel exists that is not a row here, and no row without a kernel: one for each [`Gate`]. Of the rows
+/// No kernel exists that is not a row here, and no row without a kernel: one for each [`GradientGate`]. Of the rows
 /// that fit a problem the first is used.
 #[rustfmt::skip]
 pub const GRADIENT_WALK: &[GradientWalk] = &[
@@ -71,32 +71,36 @@ impl GradientWalk {
     pub const WIDTH: usize = WARPS * 16;
 
     /// Shared memory of a block.
-    pub const fn shared_bytes(&self, gate: Gate) -> usize {
+    pub const fn shared_bytes(&self, gate: GradientGate) -> usize {
         let Self { dtype, size, count } = *self;
         let tiles = dtype.bytes() * count * (2 * size + Self::WIDTH);
         let chunks = count / CHUNK;
         let (stage, rest) = match gate {
-            Gate::Step => {
-                let squares = super::squares_bytes(dtype, count);
+            GradientGate::Step => {
+                // a square matrix a chunk; those of f32 lie side by side in pairs, at least one
+                let squares = match dtype {
+                    F32 if chunks % 2 == 1 => 4 * (chunks + 1) * CHUNK * CHUNK,
+                    _ => dtype.bytes() * chunks * CHUNK * CHUNK,
+                };
                 // sums of exponents; two numbers a step, and one a chunk; a unit a step
                 let numbers = 2 * 20 * chunks + 2 * count + 4;
                 (tiles, squares + 4 * (numbers + count))
             }
             // decays; scores, row by row
-            Gate::Row => (tiles + 4 * count * Self::WIDTH, 4 * count * 24),
+            GradientGate::Row => (tiles + 4 * count * Self::WIDTH, 4 * count * 24),
         };
         (2 * stage + rest).next_multiple_of(128)
     }
 
     /// The kernel of this row.
-    pub fn entry(&self, gate: Gate) -> Entry {
+    pub fn entry(&self, gate: GradientGate) -> Entry {
         let Self { dtype, size, count } = *self;
         let (name, cpp) = (gate.name(), gate.cpp());
         Entry {
             name: format!("linear_attention_gradient_{name}_{}_n{size}", dtype.name()),
             instance: format!(
                 "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}, \
-                 seqmix::linear_attention::Gate::{cpp}>",
+                 seqmix::linear_attention::GradientGate::{cpp}>",
                 dtype.cpp()
             ),
             params: GradientWalkParams::PARAMS,
@@ -162,7 +166,7 @@ pub(super) fn units() -> Vec<Unit> {
         ));
     }
     for row in GRADIENT_WALK {
-        for gate in Gate::ALL {
+        for gate in GradientGate::ALL {
             units.push(unit(row.entry(gate), "linear_attention/gradient_walk.cuh"));
         }
     }
@@ -176,7 +180,7 @@ mod tests {
     #[test]
     fn rows_fit_every_gpu_since_ampere() {
         for row in GRADIENT_WALK {
-            for gate in Gate::ALL {
+            for gate in GradientGate::ALL {
                 let entry = row.entry(gate);
                 assert!(entry.shared_bytes <= 99 << 10, "{}", entry.name);
             }
@@ -194,12 +198,12 @@ mod tests {
 
     #[test]
     fn a_row_spells_its_kernels() {
-        let entry = walk(BF16, 128, 32).entry(Gate::Row);
+        let entry = walk(BF16, 128, 32).entry(GradientGate::Row);
         assert_eq!(entry.name, "linear_attention_gradient_row_bf16_n128");
         assert_eq!(
             entry.instance,
             "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32, \
-             seqmix::linear_attention::Gate::Row>"
+             seqmix::linear_attention::GradientGate::Row>"
         );
         assert_eq!((entry.threads, entry.shared_bytes), (128, 60_416));
     }

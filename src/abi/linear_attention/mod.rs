@@ -11,7 +11,7 @@ pub use delta::{
     sum_betas,
 };
 pub use gradient::{
-    DTYPES, GRADIENT_WALK, Gate, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
+    DTYPES, GRADIENT_WALK, GradientGate, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
 };
 pub use gradient_params::{
     DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams,
@@ -115,8 +115,18 @@ impl Walk {
         let stage = self.dtype.bytes() * self.count * (2 * self.size + self.width());
         // decays: four numbers a step, and four chunks; a factor and a unit a step
         let numbers = 4 * (4 * self.count + 4 + 2 * self.count);
-        (self.stages * stage + squares_bytes(self.dtype, self.count) + numbers)
-            .next_multiple_of(128)
+        (self.stages * stage + self.squares_bytes() + numbers).next_multiple_of(128)
+    }
+
+    /// A square matrix for each chunk of a tile; those of f32 lie side by side in pairs.
+    const fn squares_bytes(&self) -> usize {
+        let beside = if self.dtype.bytes() == 4 { 2 } else { 1 };
+        let rows = if self.count / beside < CHUNK {
+            CHUNK
+        } else {
+            self.count / beside
+        };
+        (self.dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
     }
 
     /// The kernel of this row.
@@ -140,17 +150,6 @@ impl Walk {
             shared_bytes: self.shared_bytes(),
         }
     }
-}
-
-/// A square matrix for each chunk of a tile of `count` steps; those of f32 lie side by side in pairs.
-const fn squares_bytes(dtype: Dtype, count: usize) -> usize {
-    let beside = if dtype.bytes() == 4 { 2 } else { 1 };
-    let rows = if count / beside < CHUNK {
-        CHUNK
-    } else {
-        count / beside
-    };
-    (dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
 }
 
 /// Threads of the kernel that passes states on, each of which owns a number.
