@@ -9,7 +9,7 @@
 // lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
 //
 // With a decay for each channel of the forward pass's keys, decays belong to the rows of the state
-// where these are the walk's values (Gate::Row). Then the products with the state have no decay in
+// where these are the walk's values (GradientGate::Row). Then the products with the state have no decay in
 // them, and within a chunk values fade from step to step in f32, on the lanes that hold them.
 #pragma once
 
@@ -33,7 +33,7 @@
 namespace seqmix::linear_attention {
 
 // What a decay is a number of.
-enum class Gate {
+enum class GradientGate {
     Step,  // a step: the same for all of the state
     Row,   // a step and a row of the transposed state, which is a channel of the values
 };
@@ -125,7 +125,7 @@ __device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],
     }
 }
 
-template <typename Element_, int Size, int Tiles, int Count, Gate Which>
+template <typename Element_, int Size, int Tiles, int Count, GradientGate Which>
 struct GradientWalk {
     using Element = Element_;
     using State = seqmix::linear_attention::State<Element, Size, Tiles>;
@@ -138,7 +138,7 @@ struct GradientWalk {
     static constexpr int kElements = 16 / sizeof(Element);  // of 16 bytes
     static constexpr int kChunks = Count / kChunk;
     static constexpr int kWidth = Values::kWidth;
-    static constexpr bool kRows = Which == Gate::Row;
+    static constexpr bool kRows = Which == GradientGate::Row;
     static constexpr int kStages = 2;
     static_assert(kChunks <= kWarps, "a warp prepares one chunk");
     static_assert(kSpan % Count == 0, "a segment is a number of tiles");

@@ -96,7 +96,7 @@ impl GradientWalk {
             name: format!("linear_attention_gradient_{name}_{}_n{size}", dtype.name()),
             instance: format!(
                 "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}, \
-                 seqmix::linear_attention::Gate::{cpp}>",
+                 seqmix::linear_attention::GradientGate::{cpp}>",
                 dtype.cpp()
             ),
             params: GradientWalkParams::PARAMS,
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(
             entry.instance,
             "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32, \
-             seqmix::linear_attention::Gate::Row>"
+             seqmix::linear_attention::GradientGate::Row>"
         );
         assert_eq!((entry.threads, entry.shared_bytes), (128, 60_416));
     }

@@ -124,13 +124,13 @@ impl Case {
 
 /// The tensors of a layer as numbers, and the gradients of what it returns.
 pub(super) struct Inputs<T> {
-    q: Vec<T>,
+    pub(super) q: Vec<T>,
     k: Vec<T>,
-    v: Vec<T>,
-    decay: Vec<f32>,
+    pub(super) v: Vec<T>,
+    pub(super) decay: Vec<f32>,
     initial_state: Vec<f32>,
-    dout: Vec<T>,
-    dfinal_state: Vec<f32>,
+    pub(super) dout: Vec<T>,
+    pub(super) dfinal_state: Vec<f32>,
 }
 
 impl<T: Number> Inputs<T> {
@@ -404,7 +404,7 @@ fn unit<T: Number>() -> f64 {
 
 /// Three times what the naive runs lose, plus one rounding. Rows are not judged one by one: a row of small gradients
 /// has errors of the size of what was summed up in it.
-fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
+pub(super) fn bound<T: Number>(expected: &[f64], naive: &[&[f64]]) -> Bound {
     let lost = naive
         .iter()
         .map(|naive| Difference::measure(naive, expected, 1).unwrap());

@@ -5,6 +5,8 @@ mod bare;
 mod counters;
 mod errors;
 mod forward;
+mod gradient_counters;
+mod gradient_mutants;
 mod gradients;
 mod layer;
 mod mutants;
