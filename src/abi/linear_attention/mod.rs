@@ -200,6 +200,17 @@ impl Walk {
     }
 }
 
+/// A square matrix for each chunk of a tile of `count` steps; those of f32 lie side by side in pairs.
+const fn squares_bytes(dtype: Dtype, count: usize) -> usize {
+    let beside = if dtype.bytes() == 4 { 2 } else { 1 };
+    let rows = if count / beside < CHUNK {
+        CHUNK
+    } else {
+        count / beside
+    };
+    (dtype.bytes() * rows * beside * CHUNK).next_multiple_of(128)
+}
+
 /// Threads of the kernel that passes states on, each of which owns a number.
 pub const CARRY_THREADS: usize = 128;
 
