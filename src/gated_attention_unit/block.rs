@@ -178,8 +178,8 @@ impl Block {
     ///
     /// # Errors
     /// As [`GatedAttentionUnit::forward`] and [`Gemm::multiply`];
-    /// [`Error::Workspace`](crate::Error::Workspace) if fewer bytes are reserved than [`Block::workspace_bytes`]. Nothing
-    /// is queued then.
+    /// [`Error::Workspace`](crate::Error::Workspace) if fewer bytes are reserved than [`Block::workspace_bytes`].
+    /// Nothing is queued then.
     pub fn forward<T: Float>(
         &self,
         stream: &Arc<CudaStream>,

@@ -17,8 +17,8 @@ const OP: &str = "gated_attention_unit::Block::backward";
 /// Alignment of tensors in a workspace.
 const ALIGNMENT: usize = 256;
 
-/// Tensors of [`Block::backward`], of which the gradients of matrices have the type `D`. What has a row for each step has
-/// evenly spaced rows of contiguous channels.
+/// Tensors of [`Block::backward`], of which the gradients of matrices have the type `D`. What has a row for each step
+/// has evenly spaced rows of contiguous channels.
 #[derive(Debug)]
 pub struct BlockBackward<'a, T, D> {
     /// As in [`BlockForward`](super::BlockForward).

@@ -16,7 +16,8 @@ const ALIGNMENT: usize = 128;
 /// How [`GatedAttentionUnit::forward`](super::GatedAttentionUnit::forward) runs.
 ///
 /// ```text
-/// gated_attention_unit_attend_bf16_z128_v512, 3 blocks of channels x 32 of rows x 8, 8 chunks of 256 steps, 9461760 bytes of workspace
+/// gated_attention_unit_attend_bf16_z128_v512, 3 blocks of channels x 32 of rows x 1, 8 chunks of 256 steps,
+/// 10620288 bytes of workspace
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
