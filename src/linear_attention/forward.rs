@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::plan::Plan;
 use super::problem::Problem;
-use super::{Config, Forward, LinearAttention, layouts, read_layer, read_z};
+use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer, read_z};
 use crate::abi::linear_attention::{
     CarryParams, DeltaParams, Layer, Mode, Rows, States, WalkParams,
 };

@@ -32,7 +32,6 @@
 //! left of that if `a` and `b` are multiples of the key. It has no kernel here: [`reference::rwkv7`](crate::reference::rwkv7)
 //! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
 
-mod check;
 mod decays;
 mod forward;
 mod plan;
