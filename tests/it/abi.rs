@@ -129,7 +129,14 @@ fn the_table_has_every_kernel_for_every_target() {
     });
     let scan_others = SCAN_OTHERS
         .map(|name| ["real", "complex"].map(|numbers| format!("selective_scan_{name}_{numbers}")));
-    let walk = |dtype| LINEAR_SIZES.map(|size| format!("linear_attention_walk_{dtype}_n{size}"));
+    let walk = |dtype| {
+        let passes = ["walk_step", "walk_channel", "delta", "delta_gradients"].into_iter();
+        passes
+            .flat_map(move |pass| {
+                LINEAR_SIZES.map(|size| format!("linear_attention_{pass}_{dtype}_n{size}"))
+            })
+            .chain([format!("linear_attention_delta_sum_betas_{dtype}")])
+    };
     let linear_steps = LINEAR_SIZES.map(|size| format!("linear_attention_step_n{size}"));
     let recurrences = |dtype| {
         let names = move |op| RECURRENCES.map(|name| format!("{op}_{name}_{dtype}"));
