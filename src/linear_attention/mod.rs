@@ -37,7 +37,6 @@
 
 mod backward;
 mod backward_plan;
-mod check;
 mod decays;
 mod delta;
 mod forward;

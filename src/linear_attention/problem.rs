@@ -1,10 +1,10 @@
 //! [`Problem`]: what a call asks for, once its tensors are known to agree. Pure.
 
 use super::Config;
-use super::check::Check;
 use crate::abi::Dtype;
 use crate::abi::linear_attention::{Decays, Gate, Layer, Rows, States, WALK};
-use crate::error::Result;
+use crate::check::Check;
+use crate::error::{Error, Result};
 use crate::tensor::Layout;
 
 /// Steps that a tensor may have: the kernels add a segment to them in 32 bits.
@@ -12,6 +12,9 @@ const MAX_STEPS: usize = 1 << 30;
 
 /// Heads, channels of a value: the kernels multiply their numbers of slices in 32 bits.
 const MAX_HEADS: usize = 1 << 15;
+
+/// What dk and dv are multiples of: products take eight columns at a time.
+const COLUMNS: usize = 8;
 
 /// Bytes of a copy.
 const COPY: usize = 16;
@@ -78,29 +81,32 @@ impl Problem {
         config: Config,
         layouts: &Layouts,
     ) -> Result<Self> {
-        let check = Check(op);
+        let check = Check { op };
         let [batch, steps, heads_q, dk] = layouts.q.shape;
         let [_, _, heads_v, dv] = layouts.v.shape;
         let ([_, _, heads, _], [_, _, heads_k, _]) = (layouts.out.shape, layouts.k.shape);
-        let sequences = check.sequences(batch, layouts.cu_seqlens)?;
-        let shared = |name, of| check.shared(name, heads, of);
+        let sequences = {
+            let alone = "a batch of 1 with cu_seqlens";
+            check.sequences(("q", batch), layouts.cu_seqlens.as_ref(), alone)?
+        };
+        let shared = |name, of| {
+            // at most the heads, which are few
+            let ratio = check.heads_per((name, of, "heads"), ("out", heads))?;
+            Ok::<_, Error>(ratio as i64)
+        };
         let shared = [
             shared("q", heads_q)?,
             shared("k", heads_k)?,
             shared("v", heads_v)?,
         ];
         let largest = WALK.iter().map(|row| row.size).max().unwrap_or(0);
-        check.multiple("dk", dk, largest)?;
-        check.multiple("dv", dv, MAX_HEADS)?;
+        check.multiple("dk", dk, COLUMNS, largest)?;
+        check.multiple("dv", dv, COLUMNS, MAX_HEADS)?;
         check.at_most("q", steps, MAX_STEPS, "steps")?;
         check.at_most("out", heads, MAX_HEADS, "heads")?;
-        check.config(config)?;
+        checked(check, config)?;
         if layouts.bonus.is_some() && !config.causal {
-            return Err(check.argument(
-                "bonus",
-                "none unless attention is causal",
-                "a tensor".into(),
-            ));
+            return Err(check.argument("bonus", "none unless attention is causal", "a tensor"));
         }
         let map = config.feature_map as i32;
         let mut problem = Self {
@@ -152,9 +158,25 @@ impl Problem {
             problem.initial_z = problem.zs("initial_z", z)?;
         }
         if let Some(cu_seqlens) = layouts.cu_seqlens {
-            check.strides("cu_seqlens", &cu_seqlens, 1, true)?;
+            check.contiguous("cu_seqlens", &cu_seqlens)?;
         }
         Ok(problem)
+    }
+
+    /// Checks that name the operation.
+    fn check(&self) -> Check {
+        Check { op: self.op }
+    }
+
+    /// That outputs are normalised, for a tensor that exists only then.
+    fn normalized(&self, tensor: &'static str) -> Result<()> {
+        match self.config.normalize {
+            Some(_) => Ok(()),
+            None => {
+                let expected = "none without normalize";
+                Err(self.check().argument(tensor, expected, "a tensor"))
+            }
+        }
     }
 
     /// How a tensor of the shape of the output lies.
@@ -185,11 +207,10 @@ impl Problem {
         channels: usize,
         shared: i64,
     ) -> Result<Rows> {
-        let check = Check(self.op);
+        let check = self.check();
         let shape = [self.batch, self.steps, heads, channels];
         check.sizes(name, shape, layout.shape)?;
-        let [batch, step, head, _] =
-            check.strides(name, &layout, COPY / self.dtype.bytes(), true)?;
+        let [batch, step, head, _] = check.row_strides(name, &layout, COPY / self.dtype.bytes())?;
         Ok(Rows {
             at: 0,
             batch_stride: self.of_batch(batch),
@@ -207,9 +228,9 @@ impl Problem {
     /// How a tensor of a number for each head and step lies, `[batch, steps, heads]`: strides of the batch, the step
     /// and the head.
     pub(super) fn per_step(&self, name: &'static str, layout: Layout<3>) -> Result<[i64; 3]> {
-        let check = Check(self.op);
+        let check = self.check();
         check.sizes(name, [self.batch, self.steps, self.heads], layout.shape)?;
-        let [batch, step, head] = check.strides(name, &layout, 1, false)?;
+        let [batch, step, head] = check.strides(name, &layout)?;
         Ok([self.of_batch(batch), step, head])
     }
 
@@ -227,12 +248,12 @@ impl Problem {
 
     /// How decays lie.
     pub(super) fn decays(&self, name: &'static str, layout: DecayLayout) -> Result<Decays> {
-        let check = Check(self.op);
+        let check = self.check();
         let [batch_stride, step_stride, head_stride, channel_stride] = match layout {
             DecayLayout::None => [0; 4],
             DecayLayout::PerHead(decay) => {
                 check.sizes(name, [self.heads], decay.shape)?;
-                let [head] = check.strides(name, &decay, 1, false)?;
+                let [head] = check.strides(name, &decay)?;
                 [0, 0, head, 0]
             }
             DecayLayout::PerStep(decay) => {
@@ -242,7 +263,7 @@ impl Problem {
             DecayLayout::PerChannel(decay) => {
                 let shape = [self.batch, self.steps, self.heads, self.dk];
                 check.sizes(name, shape, decay.shape)?;
-                let [batch, step, head, _] = check.strides(name, &decay, COPY / 4, true)?;
+                let [batch, step, head, _] = check.row_strides(name, &decay, COPY / 4)?;
                 [self.of_batch(batch), step, head, 1]
             }
         };
@@ -257,18 +278,18 @@ impl Problem {
 
     /// How a tensor of the shape of the bonus lies: the stride of the head.
     pub(super) fn like_bonus(&self, name: &'static str, layout: Layout<2>) -> Result<i64> {
-        let check = Check(self.op);
+        let check = self.check();
         check.sizes(name, [self.heads, self.dk], layout.shape)?;
-        let [head, _] = check.strides(name, &layout, 1, true)?;
+        let [head, _] = check.row_strides(name, &layout, 1)?;
         Ok(head)
     }
 
     /// How states lie.
     pub(super) fn states(&self, name: &'static str, layout: Layout<4>) -> Result<States> {
-        let check = Check(self.op);
+        let check = self.check();
         let shape = [self.sequences, self.heads, self.dk, self.dv];
         check.sizes(name, shape, layout.shape)?;
-        let [sequence, head, key, _] = check.strides(name, &layout, 1, true)?;
+        let [sequence, head, key, _] = check.row_strides(name, &layout, 1)?;
         Ok(States {
             at: 0,
             sequence_stride: sequence,
@@ -280,10 +301,10 @@ impl Problem {
 
     /// How the normaliser's states lie: states of one channel of the values.
     pub(super) fn zs(&self, name: &'static str, layout: Layout<3>) -> Result<States> {
-        let check = Check(self.op);
-        check.normalized(name, self.config)?;
+        let check = self.check();
+        self.normalized(name)?;
         check.sizes(name, [self.sequences, self.heads, self.dk], layout.shape)?;
-        let [sequence, head, key] = check.strides(name, &layout, 1, false)?;
+        let [sequence, head, key] = check.strides(name, &layout)?;
         Ok(States {
             at: 0,
             sequence_stride: sequence,
@@ -300,7 +321,7 @@ impl Problem {
 
     /// How the sums lie that outputs are divided by.
     pub(super) fn normalizer(&self, name: &'static str, layout: Layout<3>) -> Result<Rows> {
-        Check(self.op).normalized(name, self.config)?;
+        self.normalized(name)?;
         let [batch_stride, step_stride, head_stride] = self.per_step(name, layout)?;
         Ok(Rows {
             at: 0,
@@ -346,5 +367,20 @@ impl Problem {
             true => self.steps.div_ceil(self.sequences.max(1)),
             false => self.steps,
         }
+    }
+}
+
+/// Checks the options.
+fn checked(check: Check, config: Config) -> Result<()> {
+    if config.segment == Some(0) {
+        return Err(check.argument("segment", "at least one step", "0"));
+    }
+    match config.normalize {
+        // a NaN is in no order
+        Some(eps) if !(eps >= 0.0) => {
+            let expected = "a number that is not negative";
+            Err(check.argument("normalize", expected, eps.to_string()))
+        }
+        _ => Ok(()),
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Layer {
     kernel: &'static str,
     case: Case,
     inputs: Inputs<f16>,
+    /// Whether it walks from the last step to the first.
+    reversed: bool,
     expected: reference::Output,
     bounds: [Bound; 3],
 }
@@ -30,7 +32,7 @@ impl Layer {
             config: NORMALIZED,
             ..CASE
         };
-        Self::new("linear_attention_walk_step_f16_n64", case)
+        Self::new("linear_attention_walk_step_f16_n64", case, false)
     }
 
     /// The one that takes those of each channel.
@@ -39,10 +41,15 @@ impl Layer {
             decay: Fades::PerChannel,
             ..CASE
         };
-        Self::new("linear_attention_walk_channel_f16_n64", case)
+        Self::new("linear_attention_walk_channel_f16_n64", case, false)
     }
 
-    fn new(kernel: &'static str, case: Case) -> Self {
+    /// The same from the last step to the first, as gradients go.
+    pub(super) fn reversed(self) -> Self {
+        Self::new(self.kernel, self.case, true)
+    }
+
+    fn new(kernel: &'static str, case: Case, reversed: bool) -> Self {
         let case = Case {
             seqlen: 100,
             heads: 1,
@@ -56,18 +63,61 @@ impl Layer {
             chunk: 16,
             sub_chunk: 16,
         };
-        let (expected, naive) = case.reference(&inputs, |layer| {
+        let in_order = match reversed {
+            true => &backwards(case, &inputs),
+            false => &inputs,
+        };
+        let (mut expected, naive) = case.reference(in_order, |layer| {
             let naive = layer.run_chunked_rounded(chunks, f16::round).unwrap();
             (layer.run().unwrap(), naive)
         });
         let bounds = bounds::<f16>(case, &expected, &naive);
+        if reversed {
+            turn(case, &inputs, &mut expected);
+        }
         Self {
             kernel,
             case,
             inputs,
+            reversed,
             expected,
             bounds,
         }
+    }
+}
+
+/// Rows of `width`, the last one first.
+fn flipped<T: Copy>(rows: &[T], width: usize) -> Vec<T> {
+    rows.chunks(width).rev().flatten().copied().collect()
+}
+
+/// What a layer of one head that is walked over from its last step to its first is in the order of the walk: a step's
+/// decay comes after it, so that the first one has none and each other one that of the step before.
+fn backwards(case: Case, inputs: &Inputs<f16>) -> Inputs<f16> {
+    let channels = inputs.decay.len() / case.seqlen;
+    let mut decay = flipped(&inputs.decay, channels);
+    decay.truncate(decay.len() - channels);
+    Inputs {
+        q: flipped(&inputs.q, case.dk),
+        k: flipped(&inputs.k, case.dk),
+        v: flipped(&inputs.v, case.dv),
+        decay: [vec![0.0; channels], decay].concat(),
+        bonus: inputs.bonus.clone(),
+        initial: inputs.initial.clone(),
+        initial_z: inputs.initial_z.clone(),
+    }
+}
+
+/// Its results as the kernel returns them: in the order of steps, and with the decay behind the walk.
+fn turn(case: Case, inputs: &Inputs<f16>, expected: &mut reference::Output) {
+    let channels = inputs.decay.len() / case.seqlen;
+    let decay = |key: usize| f64::from(inputs.decay[key % channels]).exp();
+    expected.out = flipped(&expected.out, case.dv);
+    for (key, row) in expected.final_state.chunks_mut(case.dv).enumerate() {
+        row.iter_mut().for_each(|x| *x *= decay(key));
+    }
+    for (key, z) in expected.final_z.iter_mut().flatten().enumerate() {
+        *z *= decay(key);
     }
 }
 
@@ -111,6 +161,7 @@ impl Problem for Layer {
             ("segment", seqlen.next_multiple_of(64) as i32),
             ("query_map", map),
             ("key_map", map),
+            ("reversed", self.reversed.into()),
         ];
         for (name, size) in sizes {
             arguments.set(&format!("layer.{name}"), size);

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use cuda_emulator::{Driver, Report, take_thread_reports};
 use half::{bf16, f16};
-use seqmix::abi::linear_attention::{WALK, Walk};
+use seqmix::abi::linear_attention::{Gate, WALK, Walk};
 use seqmix::linear_attention::Config;
 use seqmix::{Dtype, kernels};
 
@@ -22,8 +22,8 @@ fn every_kernel_uses_shared_and_global_memory_well() {
     let mut launched = BTreeSet::new();
     for row in WALK {
         let (decay, bonus) = match row.gate {
-            seqmix::abi::linear_attention::Gate::Step => (Fades::PerStep, false),
-            seqmix::abi::linear_attention::Gate::Channel => (Fades::PerChannel, true),
+            Gate::Step => (Fades::PerStep, false),
+            Gate::Channel => (Fades::PerChannel, true),
         };
         let whole = Case {
             seqlen: 64,
@@ -66,11 +66,7 @@ fn every_kernel_uses_shared_and_global_memory_well() {
         return;
     }
     let table = kernels().iter().map(|info| info.name.to_owned());
-    let ours = [
-        "linear_attention_step_",
-        "linear_attention_channel_",
-        "linear_attention_carry",
-    ];
+    let ours = ["linear_attention_walk_", "linear_attention_carry"];
     let table: BTreeSet<String> = table
         .filter(|name| ours.iter().any(|ours| name.starts_with(ours)))
         .collect();
