@@ -331,6 +331,6 @@ mod tests {
             gradients.instance,
             "seqmix::gated_attention_unit::Gradients<__half, 128, 64>"
         );
-        assert_eq!((gradients.threads, gradients.shared_bytes), (256, 83_200));
+        assert_eq!((gradients.threads, gradients.shared_bytes), (256, 82_432));
     }
 }
