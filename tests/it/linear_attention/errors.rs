@@ -160,7 +160,6 @@ fn what_does_not_fit_is_named() {
         (Call { config: Config { segment: Some(0), ..CALL.config }, ..CALL }, "segment"),
         (Call { config: Config { normalize: Some(f32::NAN), ..CALL.config }, ..CALL }, "normalize"),
         (Call { config: Config { causal: false, ..CALL.config }, bonus: Some([4, 16]), ..CALL }, "bonus"),
-        (Call { workspace: Some(0), ..CALL }, "workspace"),
     ];
     for (call, words) in cases {
         let message = refused(call);
@@ -172,6 +171,15 @@ fn what_does_not_fit_is_named() {
             "{words}: {message}"
         );
     }
+}
+
+#[test]
+fn a_workspace_that_is_too_small_is_refused() {
+    let message = refused(Call {
+        workspace: Some(0),
+        ..CALL
+    });
+    assert!(message.contains("24704 bytes"), "{message}");
 }
 
 #[test]
