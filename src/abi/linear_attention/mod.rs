@@ -277,6 +277,6 @@ mod tests {
             "seqmix::linear_attention::Walk<__nv_bfloat16, 128, 2, 64, 1, \
              seqmix::linear_attention::Gate::Channel>"
         );
-        assert_eq!((entry.threads, entry.shared_bytes), (128, 92_928));
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 92_416));
     }
 }

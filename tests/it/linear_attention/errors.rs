@@ -146,7 +146,7 @@ fn what_does_not_fit_is_named() {
         (Call { decay: Gates::PerHead([2]), ..CALL }, "decay: expected shape [4]"),
         (Call { decay: Gates::PerStep([2, 70, 2]), ..CALL }, "decay: expected shape [2, 70, 4]"),
         (Call { decay: Gates::PerChannel([2, 70, 4, 24], [70 * 96, 96, 24, 1]), ..CALL }, "decay: expected shape [2, 70, 4, 16]"),
-        (Call { decay: Gates::PerChannel([2, 70, 4, 16], [70 * 64, 64, 1, 4]), ..CALL }, "decay: a last stride of 1"),
+        (Call { decay: Gates::PerChannel([2, 70, 4, 16], [70 * 64, 64, 1, 4]), ..CALL }, "decay: strides that are multiples of 4 elements"),
         (Call { bonus: Some([4, 24]), ..CALL }, "bonus: expected shape [4, 16]"),
         (Call { initial_state: [2, 4, 24, 16], ..CALL }, "initial_state: expected shape [2, 4, 16, 24]"),
         (Call { initial_z: Some([2, 4, 16]), ..CALL }, "initial_z"),
@@ -155,12 +155,11 @@ fn what_does_not_fit_is_named() {
         (Call { initial_z: Some([2, 4, 24]), config: normalized, ..CALL }, "initial_z: expected shape [2, 4, 16]"),
         (Call { cu_seqlens: Some([3]), ..CALL }, "a batch of 1 with cu_seqlens"),
         (Call { strides: [70 * 33, 33, 16, 1], ..CALL }, "q: expected strides that are multiples of 8 elements"),
-        (Call { strides: [70 * 32, 32, 1, 2], ..CALL }, "q: a last stride of 1"),
+        (Call { strides: [70 * 32, 32, 1, 2], ..CALL }, "q: strides that are multiples of 8 elements"),
         (Call { offset: 1, ..CALL }, "q: expected an address that is a multiple of 16 bytes"),
         (Call { config: Config { segment: Some(0), ..CALL.config }, ..CALL }, "segment"),
         (Call { config: Config { normalize: Some(f32::NAN), ..CALL.config }, ..CALL }, "normalize"),
         (Call { config: Config { causal: false, ..CALL.config }, bonus: Some([4, 16]), ..CALL }, "bonus"),
-        (Call { workspace: Some(0), ..CALL }, "workspace"),
     ];
     for (call, words) in cases {
         let message = refused(call);
@@ -172,6 +171,15 @@ fn what_does_not_fit_is_named() {
             "{words}: {message}"
         );
     }
+}
+
+#[test]
+fn a_workspace_that_is_too_small_is_refused() {
+    let message = refused(Call {
+        workspace: Some(0),
+        ..CALL
+    });
+    assert!(message.contains("24704 bytes"), "{message}");
 }
 
 #[test]

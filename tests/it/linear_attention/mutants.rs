@@ -18,8 +18,6 @@ const STEP: &[Mutant] = &[
     ("no barrier before the last z is read", |ptx| ptx.delete("bar.sync", 4), By(FaultKind::Race)),
     ("the first warp waits for one that does not come", |ptx| ptx.edit("bar.sync", 0, wait_alone), By(FaultKind::Deadlock)),
     ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 0, half_of_each_warp), By(FaultKind::Divergence)),
-    ("rows are read before all lanes have mapped them", |ptx| ptx.delete("bar.warp.sync", 2), By(FaultKind::Race)),
-    ("z is read before all lanes have written it", |ptx| ptx.delete("bar.warp.sync", 3), By(FaultKind::Race)),
     ("outputs are read before all lanes have written them", |ptx| ptx.delete("bar.warp.sync", 5), By(FaultKind::Race)),
     // Waits, and the groups that they wait for.
     ("no wait before a tile is read", |ptx| ptx.delete("cp.async.wait_group", 0), By(FaultKind::MissingWait)),
