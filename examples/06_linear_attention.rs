@@ -179,11 +179,11 @@ fn draw(file: &str, costs: &[Cost], unit: &str) -> Result<()> {
         .y_desc(unit)
         .x_label_formatter(&|steps| format!("{steps:.0}"))
         .draw()?;
-    let lines: [(&str, RGBColor, fn(&Cost) -> f64); 2] = [
-        ("softmax", RED, |cost| cost.softmax),
-        ("linear", BLUE, |cost| cost.linear),
-    ];
-    for (name, color, of) in lines {
+    for (name, color) in [("softmax", RED), ("linear", BLUE)] {
+        let of = |cost: &Cost| match name {
+            "softmax" => cost.softmax,
+            _ => cost.linear,
+        };
         let points = || costs.iter().map(|cost| (cost.steps as f64, of(cost)));
         chart
             .draw_series(LineSeries::new(points(), color.stroke_width(2)))?

@@ -376,8 +376,7 @@ fn checked(check: Check, config: Config) -> Result<()> {
         return Err(check.argument("segment", "at least one step", "0"));
     }
     match config.normalize {
-        // a NaN is in no order
-        Some(eps) if !(eps >= 0.0) => {
+        Some(eps) if eps.is_nan() || eps < 0.0 => {
             let expected = "a number that is not negative";
             Err(check.argument("normalize", expected, eps.to_string()))
         }

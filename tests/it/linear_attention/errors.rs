@@ -31,16 +31,16 @@ struct Call {
 
 #[derive(Clone, Copy)]
 enum Gates {
-    PerHead([usize; 1]),
-    PerStep([usize; 3]),
-    PerChannel([usize; 4], [usize; 4]),
+    Heads([usize; 1]),
+    Steps([usize; 3]),
+    Channels([usize; 4], [usize; 4]),
 }
 
 const CALL: Call = Call {
     q: [2, 70, 2, 16],
     k: [2, 70, 4, 16],
     v: [2, 70, 1, 24],
-    decay: Gates::PerHead([4]),
+    decay: Gates::Heads([4]),
     bonus: None,
     initial_state: [2, 4, 16, 24],
     initial_z: None,
@@ -70,9 +70,9 @@ fn queue(call: Call) -> Result<()> {
     let (half, float) = (halves.as_view(), floats.as_view());
     let layer = Layer {
         decay: match call.decay {
-            Gates::PerHead(shape) => Decay::PerHead(TensorRef::contiguous(float.slice(..), shape)?),
-            Gates::PerStep(shape) => Decay::PerStep(TensorRef::contiguous(float.slice(..), shape)?),
-            Gates::PerChannel(shape, strides) => {
+            Gates::Heads(shape) => Decay::PerHead(TensorRef::contiguous(float.slice(..), shape)?),
+            Gates::Steps(shape) => Decay::PerStep(TensorRef::contiguous(float.slice(..), shape)?),
+            Gates::Channels(shape, strides) => {
                 Decay::PerChannel(TensorRef::new(float.slice(..), shape, strides)?)
             }
         },
@@ -143,10 +143,10 @@ fn what_does_not_fit_is_named() {
         (Call { v: [2, 70, 3, 24], ..CALL }, "v: expected a number of heads that divides the 4 heads of out"),
         (Call { k: [2, 70, 0, 16], ..CALL }, "k: expected a number of heads that divides the 4 heads of out"),
         (Call { out: [2, 70, 4, 32], ..CALL }, "out: expected shape [2, 70, 4, 24]"),
-        (Call { decay: Gates::PerHead([2]), ..CALL }, "decay: expected shape [4]"),
-        (Call { decay: Gates::PerStep([2, 70, 2]), ..CALL }, "decay: expected shape [2, 70, 4]"),
-        (Call { decay: Gates::PerChannel([2, 70, 4, 24], [70 * 96, 96, 24, 1]), ..CALL }, "decay: expected shape [2, 70, 4, 16]"),
-        (Call { decay: Gates::PerChannel([2, 70, 4, 16], [70 * 64, 64, 1, 4]), ..CALL }, "decay: strides that are multiples of 4 elements"),
+        (Call { decay: Gates::Heads([2]), ..CALL }, "decay: expected shape [4]"),
+        (Call { decay: Gates::Steps([2, 70, 2]), ..CALL }, "decay: expected shape [2, 70, 4]"),
+        (Call { decay: Gates::Channels([2, 70, 4, 24], [70 * 96, 96, 24, 1]), ..CALL }, "decay: expected shape [2, 70, 4, 16]"),
+        (Call { decay: Gates::Channels([2, 70, 4, 16], [70 * 64, 64, 1, 4]), ..CALL }, "decay: strides that are multiples of 4 elements"),
         (Call { bonus: Some([4, 24]), ..CALL }, "bonus: expected shape [4, 16]"),
         (Call { initial_state: [2, 4, 24, 16], ..CALL }, "initial_state: expected shape [2, 4, 16, 24]"),
         (Call { initial_z: Some([2, 4, 16]), ..CALL }, "initial_z"),
