@@ -21,8 +21,8 @@ const STEPS: usize = 70;
 #[rustfmt::skip]
 const MUTANTS: &[Mutant] = &[
     // Barriers of a tile: it has landed, and what warps prepare is written.
-    ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Race)),
-    ("no barrier before scores are read", |ptx| ptx.delete("bar.sync", 1), By(FaultKind::Race)),
+    ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Uninitialised)),
+    ("no barrier before scores are read", |ptx| ptx.delete("bar.sync", 1), By(FaultKind::Uninitialised)),
     ("the first warp waits for one that does not come", |ptx| ptx.edit("bar.sync", 0, wait_alone), By(FaultKind::Deadlock)),
     ("a barrier for half of each warp", |ptx| ptx.edit("bar.sync", 1, half_of_each_warp), By(FaultKind::Divergence)),
     // Waits, and the groups that they wait for: the first tile, the next ones.
