@@ -7,10 +7,6 @@
 // warp    prepares a chunk of 16 steps of the tile by itself, and then walks over all chunks of the
 //         tile for 16 * Tiles channels of the values, whose state stays in registers
 // lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
-//
-// With a decay for each channel of the forward pass's keys, decays belong to the rows of the state
-// where these are the walk's values (GradientGate::Row). Then the products with the state have no decay in
-// them, and within a chunk values fade from step to step in f32, on the lanes that hold them.
 #pragma once
 
 #include <cstdint>
@@ -31,12 +27,6 @@
 #include "linear_attention/values.cuh"
 
 namespace seqmix::linear_attention {
-
-// What a decay is a number of.
-enum class GradientGate {
-    Step,  // a step: the same for all of the state
-    Row,   // a step and a row of the transposed state, which is a channel of the values
-};
 
 // The decays of a tile of steps, a number a step, as reads and writes of the state see them.
 //
@@ -95,18 +85,6 @@ struct alignas(16) Fading {
     }
 };
 
-// Scores of each chunk in f32, row by row. Rows are 96 bytes apart, so that four of them lie in
-// different banks.
-template <int Count>
-struct Singles {
-    static constexpr int kRow = 24;
-    float values[Count / kChunk][kChunk][kRow];
-
-    __device__ __forceinline__ float2& pair(int chunk, int row, int column) {
-        return *reinterpret_cast<float2*>(&values[chunk][row][column]);
-    }
-};
-
 // Multiplies the columns of outputs by the numbers that `of` makes of those of the steps.
 template <int Tiles, typename Of>
 __device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],
@@ -125,7 +103,7 @@ __device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],
     }
 }
 
-template <typename Element_, int Size, int Tiles, int Count, GradientGate Which>
+template <typename Element_, int Size, int Tiles, int Count>
 struct GradientWalk {
     using Element = Element_;
     using State = seqmix::linear_attention::State<Element, Size, Tiles>;
@@ -138,7 +116,6 @@ struct GradientWalk {
     static constexpr int kElements = 16 / sizeof(Element);  // of 16 bytes
     static constexpr int kChunks = Count / kChunk;
     static constexpr int kWidth = Values::kWidth;
-    static constexpr bool kRows = Which == GradientGate::Row;
     static constexpr int kStages = 2;
     static_assert(kChunks <= kWarps, "a warp prepares one chunk");
     static_assert(kSpan % Count == 0, "a segment is a number of tiles");
@@ -146,26 +123,17 @@ struct GradientWalk {
     using KeyTile = Tile<Element, Count, Size>;
     using ValueTile = typename Values::Tile;
 
-    struct StepStage {
+    struct Stage {
         KeyTile q;
         KeyTile k;
         Values v;  // and then outputs; a warp writes its own channels only
     };
-    struct RowStage : StepStage {
-        float decays[Count][kWidth];  // logarithms, and then what they are of
-    };
-    struct StepSmem {
-        StepStage stages[kStages];
+    struct Smem {
+        Stage stages[kStages];
         Squares<Element, Count> scores;
         Fading<Count> fading;
         float score_units[Count];  // what scores were divided by, if kNarrow
     };
-    struct RowSmem {
-        RowStage stages[kStages];
-        Singles<Count> scores;
-    };
-    using Stage = std::conditional_t<kRows, RowStage, StepStage>;
-    using Smem = std::conditional_t<kRows, RowSmem, StepSmem>;
 
     __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
         const Layer& layer = params.layer;
@@ -186,11 +154,7 @@ struct GradientWalk {
         if (whole) {
             load_start(params, place, state);
         }
-        float decays[Tiles][2];  // of all chunks so far, of this lane's rows
-#pragma unroll
-        for (int i = 0; i < 2 * Tiles; ++i) {
-            decays[i / 2][i % 2] = 1.f;
-        }
+        float decay = 1.f;  // of all chunks so far
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -213,18 +177,19 @@ struct GradientWalk {
                     meet(params, place, state, step / span);
                 }
                 if (step + kChunk > place.lead && step < place.steps) {
-                    walk(params, place, smem, stage, state, decays, n, chunk);
+                    walk(params, place, smem, stage, state, n, chunk);
+                    decay *= smem.fading.decay[chunk];
                 }
             }
         }
-        store_end(params, place, whole, state, decays);
+        store_end(params, place, whole, state, decay);
     }
 
     // The exponent of this lane's step in the warp's chunk of the n-th tile.
     __device__ __forceinline__ static float load_exponent(const Layer& layer,
                                                           const GradientPlace& place, int n) {
         const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        if (kRows || layer.decays.at == nullptr || step < place.lead || step >= place.steps) {
+        if (layer.decays.at == nullptr || step < place.lead || step >= place.steps) {
             return 0.f;
         }
         return exponent_of(decays_at(layer, place, step)[0]);
@@ -260,21 +225,6 @@ struct GradientWalk {
         rows(stage.q, layer.q, 0, layer.dk);
         rows(stage.k, layer.k, 0, layer.dk);
         rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
-        if constexpr (kRows) {
-            const float* at = decays_at(layer, place, n * Count) +
-                              place.channel * layer.decays.channel_stride;
-            const int64_t stride = place.direction * layer.decays.step_stride;
-#pragma unroll 4
-            for (int i = 0; i < Count * kWidth / kThreads; ++i) {
-                const int index = i * kThreads + thread_of_block();
-                const int row = index / kWidth;
-                const int channel = index % kWidth;
-                const bool valid =
-                    row >= first && row < end && channel < layer.dv - place.channel;
-                copy4_async(shared_address(&stage.decays[row][channel]),
-                            at + row * stride + channel * layer.decays.channel_stride, valid);
-            }
-        }
         commit_copies();
     }
 
@@ -283,14 +233,6 @@ struct GradientWalk {
                                                    const GradientPlace& place, Smem& smem,
                                                    Stage& stage, float exponent, int n) {
         const Layer& layer = params.layer;
-        if constexpr (kRows) {
-#pragma unroll 4
-            for (int i = 0; i < Count * kWidth / kThreads; ++i) {
-                const int index = i * kThreads + thread_of_block();
-                float& decay = stage.decays[index / kWidth][index % kWidth];
-                decay = exp2_approx(exponent_of(decay));
-            }
-        }
         const int chunk = warp_of_block();
         if (chunk >= kChunks) {
             return;
@@ -304,10 +246,7 @@ struct GradientWalk {
         map(stage.q, layer.query_map, layer.dk);
         map(stage.k, layer.key_map, layer.dk);
         map(stage.v.tile, params.value_map, layer.dv - place.channel);
-        if constexpr (!kRows) {
-            smem.fading.scan(chunk, exponent, params.late_reads, params.late_writes,
-                             params.weight);
-        }
+        smem.fading.scan(chunk, exponent, params.late_reads, params.late_writes, params.weight);
         __syncwarp();  // decays and mapped rows of all lanes, before each reads them
         Products scores = {};
         multiply_rows<Size>(scores, stage.q, stage.k, first);
@@ -322,34 +261,24 @@ struct GradientWalk {
         const int late_reads = params.late_reads;
         const int late_writes = params.late_writes;
         for_each_score(scores, [&](float& score, int i, int j) {
-            float factor = params.weight;
-            if constexpr (!kRows) {
-                factor *= smem.fading.between(chunk, i + 1 - late_reads, j + 1 - late_writes);
-            }
+            const float factor =
+                params.weight *
+                smem.fading.between(chunk, i + 1 - late_reads, j + 1 - late_writes);
             score = j < i || (j == i && !strict) ? score * factor : 0.f;
         });
-        if constexpr (kRows) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float* both = &scores[i / 2][2 * (i % 2)];
-                smem.scores.pair(chunk, lane_row() + 8 * (i % 2), 8 * (i / 2) + lane_column()) =
-                    make_float2(both[0], both[1]);
-            }
-        } else {
-            float units[2] = {1.f, 1.f};
-            fit_rows<Element>(scores, units);
-            smem.scores.store(chunk, scores);
-            if (lane_column() == 0) {
-                smem.score_units[first + lane_row()] = units[0];
-                smem.score_units[first + lane_row() + 8] = units[1];
-            }
+        float units[2] = {1.f, 1.f};
+        fit_rows<Element>(scores, units);
+        smem.scores.store(chunk, scores);
+        if (lane_column() == 0) {
+            smem.score_units[first + lane_row()] = units[0];
+            smem.score_units[first + lane_row() + 8] = units[1];
         }
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
     __device__ __forceinline__ static void walk(const Params& params, const GradientPlace& place,
-                                                Smem& smem, Stage& stage, State& state,
-                                                float (&decays)[Tiles][2], int n, int chunk) {
+                                                Smem& smem, Stage& stage, State& state, int n,
+                                                int chunk) {
         const int first = kChunk * chunk;
         const float unit = state.fit();
         typename State::Values values;
@@ -358,113 +287,28 @@ struct GradientWalk {
         if (params.mode == static_cast<int>(Mode::Whole)) {
             state.read(outputs, stage.q, first);
         }
-        if constexpr (kRows) {
+        multiply_columns(outputs, smem.fading.inflow + first,
+                         [&](float inflow) { return inflow * unit; });
+        if constexpr (kNarrow<Element>) {
+            multiply_columns(outputs, smem.score_units + first,
+                             [](float power) { return inverse(power); });
+        }
+        smem.scores.multiply(outputs, values, chunk);
+        if constexpr (kNarrow<Element>) {
+            multiply_columns(outputs, smem.score_units + first,
+                             [](float power) { return power; });
+        }
 #pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                fade(params, smem, stage, chunk, tile, unit, outputs[tile], values[tile],
-                     state.values[tile], decays[tile]);
-            }
-        } else {
-            multiply_columns(outputs, smem.fading.inflow + first,
-                             [&](float inflow) { return inflow * unit; });
-            if constexpr (kNarrow<Element>) {
-                multiply_columns(outputs, smem.score_units + first,
-                                 [](float power) { return inverse(power); });
-            }
-            smem.scores.multiply(outputs, values, chunk);
-            if constexpr (kNarrow<Element>) {
-                multiply_columns(outputs, smem.score_units + first,
-                                 [](float power) { return power; });
-            }
-#pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                weigh_columns<Element>(values[tile], smem.fading.weight + first);
-            }
-            const float decay = smem.fading.decay[chunk];
-            decays[0][0] *= decay;
-            if (decay * unit != 1.f) {  // the same for all threads but for a warp's unit
-                state.multiply_by(decay * unit);
-            }
+        for (int tile = 0; tile < Tiles; ++tile) {
+            weigh_columns<Element>(values[tile], smem.fading.weight + first);
+        }
+        const float decay = smem.fading.decay[chunk] * unit;
+        if (decay != 1.f) {  // the same for all threads but for a warp's unit
+            state.multiply_by(decay);
         }
         state.add(values, stage.k, first);
         if (params.mode == static_cast<int>(Mode::Whole)) {
             store(params, place, stage, outputs, n, chunk);
-        }
-    }
-
-    // Within a chunk, of 16 channels: outputs, values and the state's rows with their decays.
-    //
-    // A lane has values of four steps of each of its two rows; they fade from step to step, and each
-    // step's scores take what is left of them. The four lanes of a quad add what they have of a row.
-    __device__ __forceinline__ static void fade(const Params& params, Smem& smem, Stage& stage,
-                                                int chunk, int tile, float unit,
-                                                float (&outputs)[2][4], Pair<Element> (&values)[4],
-                                                float (&state)[State::kParts][4],
-                                                float (&decays)[2]) {
-        const int late_reads = params.late_reads;
-        const int late_writes = params.late_writes;
-        const bool gap = late_reads != 0 && late_writes == 0;
-        float left[4][2];  // by operand register
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 both = part<Element>(values[i]);
-            left[i][0] = both.x;
-            left[i][1] = both.y;
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int channel = Values::warp_channel() + 16 * tile + 8 * half + lane_row();
-            __syncwarp();  // one row after the other
-            const float* decay_of = &stage.decays[kChunk * chunk][channel];
-            // step 8 a + 2 b + c is number 4 b + 2 a + c: the sums of a lane's steps end up with it
-            float sums[kChunk] = {};
-            float inflow[2][2] = {};
-            float passed = 1.f;
-#pragma unroll
-            for (int i = 0; i < kChunk; ++i) {
-                if (i % 4 == 0) {
-                    __syncwarp();  // no reads ahead: they would take registers
-                }
-                const float decay =
-                    i == 0 && late_reads ? 1.f : decay_of[(i - late_reads) * kWidth];
-                passed *= decay;
-#pragma unroll
-                for (int a = 0; a <= i / 8; ++a) {
-                    const float2 scores = smem.scores.pair(chunk, i, 8 * a + lane_column());
-#pragma unroll
-                    for (int c = 0; c < 2; ++c) {
-                        const int step = 8 * a + lane_column() + c;
-                        float& x = left[half + 2 * a][c];
-                        x *= step + gap < i ? decay : 1.f;
-                        sums[i % 8 / 2 * 4 + i / 8 * 2 + i % 2] += (c == 0 ? scores.x : scores.y) * x;
-                        inflow[a][c] = step == i ? passed : inflow[a][c];
-                    }
-                }
-            }
-            const float tail = late_reads ? decay_of[(kChunk - 1) * kWidth] : 1.f;
-            passed *= tail;
-            sum_lanes<2, 1>(sums, lane_of_warp());
-#pragma unroll
-            for (int a = 0; a < 2; ++a) {
-#pragma unroll
-                for (int c = 0; c < 2; ++c) {
-                    float& output = outputs[a][2 * half + c];
-                    output = output * (inflow[a][c] * unit) + sums[2 * a + c];
-                    const bool own = gap && 8 * a + lane_column() + c == kChunk - 1;
-                    left[half + 2 * a][c] *= (own ? 1.f : tail) * params.weight;
-                }
-            }
-            decays[half] *= passed;
-            const float factor = passed * unit;
-#pragma unroll
-            for (int i = 0; i < State::kParts; ++i) {
-                state[i][2 * half] *= factor;
-                state[i][2 * half + 1] *= factor;
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            values[i] = join<Element>(left[i][0], left[i][1]);
         }
     }
 
@@ -597,7 +441,7 @@ struct GradientWalk {
     // What the segment leaves behind: its state, and the decays of the state before it.
     __device__ __forceinline__ static void store_end(const Params& params,
                                                      const GradientPlace& place, bool whole,
-                                                     State& state, float (&decays)[Tiles][2]) {
+                                                     State& state, float decay) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
         if (whole) {
@@ -613,16 +457,8 @@ struct GradientWalk {
         const States states = segment_states(params, place);
         state.store(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
         const int64_t head = place.slot * layer.heads + place.head;
-        if constexpr (kRows) {
-#pragma unroll
-            for (int i = 0; i < 2 * Tiles; ++i) {
-                const int row = channel + 16 * (i / 2) + 8 * (i % 2) + lane_row();
-                if (lane_column() == 0 && row < layer.dv) {
-                    params.decays[head * layer.dv + row] = decays[i / 2][i % 2];
-                }
-            }
-        } else if (channel == 0 && lane_of_warp() == 0) {
-            params.decays[head] = decays[0][0];
+        if (channel == 0 && lane_of_warp() == 0) {
+            params.decays[head] = decay;
         }
     }
 };

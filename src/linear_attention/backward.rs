@@ -13,8 +13,7 @@ use super::{
 };
 use crate::abi::linear_attention::{
     self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientGate, GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams,
-    SumSpansParams,
+    GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
 };
 use crate::driver::Device;
 use crate::error::{Error, Result};
@@ -51,11 +50,9 @@ impl Gradients {
     pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
         let rows = GRADIENT_WALK.iter().copied();
         let rows: Vec<GradientWalk> = rows
-            .filter(|row| row.shared_bytes(GradientGate::Step) <= device.shared_bytes)
+            .filter(|row| row.shared_bytes() <= device.shared_bytes)
             .collect();
-        let walks = rows
-            .iter()
-            .map(|row| load(ctx, &row.entry(GradientGate::Step)));
+        let walks = rows.iter().map(|row| load(ctx, &row.entry()));
         let walks: Result<_> = walks.collect();
         let sum_heads = DTYPES
             .iter()

@@ -6,7 +6,7 @@ use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
 use super::plan::{BLOCKS, UNIT, segments};
 use super::problem::Problem;
-use crate::abi::linear_attention::{CHUNK, GradientGate, GradientWalk, SPAN};
+use crate::abi::linear_attention::{CHUNK, GradientWalk, SPAN};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 
@@ -39,7 +39,7 @@ impl DecayGradient {
 /// How [`LinearAttention::backward`](super::LinearAttention::backward) runs.
 ///
 /// ```text
-/// linear_attention_gradient_step_f16_n128, segments of 512 steps, 10506240 bytes of workspace
+/// linear_attention_gradient_walk_f16_n128, segments of 512 steps, 10506240 bytes of workspace
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackwardPlan {
@@ -122,7 +122,7 @@ impl BackwardPlan {
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
         Ok(Self {
             rows: [of_keys, of_values],
-            kernel: rows[of_keys].entry(GradientGate::Step).name,
+            kernel: rows[of_keys].entry().name,
             segment,
             grids: blocks.map(|blocks| [blocks, count, problem.sequences]),
             parts,

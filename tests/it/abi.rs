@@ -79,7 +79,7 @@ const LINEAR_WALKS: [&str; 5] = [
     "walk_channel",
     "delta",
     "delta_gradients",
-    "gradient_step",
+    "gradient_walk",
 ];
 
 /// Kernels of RWKV-4's average and of the linear recurrent unit, for each type.

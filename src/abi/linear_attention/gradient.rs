@@ -2,38 +2,12 @@
 
 use super::{
     CHUNK, DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams, WARPS,
+    squares_bytes,
 };
 use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
 /// Steps between two borders where the gradients of decays begin anew.
 pub const SPAN: usize = 64;
-
-/// What a decay is a number of, for a walk whose values are the queries or keys of the layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GradientGate {
-    /// A step: the same for all channels.
-    Step,
-    /// A step and a channel of the walk's values.
-    Row,
-}
-
-impl GradientGate {
-    const ALL: [Self; 1] = [Self::Step];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Step => "step",
-            Self::Row => "row",
-        }
-    }
-
-    const fn cpp(self) -> &'static str {
-        match self {
-            Self::Step => "Step",
-            Self::Row => "Row",
-        }
-    }
-}
 
 /// A tuned variant of the walks of gradients.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,8 +24,8 @@ const fn walk(dtype: Dtype, size: usize, count: usize) -> GradientWalk {
     GradientWalk { dtype, size, count }
 }
 
-/// No kernel exists that is not a row here, and no row without a kernel: one for each [`GradientGate`]. Of the rows
-/// that fit a problem the first is used.
+/// No kernel exists that is not a row here, and no row without a kernel. Of the rows that fit a problem the
+/// first is used.
 #[rustfmt::skip]
 pub const GRADIENT_WALK: &[GradientWalk] = &[
     //   dtype size count
@@ -71,38 +45,27 @@ impl GradientWalk {
     pub const WIDTH: usize = WARPS * 16;
 
     /// Shared memory of a block.
-    pub const fn shared_bytes(&self, gate: GradientGate) -> usize {
+    pub const fn shared_bytes(&self) -> usize {
         let Self { dtype, size, count } = *self;
-        let tiles = dtype.bytes() * count * (2 * size + Self::WIDTH);
-        let chunks = count / CHUNK;
-        let (stage, rest) = match gate {
-            GradientGate::Step => {
-                let squares = super::squares_bytes(dtype, count);
-                // sums of exponents; two numbers a step, and one a chunk; a unit a step
-                let numbers = 2 * 20 * chunks + 2 * count + 4;
-                (tiles, squares + 4 * (numbers + count))
-            }
-            // decays; scores, row by row
-            GradientGate::Row => (tiles + 4 * count * Self::WIDTH, 4 * count * 24),
-        };
-        (2 * stage + rest).next_multiple_of(128)
+        let stage = dtype.bytes() * count * (2 * size + Self::WIDTH);
+        // sums of exponents; two numbers a step, and one a chunk; a unit a step
+        let numbers = 2 * 20 * (count / CHUNK) + 2 * count + 4 + count;
+        (2 * stage + squares_bytes(dtype, count) + 4 * numbers).next_multiple_of(128)
     }
 
     /// The kernel of this row.
-    pub fn entry(&self, gate: GradientGate) -> Entry {
+    pub fn entry(&self) -> Entry {
         let Self { dtype, size, count } = *self;
-        let (name, cpp) = (gate.name(), gate.cpp());
         Entry {
-            name: format!("linear_attention_gradient_{name}_{}_n{size}", dtype.name()),
+            name: format!("linear_attention_gradient_walk_{}_n{size}", dtype.name()),
             instance: format!(
-                "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}, \
-                 seqmix::linear_attention::GradientGate::{cpp}>",
+                "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}>",
                 dtype.cpp()
             ),
             params: GradientWalkParams::PARAMS,
             threads: 32 * WARPS as u32,
             blocks: 1,
-            shared_bytes: self.shared_bytes(gate),
+            shared_bytes: self.shared_bytes(),
         }
     }
 }
@@ -162,9 +125,7 @@ pub(super) fn units() -> Vec<Unit> {
         ));
     }
     for row in GRADIENT_WALK {
-        for gate in GradientGate::ALL {
-            units.push(unit(row.entry(gate), "linear_attention/gradient_walk.cuh"));
-        }
+        units.push(unit(row.entry(), "linear_attention/gradient_walk.cuh"));
     }
     units
 }
@@ -176,10 +137,8 @@ mod tests {
     #[test]
     fn rows_fit_every_gpu_since_ampere() {
         for row in GRADIENT_WALK {
-            for gate in GradientGate::ALL {
-                let entry = row.entry(gate);
-                assert!(entry.shared_bytes <= 99 << 10, "{}", entry.name);
-            }
+            let entry = row.entry();
+            assert!(entry.shared_bytes <= 99 << 10, "{}", entry.name);
         }
     }
 
@@ -193,14 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn a_row_spells_its_kernels() {
-        let entry = walk(BF16, 128, 32).entry(GradientGate::Row);
-        assert_eq!(entry.name, "linear_attention_gradient_row_bf16_n128");
+    fn a_row_spells_its_kernel() {
+        let entry = walk(BF16, 128, 32).entry();
+        assert_eq!(entry.name, "linear_attention_gradient_walk_bf16_n128");
         assert_eq!(
             entry.instance,
-            "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32, \
-             seqmix::linear_attention::GradientGate::Row>"
+            "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32>"
         );
-        assert_eq!((entry.threads, entry.shared_bytes), (128, 60_416));
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 42_752));
     }
 }

@@ -11,7 +11,7 @@ pub use delta::{
     sum_betas,
 };
 pub use gradient::{
-    DTYPES, GRADIENT_WALK, GradientGate, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
+    DTYPES, GRADIENT_WALK, GradientWalk, SPAN, decay_gradient, sum_heads, sum_spans,
 };
 pub use gradient_params::{
     DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams,
