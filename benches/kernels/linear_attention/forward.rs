@@ -67,7 +67,7 @@ impl bench::Shape for ForwardShape {
         let mut shapes = Vec::new();
         for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
             for gates in [Gates::Head, Gates::Step, Gates::Channel] {
-                for (heads, dk, dv) in [(16, 128, 128), (4, 256, 512)] {
+                for (heads, dk, dv) in [(32, 64, 64), (16, 128, 128), (4, 256, 512)] {
                     for (batch, seqlen) in [(1, 2048), (1, 8192), (1, 32_768), (8, 2048)] {
                         shapes.push(Self {
                             dtype,
