@@ -82,6 +82,7 @@ mod images;
 mod launch;
 pub mod linear_attention;
 pub mod lru;
+mod recurrence;
 pub mod reference;
 pub mod rwkv4;
 pub mod selective_scan;

@@ -5,23 +5,18 @@ use std::fmt;
 use super::problem::{MAX_SEGMENTS, Problem};
 use crate::abi::rwkv4::{AVERAGE_FLOATS, GROUP, SUM_FLOATS, THREADS, TURN_FLOATS};
 use crate::driver::Device;
+use crate::recurrence::{Model, Parts, aligned_bytes};
 
-/// Parts of a workspace begin at multiples of so many bytes.
-const ALIGNMENT: usize = 256;
-
-/// Clocks of a step for each warp of a multiprocessor that is busy: what memory takes for three tensors in 16 bits,
-/// on a GPU of this decade.
-const CLOCKS_OF_WARP: f64 = 13.0;
-/// Clocks from one step of a thread to its next, if nothing else holds it up.
-const CLOCKS_OF_STEP: f64 = 25.0;
-/// Clocks from the end of one kernel to the start of the next.
-const LAUNCH_CLOCKS: f64 = 2500.0;
-/// Clocks in which a thread joins the average of a segment before its own.
-const CLOCKS_OF_SEGMENT: f64 = 60.0;
-/// A pass that only reads k and v, as a share of one that also writes.
-const READING: f64 = 0.7;
-/// Steps of a segment, at least: a few groups.
-const LEAST_STEPS: usize = 4 * GROUP;
+/// Memory moves three tensors in 16 bits, on a GPU of this decade; the pass that comes first only reads k and v.
+const MODEL: Model = Model {
+    clocks_of_warp: 13.0,
+    clocks_of_step: 25.0,
+    clocks_of_segment: 60.0,
+    reading: 0.7,
+    threads: THREADS,
+    least_steps: 4 * GROUP,
+    most_segments: MAX_SEGMENTS,
+};
 
 /// How a call runs: in how many segments, and how many bytes of workspace it needs.
 ///
@@ -35,28 +30,6 @@ pub struct Plan {
     /// Parts of each sequence.
     pub(super) segments: usize,
     pub(super) parts: Parts,
-}
-
-/// Bytes of the parts of a workspace, in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Parts {
-    pub(super) ends: usize,
-    pub(super) turns: usize,
-    pub(super) kept: usize,
-    pub(super) sums: usize,
-}
-
-impl Parts {
-    fn total(self) -> usize {
-        let Self {
-            ends,
-            turns,
-            kept,
-            sums,
-        } = self;
-        let parts = [ends, turns, kept, sums].into_iter();
-        parts.fold(0, usize::saturating_add)
-    }
 }
 
 impl Plan {
@@ -100,25 +73,10 @@ impl Plan {
         let blocks = tiles.saturating_mul(problem.sequences);
         // those of `cu_seqlens` are not known here: as if they were equally long
         let steps = (problem.batch * problem.seqlen).div_ceil(problem.sequences.max(1));
-        let cost = |segments: usize| {
-            let warps = (THREADS / 32 * blocks).saturating_mul(segments);
-            let warps = warps.div_ceil(device.multiprocessors.max(1)) as f64;
-            let step = (CLOCKS_OF_WARP * warps).max(CLOCKS_OF_STEP);
-            let pass = steps.div_ceil(segments) as f64 * step;
-            if segments == 1 {
-                return passes * pass;
-            }
-            (passes + READING) * pass + LAUNCH_CLOCKS + segments as f64 * CLOCKS_OF_SEGMENT
-        };
-        let candidates = std::iter::successors(Some(1), |segments| Some(2 * segments));
-        let candidates = candidates
-            .take_while(|&segments| segments <= MAX_SEGMENTS)
-            .take_while(|&segments| segments == 1 || steps >= segments * LEAST_STEPS);
-        // the fewest among equals
-        let best = candidates.min_by(|&one, &other| cost(one).total_cmp(&cost(other)));
+        let best = || MODEL.segments(steps, blocks, passes, device);
         Self {
             blocks,
-            segments: problem.segments.or(best).unwrap_or(1),
+            segments: problem.segments.unwrap_or_else(best),
             parts: Parts::default(),
         }
     }
@@ -128,14 +86,6 @@ impl Plan {
         let rows = problem.sequences.saturating_mul(self.segments);
         aligned_bytes(rows.saturating_mul(problem.dim).saturating_mul(floats))
     }
-}
-
-/// Bytes of so many floats, up to where the next part may begin.
-fn aligned_bytes(floats: usize) -> usize {
-    let bytes = floats.saturating_mul(size_of::<f32>());
-    bytes
-        .checked_next_multiple_of(ALIGNMENT)
-        .unwrap_or(usize::MAX)
 }
 
 impl fmt::Display for Plan {
