@@ -313,14 +313,18 @@ impl<T: Number> bench::Problem for Problem<T> {
         }
         let tensors = Backward {
             layer,
+            out: None,
+            normalizer: None,
             dout: self.dout.view(),
             dfinal_state: None,
+            dfinal_z: None,
             dq: self.out.view_mut(),
             dk: self.dk.view_mut(),
             dv: self.dv.view_mut(),
             ddecay: Some(DecayMut::PerStep(self.ddecay.view_mut())),
             dbeta: Some(self.dbeta.view_mut()),
             dinitial_state: None,
+            dinitial_z: None,
         };
         let plan = op.backward_plan(config, &tensors)?;
         self.plan = plan.to_string();

@@ -49,6 +49,8 @@ pub struct BackwardPlan {
     pub(super) kernel: String,
     /// Steps of a segment.
     pub(super) segment: usize,
+    /// Whether states lie in the workspace: those that segments begin with, or if attention is not causal the last ones.
+    passes: bool,
     /// Slices, segments, sequences: of dq and dk, and of dv.
     pub(super) grids: [[usize; 3]; 2],
     /// Whether dq, dk and dv are made of parts in f32: of heads that share them, before feature maps, or
@@ -65,15 +67,20 @@ pub struct BackwardPlan {
 pub(super) struct Memory {
     /// `[slot, head, dk, dv]` in f32: of segments, states and their gradients.
     pub(super) states: [usize; 2],
+    /// `[slot, head, dk]` in f32: the same of the normaliser.
+    pub(super) zs: [usize; 2],
     /// `[slot, head]` in f32: the decays of segments, for each of these.
     pub(super) decays: [usize; 2],
+    /// `[batch, steps, heads, 2]` in f32: what the normaliser makes of the gradient of the output.
+    pub(super) factors: usize,
     /// `[batch, steps, heads, dk or dv]` in f32: of dq, dk and dv.
     pub(super) parts: [usize; 3],
-    /// `[batch, steps, heads]` in f32: each step's own products.
+    /// `[batch, steps, heads]` in f32: each step's own products; not causal, those of keys with their gradients.
     pub(super) own: usize,
-    /// The states at the borders of spans, and their units.
+    /// The states at the borders of spans, their units, and the normaliser's.
     pub(super) spans: usize,
     pub(super) span_units: usize,
+    pub(super) z_spans: usize,
     /// `[span slot, head, dk]` in f32: their products with their gradients.
     pub(super) dots: usize,
     /// `[span slot, head]` in f32: sums of gradients of decays.
@@ -117,10 +124,14 @@ impl BackwardPlan {
             mapped || ddecay.is_some() || problem.heads_k != problem.heads || delta.is_some(),
             problem.heads_v != problem.heads,
         ];
-        let slots = if count > 1 { problem.slots(segment) } else { 0 };
+        let slots = match count > 1 || !problem.config.causal {
+            true => problem.slots(segment),
+            false => 0,
+        };
         let mut memory = Memory::new(problem, ddecay, parts, slots, &rows[of_keys]);
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
         Ok(Self {
+            passes: slots > 0,
             rows: [of_keys, of_values],
             kernel: rows[of_keys].entry().name,
             segment,
@@ -145,6 +156,11 @@ impl BackwardPlan {
     pub(super) fn is_cut(&self) -> bool {
         self.grids[0][1] > 1
     }
+
+    /// Whether a launch finds the states that another one begins with.
+    pub(super) fn passes_states(&self) -> bool {
+        self.passes
+    }
 }
 
 impl Memory {
@@ -164,21 +180,33 @@ impl Memory {
             memory.bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
             at
         };
+        let normalizes = problem.config.normalize.is_some();
         let states = [(); 2].map(|()| take(product(&[4, slots, heads, problem.head_size()])));
+        let zs = [(); 2].map(|()| match normalizes {
+            true => take(product(&[4, slots, heads, dk])),
+            false => 0,
+        });
         let decays = [(); 2].map(|()| take(product(&[4, slots, heads])));
         let mut part = |exists: bool, channels: usize| match exists {
             true => take(product(&[4, problem.batch, problem.steps, heads, channels])),
             false => 0,
         };
         let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
+        let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
+        let factors = if normalizes { take(of_steps(2)) } else { 0 };
         let (mut own, mut spans, mut span_units) = (0, 0, 0);
-        let (mut dots, mut head_sums) = (0, 0);
-        if let Some(form) = ddecay {
+        let (mut z_spans, mut dots, mut head_sums) = (0, 0, 0);
+        if ddecay.is_some() {
+            own = take(of_steps(1));
+        }
+        if let Some(form) = ddecay.filter(|_| problem.config.causal) {
             let borders = product(&[problem.span_slots(form.span()), heads]);
             let warps = product(&[borders, dk.div_ceil(GradientWalk::WIDTH), WARPS]);
-            own = take(product(&[4, problem.batch, problem.steps, heads]));
             spans = take(product(&[warps, 16, row.size, problem.dtype.bytes()]));
             span_units = take(product(&[4, warps]));
+            if normalizes {
+                z_spans = take(product(&[4, borders, dk]));
+            }
             dots = take(product(&[4, borders, dk]));
             head_sums = match form {
                 DecayGradient::PerHead => take(product(&[4, borders])),
@@ -187,11 +215,14 @@ impl Memory {
         }
         Self {
             states,
+            zs,
             decays,
+            factors,
             parts,
             own,
             spans,
             span_units,
+            z_spans,
             dots,
             head_sums,
             ..memory

@@ -1,8 +1,8 @@
 //! The kernels of gradients by the linear rule.
 
 use super::{
-    CHUNK, DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams, WARPS,
-    squares_bytes,
+    CHUNK, DecayGradientParams, GradientWalkParams, LastDecaysParams, NormalizerGradientParams,
+    SumHeadsParams, SumSpansParams, WARPS, squares_bytes,
 };
 use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
@@ -98,6 +98,46 @@ pub fn decay_gradient(dtype: Dtype) -> Entry {
     }
 }
 
+/// The kernel that computes what the normaliser makes of the gradient of the output, of this type.
+pub fn normalizer_gradient(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_normalizer_gradient_{}", dtype.name()),
+        instance: format!(
+            "seqmix::linear_attention::NormalizerGradient<{}>",
+            dtype.cpp()
+        ),
+        params: NormalizerGradientParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that multiplies keys of this type with their gradients, for [`last_decays`].
+pub fn key_products(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_key_products_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::KeyProducts<{}>", dtype.cpp()),
+        params: LastDecaysParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that adds these products up to the gradients of decays.
+pub fn last_decays() -> Entry {
+    let threads = 256;
+    Entry {
+        name: "linear_attention_last_decays".into(),
+        instance: "seqmix::linear_attention::LastDecays".into(),
+        params: LastDecaysParams::PARAMS,
+        threads,
+        blocks: 1,
+        shared_bytes: 4 * threads as usize / 32,
+    }
+}
+
 /// The kernel that adds the sums of spans.
 pub fn sum_spans() -> Entry {
     Entry {
@@ -116,9 +156,20 @@ pub(super) fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(sum_spans(), "linear_attention/sum_spans.cuh")];
+    let mut units = vec![
+        unit(sum_spans(), "linear_attention/sum_spans.cuh"),
+        unit(last_decays(), "linear_attention/last_decays.cuh"),
+    ];
     for dtype in DTYPES {
         units.push(unit(sum_heads(dtype), "linear_attention/sum_heads.cuh"));
+        units.push(unit(
+            normalizer_gradient(dtype),
+            "linear_attention/normalizer_gradient.cuh",
+        ));
+        units.push(unit(
+            key_products(dtype),
+            "linear_attention/last_decays.cuh",
+        ));
         units.push(unit(
             decay_gradient(dtype),
             "linear_attention/decay_gradient.cuh",
