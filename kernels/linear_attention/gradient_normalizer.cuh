@@ -31,10 +31,15 @@ struct Normalized {
         float factors[Count];    // of the gradient of each step's output
         float gradients[Count];  // its channel of the normaliser
         float units[4];          // of each chunk: what factors of keys are divided by, if kNarrow
+        // The normaliser's part of the state: in shared memory, where it takes no registers. The first
+        // lane of a quad writes that of its rows.
+        float z[Values::kWidth];
     };
 
-    // The normaliser's part of the state, of this lane's rows.
-    float z[Tiles][2];
+    // The channel of the block that a lane has in a row of a tile of the transposed state.
+    __device__ __forceinline__ static int channel(int tile, int row) {
+        return Values::warp_channel() + 16 * tile + 8 * row + lane_row();
+    }
 
     // The factor and the gradient of this lane's step in the warp's chunk of the n-th tile, read ahead.
     using Ahead = float2;
@@ -47,9 +52,9 @@ struct Normalized {
         return *reinterpret_cast<const float2*>(row_of<const float>(params.factors, place, step));
     }
 
-    // Stores the warp's, and completes its scores with them; all lanes of a warp.
-    __device__ __forceinline__ static void prepare(const Params& params, Smem& smem,
-                                                   Products& scores, int chunk, Ahead ahead) {
+    // Stores the warp's.
+    __device__ __forceinline__ static void prepare(const Params& params, Smem& smem, int chunk,
+                                                   Ahead ahead) {
         if (params.factors.at == nullptr) {
             return;
         }
@@ -65,8 +70,16 @@ struct Normalized {
             }
         }
         __syncwarp();  // factors of all lanes, before each reads them
+    }
+
+    // Completes the scores of the warp's chunk.
+    __device__ __forceinline__ static void score(const Params& params, const Smem& smem,
+                                                 Products& scores, int chunk) {
+        if (params.factors.at == nullptr) {
+            return;
+        }
         for_each_score(scores, [&](float& score, int i, int j) {
-            const int step = first + (params.factored_keys != 0 ? j : i);
+            const int step = kChunk * chunk + (params.factored_keys != 0 ? j : i);
             score *= smem.factors[step];
             if (params.normalize != 0) {
                 score += smem.gradients[step];
@@ -75,9 +88,12 @@ struct Normalized {
     }
 
     // Completes what the queries of a chunk read of the state before it, which was divided by `unit`.
-    __device__ __forceinline__ void read(const Params& params, const Smem& smem, int chunk, float unit,
-                                         typename State::Outputs& outputs) const {
+    __device__ __forceinline__ static void read(const Params& params, const Smem& smem, int chunk,
+                                                float unit, typename State::Outputs& outputs) {
         const bool of_queries = params.factors.at != nullptr && params.factored_keys == 0;
+        if (!of_queries && params.normalize == 0) {
+            return;
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float2 factors = make_float2(1.f, 1.f);
@@ -93,36 +109,51 @@ struct Normalized {
                     float& output = outputs[tile][half][i];
                     output *= i % 2 == 0 ? factors.x : factors.y;
                     if (params.normalize != 0) {
-                        output += (i % 2 == 0 ? ones.x : ones.y) * (z[tile][i / 2] * inverse(unit));
+                        output += (i % 2 == 0 ? ones.x : ones.y) *
+                                  (smem.z[channel(tile, i / 2)] * inverse(unit));
                     }
                 }
             }
         }
     }
 
-    // Adds the values of a chunk to z, which has decayed, and then multiplies them by the factors of
-    // their keys, but for the power of two that is returned.
-    __device__ __forceinline__ float write(const Params& params, const Smem& smem, int chunk,
-                                           typename State::Values& values) {
-        const bool of_keys = params.factors.at != nullptr && params.factored_keys != 0;
-        if (params.normalize != 0) {
+    // Takes z to the chunk's end, with decay(tile, row), and adds the values, which have decayed.
+    template <typename Decay>
+    __device__ __forceinline__ static void pass(const Params& params, Smem& smem, int chunk,
+                                                const typename State::Values& values,
+                                                const Decay& decay) {
+        if (params.normalize == 0) {
+            return;
+        }
+        __syncwarp();  // all lanes have read z, before it is overwritten
 #pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                float sums[2] = {};
+        for (int tile = 0; tile < Tiles; ++tile) {
+            float sums[2] = {};
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float2 pair = part<Element>(values[tile][i]);
-                    float2 ones = make_float2(1.f, 1.f);
-                    if (of_keys) {
-                        ones = of_columns(smem.gradients + kChunk * chunk, i / 2);
-                    }
-                    sums[i % 2] += pair.x * ones.x + pair.y * ones.y;
+            for (int i = 0; i < 4; ++i) {
+                const float2 pair = part<Element>(values[tile][i]);
+                float2 ones = make_float2(1.f, 1.f);
+                if (of_keys(params)) {
+                    ones = of_columns(smem.gradients + kChunk * chunk, i / 2);
                 }
-                z[tile][0] += quad_sum(sums[0]);
-                z[tile][1] += quad_sum(sums[1]);
+                sums[i % 2] += pair.x * ones.x + pair.y * ones.y;
+            }
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                const float sum = quad_sum(sums[row]);
+                if (lane_column() == 0) {
+                    float& z = smem.z[channel(tile, row)];
+                    z = z * decay(tile, row) + sum;
+                }
             }
         }
-        if (!of_keys) {
+        __syncwarp();  // z of all rows, before each lane reads it
+    }
+
+    // Multiplies values by the factors of their keys, but for the power of two that is returned.
+    __device__ __forceinline__ static float weigh(const Params& params, const Smem& smem, int chunk,
+                                                  typename State::Values& values) {
+        if (!of_keys(params)) {
             return 1.f;
         }
         const float unit = kNarrow<Element> ? smem.units[chunk] : 1.f;
@@ -143,55 +174,77 @@ struct Normalized {
         return unit;
     }
 
-    // Calls with(number of z, its channel) for each that exists; four lanes have the same.
-    template <typename With>
-    __device__ __forceinline__ void for_each(const Params& params, const GradientPlace& place,
-                                             const With& with) {
-        const int channel = place.channel + Values::warp_channel() + lane_row();
+    // z of zeros.
+    __device__ __forceinline__ static void clear(Smem& smem) {
 #pragma unroll
         for (int i = 0; i < 2 * Tiles; ++i) {
-            const int row = channel + 16 * (i / 2) + 8 * (i % 2);
-            if (row < params.layer.dv) {
-                with(z[i / 2][i % 2], row);
+            if (lane_column() == 0) {
+                smem.z[channel(i / 2, i % 2)] = 0.f;
             }
         }
     }
 
     // z before the walk, or of slot `slot` of the workspace if states lie there.
-    __device__ __forceinline__ void load_start(const Params& params, const GradientPlace& place,
-                                               int64_t slot) {
-        if (params.normalize == 0) {
-            return;
+    __device__ __forceinline__ static void load_start(const Params& params,
+                                                      const GradientPlace& place, Smem& smem,
+                                                      int64_t slot) {
+        const int64_t head = slot * params.layer.heads + place.head;
+        for_each_row(params, place, [&](int own, int number) {
+            if (params.z_segments != nullptr) {
+                smem.z[own] = params.z_segments[head * params.layer.dv + number];
+            } else if (params.initial_z.at != nullptr) {
+                smem.z[own] = *state_of(params.initial_z, place, number);
+            }
+        });
+    }
+
+    // Multiplies z of a row of a quad by a decay.
+    __device__ __forceinline__ static void fade(Smem& smem, int tile, int row, float decay) {
+        if (lane_column() == 0) {
+            smem.z[channel(tile, row)] *= decay;
         }
-        if (params.z_segments != nullptr) {
-            const int64_t head = slot * params.layer.heads + place.head;
-            for_each(params, place, [&](float& number, int row) {
-                number = params.z_segments[head * params.layer.dv + row];
-            });
-        } else if (params.initial_z.at != nullptr) {
-            const float* from = state_of(params.initial_z, place, 0);
-            for_each(params, place, [&](float& number, int row) {
-                number = from[row * params.initial_z.value_stride];
+    }
+
+    // Stores z behind the walk.
+    __device__ __forceinline__ static void store_end(const Params& params,
+                                                     const GradientPlace& place,
+                                                     const Smem& smem) {
+        if (params.last_z.at != nullptr) {
+            for_each_row(params, place, [&](int own, int number) {
+                *state_of(params.last_z, place, number) = smem.z[own];
             });
         }
     }
 
-    // Stores z after the walk, or in the workspace.
-    __device__ __forceinline__ void store_end(const Params& params, const GradientPlace& place,
-                                              bool segments) {
+    // Stores z where index `head` of [.., dv] in `to` says.
+    __device__ __forceinline__ static void store(const Params& params, const GradientPlace& place,
+                                                 const Smem& smem, float* to, int64_t head) {
+        for_each_row(params, place, [&](int own, int number) {
+            to[head * params.layer.dv + number] = smem.z[own];
+        });
+    }
+
+private:
+    // Whether keys are the gradients of outputs.
+    __device__ __forceinline__ static bool of_keys(const Params& params) {
+        return params.factors.at != nullptr && params.factored_keys != 0;
+    }
+
+    // Calls with(channel of the block, channel of the head) for the rows of a quad that exist, on its first
+    // lane, if there is a normaliser.
+    template <typename With>
+    __device__ __forceinline__ static void for_each_row(const Params& params,
+                                                        const GradientPlace& place,
+                                                        const With& with) {
         if (params.normalize == 0 || lane_column() != 0) {
             return;
         }
-        if (segments) {
-            const int64_t head = place.slot * params.layer.heads + place.head;
-            for_each(params, place, [&](float number, int row) {
-                params.z_segments[head * params.layer.dv + row] = number;
-            });
-        } else if (params.last_z.at != nullptr) {
-            float* to = state_of(params.last_z, place, 0);
-            for_each(params, place, [&](float number, int row) {
-                to[row * params.last_z.value_stride] = number;
-            });
+#pragma unroll
+        for (int i = 0; i < 2 * Tiles; ++i) {
+            const int own = channel(i / 2, i % 2);
+            if (place.channel + own < params.layer.dv) {
+                with(own, place.channel + own);
+            }
         }
     }
 };
