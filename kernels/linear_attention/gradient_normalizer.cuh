@@ -20,7 +20,8 @@
 
 namespace seqmix::linear_attention {
 
-template <typename Element_, int Size, int Tiles, int Count>
+// `Exists` says whether the kernel takes layers with one.
+template <typename Element_, int Size, int Tiles, int Count, bool Exists>
 struct Normalized {
     using Element = Element_;
     using State = seqmix::linear_attention::State<Element, Size, Tiles>;
@@ -36,6 +37,14 @@ struct Normalized {
         float z[Values::kWidth];
     };
 
+    // Whether the state has the normaliser's channel, and whether factors multiply queries or keys.
+    __device__ __forceinline__ static bool asked(const Params& params) {
+        return Exists && params.normalize != 0;
+    }
+    __device__ __forceinline__ static bool factored(const Params& params) {
+        return Exists && params.factors.at != nullptr;
+    }
+
     // The channel of the block that a lane has in a row of a tile of the transposed state.
     __device__ __forceinline__ static int channel(int tile, int row) {
         return Values::warp_channel() + 16 * tile + 8 * row + lane_row();
@@ -46,7 +55,7 @@ struct Normalized {
     __device__ __forceinline__ static Ahead load(const Params& params, const GradientPlace& place,
                                                  int n) {
         const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        if (params.factors.at == nullptr || step < place.lead || step >= place.steps) {
+        if (!factored(params) || step < place.lead || step >= place.steps) {
             return make_float2(0.f, 0.f);
         }
         return *reinterpret_cast<const float2*>(row_of<const float>(params.factors, place, step));
@@ -55,7 +64,7 @@ struct Normalized {
     // Stores the warp's.
     __device__ __forceinline__ static void prepare(const Params& params, Smem& smem, int chunk,
                                                    Ahead ahead) {
-        if (params.factors.at == nullptr) {
+        if (!factored(params)) {
             return;
         }
         const int first = kChunk * chunk;
@@ -75,13 +84,13 @@ struct Normalized {
     // Completes the scores of the warp's chunk.
     __device__ __forceinline__ static void score(const Params& params, const Smem& smem,
                                                  Products& scores, int chunk) {
-        if (params.factors.at == nullptr) {
+        if (!factored(params)) {
             return;
         }
         for_each_score(scores, [&](float& score, int i, int j) {
             const int step = kChunk * chunk + (params.factored_keys != 0 ? j : i);
             score *= smem.factors[step];
-            if (params.normalize != 0) {
+            if (asked(params)) {
                 score += smem.gradients[step];
             }
         });
@@ -90,8 +99,8 @@ struct Normalized {
     // Completes what the queries of a chunk read of the state before it, which was divided by `unit`.
     __device__ __forceinline__ static void read(const Params& params, const Smem& smem, int chunk,
                                                 float unit, typename State::Outputs& outputs) {
-        const bool of_queries = params.factors.at != nullptr && params.factored_keys == 0;
-        if (!of_queries && params.normalize == 0) {
+        const bool of_queries = factored(params) && params.factored_keys == 0;
+        if (!of_queries && !asked(params)) {
             return;
         }
 #pragma unroll
@@ -108,7 +117,7 @@ struct Normalized {
                 for (int i = 0; i < 4; ++i) {
                     float& output = outputs[tile][half][i];
                     output *= i % 2 == 0 ? factors.x : factors.y;
-                    if (params.normalize != 0) {
+                    if (asked(params)) {
                         output += (i % 2 == 0 ? ones.x : ones.y) *
                                   (smem.z[channel(tile, i / 2)] * inverse(unit));
                     }
@@ -122,7 +131,7 @@ struct Normalized {
     __device__ __forceinline__ static void pass(const Params& params, Smem& smem, int chunk,
                                                 const typename State::Values& values,
                                                 const Decay& decay) {
-        if (params.normalize == 0) {
+        if (!asked(params)) {
             return;
         }
         __syncwarp();  // all lanes have read z, before it is overwritten
@@ -178,7 +187,7 @@ struct Normalized {
     __device__ __forceinline__ static void clear(Smem& smem) {
 #pragma unroll
         for (int i = 0; i < 2 * Tiles; ++i) {
-            if (lane_column() == 0) {
+            if (Exists && lane_column() == 0) {
                 smem.z[channel(i / 2, i % 2)] = 0.f;
             }
         }
@@ -227,7 +236,7 @@ struct Normalized {
 private:
     // Whether keys are the gradients of outputs.
     __device__ __forceinline__ static bool of_keys(const Params& params) {
-        return params.factors.at != nullptr && params.factored_keys != 0;
+        return factored(params) && params.factored_keys != 0;
     }
 
     // Calls with(channel of the block, channel of the head) for the rows of a quad that exist, on its first
@@ -236,7 +245,7 @@ private:
     __device__ __forceinline__ static void for_each_row(const Params& params,
                                                         const GradientPlace& place,
                                                         const With& with) {
-        if (params.normalize == 0 || lane_column() != 0) {
+        if (!asked(params) || lane_column() != 0) {
             return;
         }
 #pragma unroll

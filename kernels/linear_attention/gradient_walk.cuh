@@ -44,7 +44,9 @@ struct GradientWalk {
     using Params = GradientWalkParams;
     using Fade = std::conditional_t<Kind == GradientGate::Row, ByRows<Element, Size, Tiles, Count>,
                                     BySteps<Element, Size, Tiles, Count>>;
-    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count>;
+    // What only decays of steps are served with: a normaliser, and states of another launch.
+    static constexpr bool kAll = Kind == GradientGate::Step;
+    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, kAll>;
     using Outputs = typename State::Outputs;
 
     static constexpr int kWarps = 4;
@@ -72,9 +74,11 @@ struct GradientWalk {
 
     // Whether outputs are written, and whether states change but for their decay.
     __device__ __forceinline__ static bool reads(Mode mode) {
-        return mode == Mode::Whole || mode == Mode::Read;
+        return mode == Mode::Whole || (kAll && mode == Mode::Read);
     }
-    __device__ __forceinline__ static bool updates(Mode mode) { return mode != Mode::Read; }
+    __device__ __forceinline__ static bool updates(Mode mode) {
+        return !kAll || mode != Mode::Read;
+    }
 
     __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
         const Layer& layer = params.layer;
@@ -95,8 +99,10 @@ struct GradientWalk {
         State state;
         state.clear();
         Normalized::clear(smem.normalized);
+        if (reads(mode)) {
+            load_start(params, place, mode, smem, state);
+        }
         typename Fade::Passed passed(smem.fade);
-        load_start(params, place, mode, smem, state);
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -125,7 +131,11 @@ struct GradientWalk {
                 }
             }
         }
-        store_end(params, place, mode, smem, state, passed);
+        // decays of rows need the registers that hold it meanwhile
+        const GradientPlace end = Kind == GradientGate::Row
+                                      ? gradient_place(layer, kWidth, params.span, mode)
+                                      : place;
+        store_end(params, end, mode, smem, state, passed);
     }
 
     // Starts the copies of the n-th tile. What is not there is zeros.
@@ -336,7 +346,7 @@ struct GradientWalk {
                 float sum = quad_sum(sums[half]) * unit;
                 if (lane_column() == 0 && channel < layer.dv) {
                     const int64_t at = head * layer.dv + channel;
-                    if (params.normalize != 0) {
+                    if (Normalized::asked(params)) {
                         sum += smem.normalized.z[channel - place.channel] * params.z_spans[at];
                     }
                     float& all = params.dots[at];
@@ -360,9 +370,6 @@ struct GradientWalk {
                                                       Smem& smem, State& state) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
-        if (!reads(mode)) {
-            return;
-        }
         const int64_t slot = mode == Mode::Read ? place.first_slot : place.slot;
         if (params.segments.at != nullptr) {
             const States states = segment_states(params, slot);
@@ -372,7 +379,7 @@ struct GradientWalk {
                        layer.dv - channel, layer.dk);
         }
         Normalized::load_start(params, place, smem.normalized, slot);
-        if (mode == Mode::Read && layer.decays.at != nullptr) {
+        if (kAll && mode == Mode::Read && layer.decays.at != nullptr) {
 #pragma unroll
             for (int i = 0; i < 2 * Tiles; ++i) {
                 const int row = channel + 16 * (i / 2) + 8 * (i % 2) + lane_row();
