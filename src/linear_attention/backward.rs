@@ -10,7 +10,8 @@ use super::delta::DeltaCall;
 use super::forward::{COPY_BYTES, read_beta};
 use super::problem::{DecayLayout, Problem};
 use super::{
-    Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer, read_z,
+    Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer,
+    read_z,
 };
 use crate::abi::linear_attention::{
     self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
@@ -107,10 +108,12 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         config,
         &layouts(&tensors.layer, tensors.dout.layout()),
     )?;
-    let unsupported = |request: &str| Error::Unsupported {
+    let unsupported = |request: &str| {
+        Error::Unsupported {
         op: OP,
         request: request.into(),
         available: "a layer without decays per channel or bonus; by the delta rule a causal one without normaliser".into(),
+    }
     };
     if problem.per_channel {
         return Err(unsupported("decays per channel or a bonus"));
@@ -558,7 +561,10 @@ impl Call<'_> {
         };
         let kernel = &self.kernels.carry;
         // SAFETY: as above; it reads what the kernel before it wrote.
-        unsafe { self.launch.run(kernel, grid(self.problem.head_size()), &carry) }?;
+        unsafe {
+            self.launch
+                .run(kernel, grid(self.problem.head_size()), &carry)
+        }?;
         if walk.z_segments == 0 {
             return Ok(());
         }
@@ -589,7 +595,9 @@ impl Call<'_> {
             return Ok(());
         }
         let own = match self.ddecay {
-            Some(_) if which < 2 && self.problem.config.causal => of_steps(self.problem, self.at(self.plan.memory.own), 1),
+            Some(_) if which < 2 && self.problem.config.causal => {
+                of_steps(self.problem, self.at(self.plan.memory.own), 1)
+            }
             _ => Rows::default(),
         };
         let alone = |rows: Rows| Rows { shared: 1, ..rows };

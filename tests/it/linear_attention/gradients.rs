@@ -77,7 +77,7 @@ pub(super) const CASE: Case = Case {
 };
 
 impl Case {
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         Config {
             feature_map: self.feature_map,
             scale: self.scale,
@@ -148,9 +148,7 @@ pub(super) struct Inputs<T> {
 impl<T: Number> Inputs<T> {
     pub(super) fn new(case: Case) -> Self {
         let count = |shape: [usize; 4]| shape.iter().product();
-        let zs = |seed, deviation| {
-            normal::<f32>(seed, case.zs_shape().iter().product(), deviation)
-        };
+        let zs = |seed, deviation| normal::<f32>(seed, case.zs_shape().iter().product(), deviation);
         let [hq, hk, hv] = case.shared;
         let decays = match case.decay {
             Fades::None => 0,
@@ -294,7 +292,7 @@ impl<T: Number> Problem<T> {
         operation().backward(stream, config, tensors, workspace)
     }
 
-    fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
+    pub(super) fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
         let case = self.case;
         let ddecay = match (case.ddecay, case.decay) {
             (true, Fades::PerHead) => Some(DecayMut::PerHead(self.ddecay_of_heads.view_mut())),
