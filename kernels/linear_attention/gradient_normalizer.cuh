@@ -50,30 +50,31 @@ struct Normalized {
         return Values::warp_channel() + 16 * tile + 8 * row + lane_row();
     }
 
-    // The factor and the gradient of this lane's step in the warp's chunk of the n-th tile, read ahead.
-    using Ahead = float2;
-    __device__ __forceinline__ static Ahead load(const Params& params, const GradientPlace& place,
+    // The factor and the gradient of this lane's step in the warp's chunk of the n-th tile.
+    __device__ __forceinline__ static float2 load(const Params& params, const GradientPlace& place,
                                                  int n) {
         const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
         if (!factored(params) || step < place.lead || step >= place.steps) {
             return make_float2(0.f, 0.f);
         }
-        return *reinterpret_cast<const float2*>(row_of<const float>(params.factors, place, step));
+        const float2 both =
+            *reinterpret_cast<const float2*>(row_of<const float>(params.factors, place, step));
+        return make_float2(both.x * params.factor_scale, both.y * params.factor_scale);
     }
 
     // Stores the warp's.
     __device__ __forceinline__ static void prepare(const Params& params, Smem& smem, int chunk,
-                                                   Ahead ahead) {
+                                                   float2 both) {
         if (!factored(params)) {
             return;
         }
         const int first = kChunk * chunk;
         if (lane_of_warp() < kChunk) {
-            smem.factors[first + lane_of_warp()] = ahead.x;
-            smem.gradients[first + lane_of_warp()] = ahead.y;
+            smem.factors[first + lane_of_warp()] = both.x;
+            smem.gradients[first + lane_of_warp()] = both.y;
         }
         if constexpr (kNarrow<Element>) {
-            const float largest = fminf(fmaxf(warp_max(ahead.x), 0x1p-40f), 0x1p40f);
+            const float largest = fminf(fmaxf(warp_max(both.x), 0x1p-40f), 0x1p40f);
             if (lane_of_warp() == 0) {
                 smem.units[chunk] = power_above(largest);
             }
@@ -96,7 +97,8 @@ struct Normalized {
         });
     }
 
-    // Completes what the queries of a chunk read of the state before it, which was divided by `unit`.
+    // Completes what the queries of a chunk read of the state before it. That was divided by `unit`, and z
+    // was not.
     __device__ __forceinline__ static void read(const Params& params, const Smem& smem, int chunk,
                                                 float unit, typename State::Outputs& outputs) {
         const bool of_queries = factored(params) && params.factored_keys == 0;
@@ -207,10 +209,13 @@ struct Normalized {
         });
     }
 
-    // Multiplies z of a row of a quad by a decay.
-    __device__ __forceinline__ static void fade(Smem& smem, int tile, int row, float decay) {
-        if (lane_column() == 0) {
-            smem.z[channel(tile, row)] *= decay;
+    // Multiplies z of the warp's rows.
+    __device__ __forceinline__ static void multiply_by(Smem& smem, float factor) {
+#pragma unroll
+        for (int i = 0; i < 2 * Tiles; ++i) {
+            if (Exists && lane_column() == 0) {
+                smem.z[channel(i / 2, i % 2)] *= factor;
+            }
         }
     }
 

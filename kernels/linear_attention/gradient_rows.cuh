@@ -183,18 +183,6 @@ struct ByRows {
         return faded.all[tile][row];
     }
 
-    // The decay of all segments before this one of a walk by Mode::Read, in a channel of the values.
-    __device__ __forceinline__ static float behind(const Params& params,
-                                                   const GradientPlace& place, int channel) {
-        float decay = 1.f;
-        for (int i = 1; i <= place.segment; ++i) {
-            const int64_t slot = place.first_slot + place.segments - i;
-            const int64_t head = slot * params.layer.heads + place.head;
-            decay *= params.decays[head * params.layer.dv + channel];
-        }
-        return decay;
-    }
-
     // Stores the decays of all chunks, for the passing of states.
     __device__ __forceinline__ static void store(const Params& params, const GradientPlace& place,
                                                  const Smem& smem, const Passed&) {

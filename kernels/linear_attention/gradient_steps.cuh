@@ -189,15 +189,25 @@ struct BySteps {
         return smem.fading.decay[chunk];
     }
 
-    // The decay of all segments before this one of a walk by Mode::Read, in a channel of the values.
-    __device__ __forceinline__ static float behind(const Params& params,
-                                                   const GradientPlace& place, int) {
+    // The decay of all segments before this one, by Mode::Read.
+    __device__ __forceinline__ static float before(const Params& params,
+                                                   const GradientPlace& place) {
         float decay = 1.f;
-        for (int i = 1; i <= place.segment; ++i) {
-            const int64_t slot = place.first_slot + place.segments - i;
-            decay *= params.decays[slot * params.layer.heads + place.head];
+        if (params.layer.decays.at != nullptr) {
+            for (int i = 1; i <= place.segment; ++i) {
+                const int64_t slot = place.first_slot + place.segments - i;
+                decay *= params.decays[slot * params.layer.heads + place.head];
+            }
         }
         return decay;
+    }
+
+    // Completes outputs by Mode::Read: the state stays as it was at the walk's start, and has decayed.
+    __device__ __forceinline__ static void read(const Smem& smem, int chunk,
+                                                typename State::Outputs& outputs, Passed& passed) {
+        multiply_columns(outputs, smem.fading.inflow + kChunk * chunk,
+                         [&](float inflow) { return inflow * passed.decay; });
+        passed.decay *= smem.fading.decay[chunk];
     }
 
     // Stores the decay of all chunks, for the passing of states.

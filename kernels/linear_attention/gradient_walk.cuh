@@ -90,11 +90,11 @@ struct GradientWalk {
         }
         const int tiles = (place.steps + Count - 1) / Count;
         typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
-        typename Normalized::Ahead factors = {};
+        // before that nothing is read, and the walks that meet have to begin together
+        const int first = mode == Mode::Read ? place.lead / Count : 0;
         if (tiles > 0) {
-            fetch(layer, place, smem.stages[0], mode, 0);
-            ahead = Fade::load(layer, place, 0);
-            factors = Normalized::load(params, place, 0);
+            fetch(layer, place, smem.stages[first % kStages], mode, first);
+            ahead = Fade::load(layer, place, first);
         }
         State state;
         state.clear();
@@ -103,9 +103,18 @@ struct GradientWalk {
             load_start(params, place, mode, smem, state);
         }
         typename Fade::Passed passed(smem.fade);
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                // decays multiply what is read, so that no state becomes too small for an operand
+                const float unit = kNarrow<Element> ? fitting(state.largest()) : 1.f;
+                state.multiply_by(inverse(unit));
+                Normalized::multiply_by(smem.normalized, inverse(unit));
+                passed.decay = Fade::before(params, place) * unit;
+            }
+        }
 
 #pragma unroll 1
-        for (int n = 0; n < tiles; ++n) {
+        for (int n = first; n < tiles; ++n) {
             Stage& stage = smem.stages[n % kStages];
             wait_copies<0>();
             // the tile has landed for all warps, before they read it; and all have read the one before
@@ -114,9 +123,8 @@ struct GradientWalk {
             if (n + 1 < tiles) {
                 fetch(layer, place, smem.stages[(n + 1) % kStages], mode, n + 1);
             }
-            prepare(params, place, smem, stage, mode, ahead, factors, n);
+            prepare(params, place, smem, stage, mode, ahead, n);
             ahead = Fade::load(layer, place, n + 1);
-            factors = Normalized::load(params, place, n + 1);
             __syncthreads();  // scores, decays and mapped rows of all warps, before each reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -131,10 +139,14 @@ struct GradientWalk {
                 }
             }
         }
-        // decays of rows need the registers that hold it meanwhile
-        const GradientPlace end = Kind == GradientGate::Row
-                                      ? gradient_place(layer, kWidth, params.span, mode)
-                                      : place;
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                state.multiply_by(passed.decay);
+                Normalized::multiply_by(smem.normalized, passed.decay);
+            }
+        }
+        // found again, and not kept in registers meanwhile
+        const GradientPlace end = gradient_place(layer, kWidth, params.span, mode);
         store_end(params, end, mode, smem, state, passed);
     }
 
@@ -172,9 +184,7 @@ struct GradientWalk {
     __device__ __forceinline__ static void prepare(const Params& params,
                                                    const GradientPlace& place, Smem& smem,
                                                    Stage& stage, Mode mode,
-                                                   const typename Fade::Ahead& ahead,
-                                                   const typename Normalized::Ahead& factors,
-                                                   int n) {
+                                                   const typename Fade::Ahead& ahead, int n) {
         const Layer& layer = params.layer;
         const int chunk = warp_of_block();
         if (chunk >= kChunks) {
@@ -183,6 +193,7 @@ struct GradientWalk {
         const int first = kChunk * chunk;
         const int lead = place.lead - n * Count - first;
         const int rows = place.steps - n * Count - first;
+        const float2 factors = Normalized::load(params, place, n);
         const auto map = [&](auto& tile, int number, int columns) {
             map_rows(tile, static_cast<FeatureMap>(number), first, rows, columns, lead);
         };
@@ -217,15 +228,22 @@ struct GradientWalk {
                                                 State& state, typename Fade::Passed& passed,
                                                 int n, int chunk) {
         const int first = kChunk * chunk;
-        const float unit = state.fit();
-        typename State::Values values = {};
-        if (updates(mode)) {
-            stage.v.load(values, chunk);
+        Outputs outputs = {};
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                state.read(outputs, stage.q, first);
+                Normalized::read(params, smem.normalized, chunk, 1.f, outputs);
+                Fade::read(smem.fade, chunk, outputs, passed);
+                store(params, place, stage, outputs, n, chunk);
+                return;
+            }
         }
+        const float unit = state.fit();
+        typename State::Values values;
+        stage.v.load(values, chunk);
         typename Fade::Faded faded;
         Fade::fade(params, smem.fade, stage, chunk, values, faded);
-        Outputs outputs = {};
-        if (reads(mode)) {
+        if (mode == Mode::Whole) {
             state.read(outputs, stage.q, first);
             Normalized::read(params, smem.normalized, chunk, unit, outputs);
         }
@@ -233,17 +251,15 @@ struct GradientWalk {
         Normalized::pass(params, smem.normalized, chunk, values, [&](int tile, int row) {
             return Fade::decay(smem.fade, chunk, faded, tile, row);
         });
-        if (updates(mode)) {
-            const float power = Normalized::weigh(params, smem.normalized, chunk, values);
-            if (kNarrow<Element> && power != 1.f) {  // the same for the whole warp
-                state.multiply_by(inverse(power));
-            }
-            state.add(values, stage.k, first);
-            if (kNarrow<Element> && power != 1.f) {
-                state.multiply_by(power);
-            }
+        const float power = Normalized::weigh(params, smem.normalized, chunk, values);
+        if (kNarrow<Element> && power != 1.f) {  // the same for the whole warp
+            state.multiply_by(inverse(power));
         }
-        if (reads(mode)) {
+        state.add(values, stage.k, first);
+        if (kNarrow<Element> && power != 1.f) {
+            state.multiply_by(power);
+        }
+        if (mode == Mode::Whole) {
             store(params, place, stage, outputs, n, chunk);
         }
     }
@@ -379,19 +395,6 @@ struct GradientWalk {
                        layer.dv - channel, layer.dk);
         }
         Normalized::load_start(params, place, smem.normalized, slot);
-        if (kAll && mode == Mode::Read && layer.decays.at != nullptr) {
-#pragma unroll
-            for (int i = 0; i < 2 * Tiles; ++i) {
-                const int row = channel + 16 * (i / 2) + 8 * (i % 2) + lane_row();
-                const float decay = row < layer.dv ? Fade::behind(params, place, row) : 0.f;
-                Normalized::fade(smem.normalized, i / 2, i % 2, decay);
-#pragma unroll
-                for (int part = 0; part < State::kParts; ++part) {
-                    state.values[i / 2][part][2 * (i % 2)] *= decay;
-                    state.values[i / 2][part][2 * (i % 2) + 1] *= decay;
-                }
-            }
-        }
     }
 
     // What the segment leaves behind: its state, and the decays of the state before it.

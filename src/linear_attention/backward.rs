@@ -448,8 +448,11 @@ impl Call<'_> {
                 false => Rows::default(),
             },
             factored_keys: 1,
+            factor_scale: layer.scale,
             ..GradientWalkParams::default()
         };
+        // with factors that have it, the scale is none of the weights
+        let weight = if normalizes { 1.0 } else { layer.scale };
         let z_segments = |which: usize| exists(passes && normalizes, memory.zs[which]);
         let dq = GradientWalkParams {
             layer: abi::Layer {
@@ -474,6 +477,7 @@ impl Call<'_> {
             value_map: map,
             normalize: normalizes.into(),
             factored_keys: 0,
+            factor_scale: 1.0,
             ..of_values(0)
         };
         let dk = GradientWalkParams {
@@ -495,10 +499,11 @@ impl Call<'_> {
             decays: exists(passes, memory.decays[1]),
             dots: exists(strict, memory.dots),
             factored_keys: 1,
+            factor_scale: layer.scale,
             late_reads: 1,
             late_writes: 1,
             parts: self.plan.parts[1].into(),
-            weight: layer.scale,
+            weight,
             ..dq
         };
         let dv = GradientWalkParams {
@@ -516,7 +521,7 @@ impl Call<'_> {
             value_map: identity,
             late_reads: 1,
             late_writes: 1,
-            weight: layer.scale,
+            weight,
             ..of_values(2)
         };
         [dq, dk, dv]

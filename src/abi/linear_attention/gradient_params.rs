@@ -61,6 +61,8 @@ params! {
         pub parts: i32,
         /// Multiplies what is added to the state.
         pub weight: f32,
+        /// Multiplies `factors`.
+        pub factor_scale: f32,
     }
 }
 
