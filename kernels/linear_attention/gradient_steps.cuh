@@ -202,11 +202,12 @@ struct BySteps {
         return decay;
     }
 
-    // Completes outputs by Mode::Read: the state stays as it was at the walk's start, and has decayed.
-    __device__ __forceinline__ static void read(const Smem& smem, int chunk,
+    // Completes outputs by Mode::Read: the state, divided by `unit`, is that of the walk's start. Decays
+    // multiply what is read of it, so that they make it too small for no operand.
+    __device__ __forceinline__ static void read(const Smem& smem, int chunk, float unit,
                                                 typename State::Outputs& outputs, Passed& passed) {
         multiply_columns(outputs, smem.fading.inflow + kChunk * chunk,
-                         [&](float inflow) { return inflow * passed.decay; });
+                         [&](float inflow) { return inflow * (passed.decay * unit); });
         passed.decay *= smem.fading.decay[chunk];
     }
 

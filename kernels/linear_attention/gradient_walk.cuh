@@ -105,11 +105,7 @@ struct GradientWalk {
         typename Fade::Passed passed(smem.fade);
         if constexpr (kAll) {
             if (mode == Mode::Read) {
-                // decays multiply what is read, so that no state becomes too small for an operand
-                const float unit = kNarrow<Element> ? fitting(state.largest()) : 1.f;
-                state.multiply_by(inverse(unit));
-                Normalized::multiply_by(smem.normalized, inverse(unit));
-                passed.decay = Fade::before(params, place) * unit;
+                passed.decay = Fade::before(params, place);
             }
         }
 
@@ -228,17 +224,20 @@ struct GradientWalk {
                                                 State& state, typename Fade::Passed& passed,
                                                 int n, int chunk) {
         const int first = kChunk * chunk;
+        const float unit = state.fit();
         Outputs outputs = {};
         if constexpr (kAll) {
             if (mode == Mode::Read) {
                 state.read(outputs, stage.q, first);
-                Normalized::read(params, smem.normalized, chunk, 1.f, outputs);
-                Fade::read(smem.fade, chunk, outputs, passed);
+                Normalized::read(params, smem.normalized, chunk, unit, outputs);
+                Fade::read(smem.fade, chunk, unit, outputs, passed);
                 store(params, place, stage, outputs, n, chunk);
+                if (unit != 1.f) {  // the same for the whole warp
+                    state.multiply_by(unit);
+                }
                 return;
             }
         }
-        const float unit = state.fit();
         typename State::Values values;
         stage.v.load(values, chunk);
         typename Fade::Faded faded;
@@ -281,26 +280,8 @@ struct GradientWalk {
             stage.v.store(params.out, layer, place, n * Count, chunk, place.lead);
             return;
         }
-        const int step = n * Count + kChunk * chunk + lane_column();
-        const int channel = place.channel + Values::warp_channel() + lane_row();
-        float* to = row_of<float>(params.out, place, step) + channel;
-        const int64_t stride = stride_of(params.out, place);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int down = 8 * (i / 4) + i % 2;
-            if (step + down < place.lead || step + down >= place.steps) {
-                continue;
-            }
-#pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                const int right = 16 * tile + 8 * (i / 2 % 2);
-                if (channel + right < layer.dv) {
-                    float& sum = to[down * stride + right];
-                    const float part = outputs[tile][i / 4][i % 4];
-                    sum = params.parts == 2 ? sum + part : part;
-                }
-            }
-        }
+        stage.v.store_parts(outputs, params.out, layer, place, n * Count, chunk, params.parts == 2,
+                            place.lead);
     }
 
     // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 
 use super::backward_ends::{Ends, Normalized};
-use super::backward_plan::{BackwardPlan, DecayGradient};
+use super::backward_plan::{self, Asked, BackwardPlan, DecayGradient};
 use super::delta::DeltaCall;
 use super::forward::{COPY_BYTES, read_beta};
 use super::problem::{DecayLayout, Problem};
@@ -14,9 +14,9 @@ use super::{
     read_z,
 };
 use crate::abi::linear_attention::{
-    self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientWalk, GradientWalkParams, LastDecaysParams, Mode, NormalizerGradientParams, Rows, SPAN,
-    States, SumHeadsParams, SumSpansParams,
+    self as abi, BonusGradientParams, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams,
+    Decays, GRADIENT_WALK, GradientWalk, GradientWalkParams, LastDecaysParams, Mode,
+    NormalizerGradientParams, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
 };
 use crate::abi::{Dtype, Entry};
 use crate::driver::Device;
@@ -37,7 +37,9 @@ pub(super) struct Gradients {
     sum_heads: Vec<Kernel<SumHeadsParams>>,
     /// In the order of [`DTYPES`].
     decay_gradient: Vec<Kernel<DecayGradientParams>>,
-    sum_spans: Kernel<SumSpansParams>,
+    /// In the order of [`DTYPES`].
+    pub(super) bonus_gradient: Vec<Kernel<BonusGradientParams>>,
+    pub(super) sum_spans: Kernel<SumSpansParams>,
     /// In the order of [`DTYPES`].
     pub(super) normalizer_gradient: Vec<Kernel<NormalizerGradientParams>>,
     /// In the order of [`DTYPES`].
@@ -55,6 +57,8 @@ unsafe impl DeviceRepr for DecayGradientParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for SumSpansParams {}
 // SAFETY: as above.
+unsafe impl DeviceRepr for BonusGradientParams {}
+// SAFETY: as above.
 unsafe impl DeviceRepr for NormalizerGradientParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for LastDecaysParams {}
@@ -71,6 +75,7 @@ impl Gradients {
             walks: walks?,
             sum_heads: of_dtypes(ctx, abi::sum_heads)?,
             decay_gradient: of_dtypes(ctx, abi::decay_gradient)?,
+            bonus_gradient: of_dtypes(ctx, abi::bonus_gradient)?,
             sum_spans: load(ctx, &abi::sum_spans())?,
             normalizer_gradient: of_dtypes(ctx, abi::normalizer_gradient)?,
             key_products: of_dtypes(ctx, abi::key_products)?,
@@ -99,6 +104,8 @@ struct Outputs {
     dv: Rows,
     ddecay: Option<(DecayGradient, Decays)>,
     dbeta: Rows,
+    /// The stride of the heads of the bonus's gradient.
+    dbonus: Option<i64>,
 }
 
 fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Problem, Outputs)> {
@@ -108,19 +115,22 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         config,
         &layouts(&tensors.layer, tensors.dout.layout()),
     )?;
-    let unsupported = |request: &str| {
-        Error::Unsupported {
+    let unsupported = |request: &str| Error::Unsupported {
         op: OP,
         request: request.into(),
-        available: "a layer without decays per channel or bonus; by the delta rule a causal one without normaliser".into(),
-    }
+        available:
+            "decays of heads or of steps; by the delta rule a causal layer without normaliser"
+                .into(),
     };
-    if problem.per_channel {
-        return Err(unsupported("decays per channel or a bonus"));
-    }
-    if problem.beta.is_some() && (config.normalize.is_some() || !config.causal) {
+    let modified = config.normalize.is_some() || !config.causal;
+    if problem.per_channel && modified {
         return Err(unsupported(
-            "the delta rule with a normaliser, or not causal",
+            "decays of channels or a bonus with a normaliser, or not causal",
+        ));
+    }
+    if problem.beta.is_some() && (problem.per_channel || modified) {
+        return Err(unsupported(
+            "the delta rule with decays of channels, a bonus or a normaliser, or not causal",
         ));
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
@@ -132,6 +142,10 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         (Some(DecayMut::PerStep(ddecay)), Decay::PerStep(_)) => {
             let layout = DecayLayout::PerStep(ddecay.layout());
             Some((DecayGradient::PerStep, problem.decays("ddecay", layout)?))
+        }
+        (Some(DecayMut::PerChannel(ddecay)), Decay::PerChannel(_)) => {
+            let layout = DecayLayout::PerChannel(ddecay.layout());
+            Some((DecayGradient::PerChannel, problem.decays("ddecay", layout)?))
         }
         (Some(ddecay), _) => {
             return Err(Error::Argument {
@@ -166,6 +180,18 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
                     found: "a tensor".into(),
                 });
             }
+        },
+        dbonus: match &tensors.dbonus {
+            Some(dbonus) if problem.bonus => Some(problem.like_bonus("dbonus", dbonus.layout())?),
+            Some(_) => {
+                return Err(Error::Argument {
+                    op: OP,
+                    argument: "dbonus",
+                    expected: "none without a bonus".into(),
+                    found: "a tensor".into(),
+                });
+            }
+            None => None,
         },
     };
     Ok((problem, outputs))
@@ -213,9 +239,16 @@ impl LinearAttention {
     }
 
     fn plan_backward(&self, problem: &Problem, outputs: &Outputs) -> Result<BackwardPlan> {
-        let ddecay = outputs.ddecay.map(|(form, _)| form);
+        let asked = Asked {
+            ddecay: outputs.ddecay.map(|(form, _)| form),
+            dbonus: outputs.dbonus.is_some(),
+        };
+        let rows = backward_plan::Rows {
+            gradients: &self.gradients.rows,
+            walks: &self.rows,
+        };
         let delta = problem.beta.map(|_| &self.delta);
-        BackwardPlan::new(problem, ddecay, &self.gradients.rows, delta, &self.device)
+        BackwardPlan::new(problem, asked, rows, delta, &self.device)
     }
 
     /// Queues the gradients of a layer on `stream`.
@@ -295,6 +328,10 @@ impl LinearAttention {
         if let Some(z) = &mut tensors.dinitial_z {
             ends.dinitial_z.at = launch.write("dinitial_z", z, 4)?;
         }
+        let dbonus = match &mut tensors.dbonus {
+            Some(dbonus) => launch.write("dbonus", dbonus, 4)?,
+            None => 0,
+        };
         memory = scratch.take(plan.workspace_bytes())?;
         let start = match &mut memory {
             Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
@@ -316,6 +353,7 @@ impl LinearAttention {
             gradients,
             delta,
             ddecay,
+            dbonus: outputs.dbonus.map(|stride| (dbonus, stride)),
             start,
         };
         // SAFETY: `Problem` and `describe` checked that the tensors have the sizes and strides that the
@@ -341,6 +379,8 @@ pub(super) struct Call<'a> {
     /// By the delta rule.
     pub(super) delta: Option<DeltaCall>,
     pub(super) ddecay: Option<(DecayGradient, Decays)>,
+    /// Address of the bonus's gradient, and the stride of its heads.
+    pub(super) dbonus: Option<(u64, i64)>,
     /// Address of the workspace.
     start: u64,
 }
@@ -382,6 +422,11 @@ impl Call<'_> {
             }
             // those of keys meet states that those of queries store
             for (walk, of_values) in [(dq, 0), (dk, 0), (dv, 1)] {
+                if let (1, Some(plan)) = (of_values, &self.plan.values) {
+                    // SAFETY: as above.
+                    unsafe { self.gradient_of_values(plan, &walk, self.ends.dlast) }?;
+                    continue;
+                }
                 let kernel = &self.kernels.gradients.walks[self.plan.rows[of_values]];
                 let walk = self.reading(walk);
                 // SAFETY: as above.
@@ -394,6 +439,8 @@ impl Call<'_> {
                 unsafe { self.sum_heads(which) }?;
             }
         }
+        // SAFETY: as above.
+        unsafe { self.bonus_gradient() }?;
         match self.ddecay {
             // SAFETY: as above.
             Some((form, decays)) if self.problem.config.causal => unsafe {
@@ -405,13 +452,20 @@ impl Call<'_> {
         }
     }
 
+    /// Whether a step's own key and value are left out of the walks, and added afterwards.
+    pub(super) fn is_strict(&self) -> bool {
+        (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
+    }
+
     /// The walks that compute dq, dk and dv.
     pub(super) fn walks(&self, ends: &Ends) -> [GradientWalkParams; 3] {
         let (layer, memory) = (self.layer, &self.plan.memory);
         let map = self.problem.config.feature_map as i32;
         let identity = FeatureMap::Identity as i32;
         let exists = |exists: bool, offset: usize| if exists { self.at(offset) } else { 0 };
-        let strict = self.ddecay.is_some() && self.problem.config.causal;
+        let bordered = self.ddecay.is_some() && self.problem.config.causal;
+        // with a bonus no decay of its own is between a step and others
+        let late = i32::from(!self.problem.bonus);
         let normalizes = self.normalized.is_some();
         let passes = self.plan.passes_states();
         let segments = |which: usize| {
@@ -462,7 +516,7 @@ impl Call<'_> {
                 ..of_keys
             },
             out: out(0, self.problem.dk),
-            own: match strict {
+            own: match self.is_strict() {
                 true => of_steps(self.problem, self.at(memory.own), 1),
                 false => Rows::default(),
             },
@@ -471,9 +525,10 @@ impl Call<'_> {
             segments: turned(segments(0)),
             z_segments: z_segments(0),
             decays: exists(passes, memory.decays[0]),
-            spans: exists(strict, memory.spans),
-            span_units: exists(strict, memory.span_units),
-            z_spans: exists(strict && normalizes, memory.z_spans),
+            spans: exists(bordered, memory.spans),
+            span_units: exists(bordered, memory.span_units),
+            z_spans: exists(bordered && normalizes, memory.z_spans),
+            late_reads: self.problem.bonus.into(),
             value_map: map,
             normalize: normalizes.into(),
             factored_keys: 0,
@@ -497,11 +552,11 @@ impl Call<'_> {
             segments: turned(segments(1)),
             z_segments: z_segments(1),
             decays: exists(passes, memory.decays[1]),
-            dots: exists(strict, memory.dots),
+            dots: exists(bordered, memory.dots),
             factored_keys: 1,
             factor_scale: layer.scale,
             late_reads: 1,
-            late_writes: 1,
+            late_writes: late,
             parts: self.plan.parts[1].into(),
             weight,
             ..dq
@@ -557,7 +612,7 @@ impl Call<'_> {
             heads: self.layer.heads,
             dv: self.layer.dv,
             segment: self.layer.segment,
-            decays_of_head: 1,
+            decays_of_head: self.problem.decays_of_head() as i32, // at most dk
             all: (!causal).into(),
         };
         let grid = |size: usize| {
@@ -599,10 +654,8 @@ impl Call<'_> {
         if !self.plan.parts[which] || shared == 0 {
             return Ok(());
         }
-        let own = match self.ddecay {
-            Some(_) if which < 2 && self.problem.config.causal => {
-                of_steps(self.problem, self.at(self.plan.memory.own), 1)
-            }
+        let own = match which {
+            0 | 1 if self.is_strict() => of_steps(self.problem, self.at(self.plan.memory.own), 1),
             _ => Rows::default(),
         };
         let alone = |rows: Rows| Rows { shared: 1, ..rows };
@@ -628,7 +681,8 @@ impl Call<'_> {
             channels: channels as i32, // as checked with those of a key and a value
             map: self.problem.config.feature_map as i32,
             scale: layer.scale,
-            ..SumHeadsParams::default()
+            bonus: layer.bonus,
+            bonus_stride: layer.bonus_head_stride,
         };
         let kernel = &self.kernels.gradients.sum_heads[self.dtype()];
         // SAFETY: this function's own condition.
@@ -670,9 +724,10 @@ impl Call<'_> {
                 channels: layer.dk,
                 query_map: layer.query_map,
                 key_map: layer.key_map,
+                per_channel: (form == DecayGradient::PerChannel).into(),
                 per_head: per_head.into(),
                 span: form.span() as i32,
-                ..DecayGradientParams::default()
+                late_reads: self.problem.bonus.into(),
             };
             let kernel = &self.kernels.gradients.decay_gradient[self.dtype()];
             // SAFETY: this function's own condition.
@@ -692,7 +747,9 @@ impl Call<'_> {
             steps: layer.steps,
             sequences: self.problem.sequences as i32, // along z of the grid, if there is one
             numbers: layer.heads,
+            columns: 1,
             span: form.span() as i32,
+            scale: 1.0,
         };
         // SAFETY: as above; where there is no step it reads no sum.
         unsafe {

@@ -182,6 +182,8 @@ pub struct Backward<'a, T> {
     /// `[sequences, heads, dk]`: of the normaliser's state before each sequence, zeros or not, only with
     /// [`normalize`](Config::normalize).
     pub dinitial_z: Option<TensorMut<'a, f32, 3>>,
+    /// Gradient of the bonus, `[heads, dk]`, the last axis contiguous; only if there is one.
+    pub dbonus: Option<TensorMut<'a, f32, 2>>,
 }
 
 /// Tensors of [`LinearAttention::step`](super::LinearAttention::step): those of a [`Layer`] of one step. The last axis

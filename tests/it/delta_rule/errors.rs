@@ -91,6 +91,7 @@ fn gradients_that_there_are_not() {
             dbeta: Some(dbeta.view_mut()),
             dinitial_state: None,
             dinitial_z: None,
+            dbonus: None,
         };
         let op = &device.linear_attention;
         let mut workspace = Workspace::new(&stream);

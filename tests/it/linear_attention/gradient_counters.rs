@@ -52,6 +52,14 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
                 ..normalized
             });
         }
+        let case = Case {
+            decay: Fades::PerChannel,
+            bonus: true,
+            ..case
+        };
+        check::<f16>(case);
+        check::<bf16>(case);
+        check::<f32>(Case { seqlen: 17, ..case });
         for report in take_thread_reports() {
             if of_gradients(&report.kernel) {
                 assert_eq!(report.bank_conflicts(), 0, "{report}");
@@ -75,8 +83,9 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
 
 fn of_gradients(kernel: &str) -> bool {
     [
-        "gradient_walk_step_",
+        "gradient_walk_",
         "sum_heads_",
+        "bonus_gradient_",
         "decay_gradient_",
         "normalizer_gradient_",
         "key_products_",
