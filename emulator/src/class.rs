@@ -1,6 +1,6 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, FloatOp, Scalar, Space};
+use crate::ir::{Code, FloatOp, LaneOp, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -111,6 +111,8 @@ impl Class {
             | Code::SelectSign { .. }
             | Code::PredLogic { .. }
             | Code::PredNot { .. } => Class::Integer,
+            Code::Lanes(lanes) => Class::of_lane(&lanes.op),
+            Code::Carry(_) => Class::Integer,
             Code::Convert { .. } | Code::ConvertPair { .. } => Class::Convert,
             Code::Nop
             | Code::Move32 { .. }
@@ -141,6 +143,30 @@ impl Class {
             Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
                 Class::Control
             }
+        }
+    }
+
+    fn of_lane(op: &LaneOp) -> Class {
+        let of_kind = |kind: &Scalar| match kind {
+            Scalar::F32 => Class::Fp32,
+            Scalar::F64 => Class::Fp64,
+            kind if kind.is_float() => Class::Half,
+            _ => Class::Integer,
+        };
+        match op {
+            LaneOp::Float { op, kind, .. } => match (op, kind) {
+                (FloatOp::Div | FloatOp::Rcp | FloatOp::Sqrt, Scalar::F32) => Class::Mufu,
+                _ => of_kind(kind),
+            },
+            LaneOp::Gross { .. } => Class::Mufu,
+            LaneOp::Property { kind, .. }
+            | LaneOp::ComparePair { kind, .. }
+            | LaneOp::Set { kind, .. } => of_kind(kind),
+            LaneOp::ConvertPair { .. }
+            | LaneOp::ConvertHalves { .. }
+            | LaneOp::Widen { .. }
+            | LaneOp::Pack { .. } => Class::Convert,
+            _ => Class::Integer,
         }
     }
 }

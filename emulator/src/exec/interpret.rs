@@ -4,7 +4,7 @@ use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
-use super::{atomic, convert, copy, exchange, float, integer, matrix, memory};
+use super::{atomic, convert, copy, exchange, float, integer, lanes as lane, matrix, memory};
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -302,6 +302,8 @@ fn run_group<const AVX2: bool>(
             &Code::ConvertPair { to, relu, d, a, b } => {
                 convert::convert_pair(r, active, to, relu, d, (a, b))
             }
+            Code::Lanes(op) => lane::run(r, active, op),
+            Code::Carry(op) => lane::carry(r, active, op),
             &Code::Branch { target } => {
                 if context.clock >= end {
                     // spinning lanes must not keep the rest of the block from what they wait for

@@ -7,14 +7,17 @@ mod block;
 mod context;
 mod convert;
 mod copy;
+mod exact;
 mod exchange;
 mod float;
 mod integer;
 mod interpret;
+mod lanes;
 mod matrix;
 mod memory;
 mod registers;
 mod rounding;
+mod video;
 mod warp;
 
 use std::str::FromStr;

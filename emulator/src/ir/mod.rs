@@ -3,11 +3,13 @@
 //! A slot is a row of 32 words, one a lane. A 64-bit register takes two rows. Immediates, parameters, special registers
 //! and addresses are slots too, filled when a warp starts, so that an operand is always a slot.
 
+mod lanes;
 mod operation;
 
 use std::sync::Arc;
 
 use crate::class::Class;
+pub(crate) use lanes::*;
 pub(crate) use operation::*;
 
 /// Index of a row in a warp's register file.
@@ -184,6 +186,9 @@ pub(crate) enum Code {
         a: Slot,
         b: Slot,
     },
+    /// What is too rare for a variant of its own.
+    Lanes(Box<Lanes>),
+    Carry(Box<Carry>),
     Branch {
         target: Pc,
     },

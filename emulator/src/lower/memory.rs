@@ -77,8 +77,8 @@ fn strength(m: &mut Modifiers<'_>) -> bool {
     .is_some()
 }
 
-/// Takes hints to the caches: they change no result.
-fn cache_hints(m: &mut Modifiers<'_>) {
+/// Takes hints to the caches: they change no result. True if an operand with a policy follows.
+fn cache_hints(m: &mut Modifiers<'_>) -> bool {
     m.take_any(&["ca", "cg", "cs", "cv", "lu", "wb", "wt"]);
     m.take("nc");
     m.take_any(&["L2::64B", "L2::128B", "L2::256B"]);
@@ -89,6 +89,8 @@ fn cache_hints(m: &mut Modifiers<'_>) {
         "L1::evict_last",
         "L1::no_allocate",
     ]);
+    m.take_any(&["L2::evict_last", "L2::evict_normal", "L2::evict_first"]);
+    m.take("L2::cache_hint")
 }
 
 fn vector(m: &mut Modifiers<'_>) -> usize {
@@ -109,7 +111,6 @@ fn access<'t>(
 ) -> Lowered<Access> {
     let kind = m.scalar()?;
     let (space, strong) = (space(m), strength(m));
-    cache_hints(m);
     let lanes = vector(m);
     if items.len() != lanes {
         return Err(format!(
@@ -147,7 +148,8 @@ pub(super) fn load<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
-    l.count(operands, 2)?;
+    let policy = cache_hints(m);
+    l.count(operands, 2 + usize::from(policy))?;
     if let Some(code) = parameter(l, m, operands)? {
         return Ok(code);
     }
@@ -218,7 +220,8 @@ pub(super) fn store<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
-    l.count(operands, 2)?;
+    let policy = cache_hints(m);
+    l.count(operands, 2 + usize::from(policy))?;
     let items = items(&operands[1]);
     let mut access = access(l, m, &operands[0], &items)?;
     if access.space == Space::Param {
@@ -241,10 +244,10 @@ pub(super) fn atomic<'t>(
     let space = space(m);
     strength(m);
     m.take("noftz");
-    cache_hints(m);
+    let policy = usize::from(cache_hints(m));
     let sources = if op == AtomicOp::Cas { 2 } else { 1 };
     let first = usize::from(result);
-    l.count(operands, first + 1 + sources)?;
+    l.count(operands, first + 1 + sources + policy)?;
     let wide = kind.bytes() == 8;
     let supported = match op {
         AtomicOp::Inc | AtomicOp::Dec => kind == Scalar::U32,

@@ -8,10 +8,12 @@ mod compare;
 mod control;
 mod convert;
 mod isa;
+mod lanes;
 mod logic;
 mod memory;
 mod modifiers;
 mod operands;
+mod video;
 
 use std::collections::HashMap;
 
@@ -93,6 +95,8 @@ pub(crate) struct Lowerer<'t> {
     /// A slot pair for results nobody wants.
     sink: Slot,
     grain: u32,
+    /// The carry flag, once an instruction has it.
+    carry: Option<Pred>,
 }
 
 /// Lowers one entry; `module` names the variables of module scope.
@@ -113,6 +117,7 @@ pub(crate) fn lower<'t>(
         param_bytes: 0,
         sink: 0,
         grain: 16,
+        carry: None,
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
     let parameters = lowerer.parameters(&function.parameters);

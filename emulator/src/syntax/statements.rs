@@ -175,9 +175,7 @@ impl<'t> Parser<'t> {
         match number(word) {
             Some(value) if negative => return Ok(negated(value)),
             Some(value) => return Ok(value),
-            None if negative => {
-                return self.error(format!("expected a number after `-`, found `{word}`"));
-            }
+            None if negative => return Ok(Operand::Minus(word)),
             None => {}
         }
         if self.accept(b'|') {
