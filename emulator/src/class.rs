@@ -1,6 +1,6 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, FloatOp, LaneOp, Scalar, Space};
+use crate::ir::{Code, Collective, FloatOp, LaneOp, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -79,6 +79,10 @@ impl Class {
     pub(crate) fn of(code: &Code) -> Class {
         match code {
             Code::Mma(_) => Class::Mma,
+            Code::Collective(op) => match **op {
+                Collective::Product(_) => Class::Mma,
+                Collective::MoveMatrix { .. } => Class::Shuffle,
+            },
             Code::F32 { op, .. } => match op {
                 FloatOp::Rcp
                 | FloatOp::Sqrt
@@ -128,7 +132,7 @@ impl Class {
             }
             Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
             Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
-            Code::Atomic(_) => Class::Atomic,
+            Code::Atomic(_) | Code::AtomicVector(_) => Class::Atomic,
             Code::Shuffle { .. }
             | Code::Vote { .. }
             | Code::Match { .. }

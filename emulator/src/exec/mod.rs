@@ -15,6 +15,7 @@ mod interpret;
 mod lanes;
 mod matrix;
 mod memory;
+mod product;
 mod registers;
 mod rounding;
 mod video;

@@ -3,7 +3,8 @@
 //! What is not here is an error when a module is loaded.
 
 use super::{
-    Lowered, Lowerer, Modifiers, arithmetic, compare, control, convert, lanes, logic, memory, video,
+    Lowered, Lowerer, Modifiers, arithmetic, atomic, compare, control, convert, lanes, logic,
+    matrix, memory, video,
 };
 use crate::ir::{AtomicOp, CarryOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
@@ -93,8 +94,9 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "ld" | "ldu" => memory::load,
         "st" => memory::store,
         "cp" => memory::copy_async,
-        "ldmatrix" => memory::load_matrix,
-        "stmatrix" => memory::store_matrix,
+        "ldmatrix" => matrix::load_matrix,
+        "stmatrix" => matrix::store_matrix,
+        "movmatrix" => matrix::move_matrix,
         "prefetch" | "prefetchu" | "applypriority" | "discard" => control::hint,
         "createpolicy" => control::cache_policy,
         "shfl" => control::shuffle,
@@ -111,10 +113,10 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "match" => control::matching,
         "activemask" => control::active_mask,
         "redux" => control::reduce,
-        "atom" => |l, m, o| memory::atomic(l, m, o, true),
-        "red" => |l, m, o| memory::atomic(l, m, o, false),
+        "atom" => |l, m, o| atomic::atomic(l, m, o, true),
+        "red" => |l, m, o| atomic::atomic(l, m, o, false),
         // matrix multiply-add: 9.7.14
-        "mma" => memory::mma,
+        "mma" => matrix::mma,
         // video: 9.7.18
         "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vshl" | "vshr" | "vset" => video::scalar,
         "vmad" => video::multiply_add,

@@ -4,12 +4,14 @@
 //! An opcode or modifier that is not in the table (`isa.rs`) is an error that names it: never a guess.
 
 mod arithmetic;
+mod atomic;
 mod compare;
 mod control;
 mod convert;
 mod isa;
 mod lanes;
 mod logic;
+mod matrix;
 mod memory;
 mod modifiers;
 mod operands;

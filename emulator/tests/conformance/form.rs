@@ -135,7 +135,7 @@ impl Form {
     pub(crate) fn text(&self) -> String {
         let kernel = self.kernel("case");
         let (arch, module) = (self.arch, &self.module);
-        format!(".version 8.6\n.target sm_{arch}\n.address_size 64\n{module}\n{kernel}")
+        format!(".version 8.7\n.target sm_{arch}\n.address_size 64\n{module}\n{kernel}")
     }
 
     /// The kernel alone under a name.

@@ -36,7 +36,7 @@ macro_rules! chapters {
     };
 }
 
-chapters! { integer bits carry video float half compare convert exchange memory }
+chapters! { integer bits carry video float half compare convert exchange memory atomic matrix }
 
 #[test]
 fn names_are_unique() {

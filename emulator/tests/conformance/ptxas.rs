@@ -1,5 +1,6 @@
 //! Every text is PTX to the real assembler too, where it is at hand.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,25 +30,19 @@ fn the_assembler_accepts_every_text() {
     };
     let mut failures = Vec::new();
     for arch in [80, 86, 89, 90] {
-        let mut modules: Vec<(String, String, String)> = Vec::new();
+        // the forms of a chapter that have the same declarations, in one text
+        let mut modules: BTreeMap<(&str, String), String> = BTreeMap::new();
         for (chapter, forms) in crate::all() {
-            // forms with declarations of their own stand alone
-            let mut together = String::new();
             for (at, form) in forms.iter().filter(|form| form.arch == arch).enumerate() {
                 let kernel = form.kernel(&format!("form{at}"));
-                if form.module.is_empty() {
-                    together += &format!("// {}\n{kernel}", form.name);
-                } else {
-                    modules.push((form.name.clone(), form.module.clone(), kernel));
-                }
-            }
-            if !together.is_empty() {
-                modules.push((chapter.into(), String::new(), together));
+                let text = modules.entry((chapter, form.module.clone())).or_default();
+                *text += &format!("// {}\n{kernel}", form.name.replace('\n', " "));
             }
         }
-        for (name, module, kernels) in modules {
+        for (at, ((chapter, module), kernels)) in modules.into_iter().enumerate() {
+            let name = format!("{chapter}{at}");
             let text =
-                format!(".version 8.6\n.target sm_{arch}\n.address_size 64\n{module}\n{kernels}");
+                format!(".version 8.7\n.target sm_{arch}\n.address_size 64\n{module}\n{kernels}");
             failures.extend(assemble(&ptxas, arch, &name, &text));
         }
     }

@@ -1,5 +1,6 @@
 //! The forms, a file a chapter.
 
+pub(crate) mod atomic;
 pub(crate) mod bits;
 pub(crate) mod carry;
 pub(crate) mod compare;
@@ -8,6 +9,7 @@ pub(crate) mod exchange;
 pub(crate) mod float;
 pub(crate) mod half;
 pub(crate) mod integer;
+pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod video;
 
