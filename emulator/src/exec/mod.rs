@@ -7,14 +7,18 @@ mod block;
 mod context;
 mod convert;
 mod copy;
+mod exact;
 mod exchange;
 mod float;
 mod integer;
 mod interpret;
+mod lanes;
 mod matrix;
 mod memory;
+mod product;
 mod registers;
 mod rounding;
+mod video;
 mod warp;
 
 use std::str::FromStr;

@@ -4,14 +4,18 @@
 //! An opcode or modifier that is not in the table (`isa.rs`) is an error that names it: never a guess.
 
 mod arithmetic;
+mod atomic;
 mod compare;
 mod control;
 mod convert;
 mod isa;
+mod lanes;
 mod logic;
+mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
+mod video;
 
 use std::collections::HashMap;
 
@@ -93,6 +97,8 @@ pub(crate) struct Lowerer<'t> {
     /// A slot pair for results nobody wants.
     sink: Slot,
     grain: u32,
+    /// The carry flag, once an instruction has it.
+    carry: Option<Pred>,
 }
 
 /// Lowers one entry; `module` names the variables of module scope.
@@ -113,6 +119,7 @@ pub(crate) fn lower<'t>(
         param_bytes: 0,
         sink: 0,
         grain: 16,
+        carry: None,
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
     let parameters = lowerer.parameters(&function.parameters);
