@@ -1,6 +1,6 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, FloatOp, Scalar, Space};
+use crate::ir::{Code, FloatOp, Hopper, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -75,6 +75,22 @@ impl Class {
         }
     }
 
+    fn of_hopper(op: &Hopper) -> Class {
+        match op {
+            Hopper::Mbarrier(_)
+            | Hopper::PendingCount { .. }
+            | Hopper::CopyArrive { .. }
+            | Hopper::FenceProxy
+            | Hopper::FenceInit
+            | Hopper::SetRegisters { .. } => Class::Barrier,
+            Hopper::ClusterArrive { .. } | Hopper::ClusterWait { .. } => Class::Barrier,
+            Hopper::MapAddress { .. } | Hopper::RankOf { .. } => Class::Move,
+            Hopper::BulkCommit | Hopper::BulkWait { .. } => Class::Barrier,
+            Hopper::Bulk(_) => Class::Global,
+            Hopper::Elect { .. } => Class::Shuffle,
+        }
+    }
+
     /// The class of an operation.
     pub(crate) fn of(code: &Code) -> Class {
         match code {
@@ -138,6 +154,7 @@ impl Class {
             | Code::CopyWait { .. }
             | Code::CopyWaitAll
             | Code::Fence => Class::Barrier,
+            Code::Hopper(op) => Class::of_hopper(op),
             Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
                 Class::Control
             }

@@ -13,7 +13,7 @@ use crate::memory::{INITIALISED, READ, WRITTEN};
 use crate::race::Accessor;
 
 /// The new value of a location.
-fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64 {
+pub(super) fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64 {
     let halves = |f: fn(u16, u16) -> u16| {
         let low = f(old as u16, value as u16);
         let high = f((old >> 16) as u16, (value >> 16) as u16);
@@ -31,6 +31,10 @@ fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64
         (AtomicOp::Add, Scalar::F16x2) => halves(add_f16),
         (AtomicOp::Add, Scalar::Bf16x2) => halves(add_bf16),
         (AtomicOp::Add, _) => old.wrapping_add(value),
+        (AtomicOp::Min, Scalar::F16) => extreme_f16(old, value, f32::min),
+        (AtomicOp::Max, Scalar::F16) => extreme_f16(old, value, f32::max),
+        (AtomicOp::Min, Scalar::Bf16) => extreme_bf16(old, value, f32::min),
+        (AtomicOp::Max, Scalar::Bf16) => extreme_bf16(old, value, f32::max),
         (AtomicOp::Min, Scalar::S32) => (old as i32).min(value as i32) as u32 as u64,
         (AtomicOp::Max, Scalar::S32) => (old as i32).max(value as i32) as u32 as u64,
         (AtomicOp::Min, Scalar::S64) => (old as i64).min(value as i64) as u64,
@@ -63,6 +67,16 @@ fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64
             }
         }
     }
+}
+
+fn extreme_f16(old: u64, value: u64, f: fn(f32, f32) -> f32) -> u64 {
+    let [old, value] = [old, value].map(|bits| f16::from_bits(bits as u16).to_f32());
+    f16::from_f32(f(old, value)).to_bits().into()
+}
+
+fn extreme_bf16(old: u64, value: u64, f: fn(f32, f32) -> f32) -> u64 {
+    let [old, value] = [old, value].map(|bits| bf16::from_bits(bits as u16).to_f32());
+    bf16::from_f32(f(old, value)).to_bits().into()
 }
 
 /// Runs an atomic lane by lane: lanes that meet at one address take turns.
@@ -131,6 +145,22 @@ pub(super) fn run(
             .put(active, slot, out.map(|value| value as u32)),
         None => {}
     }
+    Ok(())
+}
+
+/// Combines one global location with a value: an element of a bulk reduction.
+pub(super) fn reduce(
+    context: &mut Context<'_>,
+    lane: u32,
+    address: u64,
+    op: AtomicOp,
+    kind: Scalar,
+    value: u64,
+) -> Done {
+    let bytes = kind.bytes() as usize;
+    let update = |old: u64| combine(op, kind, old, value, 0);
+    global_update(context, lane, address, bytes, update)?;
+    context.report.atomics += 1;
     Ok(())
 }
 

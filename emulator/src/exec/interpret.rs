@@ -4,7 +4,7 @@ use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
-use super::{atomic, convert, copy, exchange, float, integer, matrix, memory};
+use super::{atomic, convert, copy, exchange, float, hopper, integer, matrix, memory};
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -362,6 +362,17 @@ fn run_group<const AVX2: bool>(
                 }
             }
             &Code::ActiveMask { d } => r.put(active, d, [active; LANES]),
+            Code::Hopper(op) => {
+                if op.is_collective() && !warp.complete(context, pc, mask)? {
+                    warp.push(pc + 1, mask & !active, false);
+                    warp.push(pc, active, true);
+                    return Ok(None);
+                }
+                match hopper::run(warp, context, op, active)? {
+                    None => {}
+                    Some(stop) => return Ok(Some(warp.stop_at(stop, pc, mask, active))),
+                }
+            }
             // what follows needs several lanes at once
             Code::Mma(_)
             | Code::LoadMatrix(_)

@@ -3,11 +3,13 @@
 //! A slot is a row of 32 words, one a lane. A 64-bit register takes two rows. Immediates, parameters, special registers
 //! and addresses are slots too, filled when a warp starts, so that an operand is always a slot.
 
+mod hopper;
 mod operation;
 
 use std::sync::Arc;
 
 use crate::class::Class;
+pub(crate) use hopper::*;
 pub(crate) use operation::*;
 
 /// Index of a row in a warp's register file.
@@ -264,6 +266,14 @@ pub(crate) enum Code {
         d: Slot,
         wide: bool,
     },
+    /// What came with Hopper.
+    Hopper(Box<Hopper>),
+}
+
+impl Code {
+    pub(crate) fn hopper(op: Hopper) -> Code {
+        Code::Hopper(Box::new(op))
+    }
 }
 
 /// What fills a constant slot when a warp starts.
@@ -302,9 +312,14 @@ pub(crate) enum Special {
     LaneMaskGt,
     DynamicShared,
     TotalShared,
-    /// Cluster coordinates of a launch without clusters: 0, and sizes of 1.
-    ClusterIndex,
-    ClusterSize,
+    /// The cluster in the grid, and clusters of the grid.
+    Cluster(u8),
+    NumClusters(u8),
+    /// The block in its cluster, and blocks of the cluster.
+    ClusterBlock(u8),
+    ClusterBlocks(u8),
+    ClusterRank,
+    ClusterRanks,
 }
 
 /// Where an operation comes from.
@@ -330,4 +345,6 @@ pub(crate) struct Body {
     pub predicates: u32,
     /// Bytes that every shared access is a multiple of and aligned to: the grain of race detection.
     pub shared_grain: u32,
+    /// It has instructions of the async proxy.
+    pub async_proxy: bool,
 }

@@ -2,7 +2,10 @@
 //!
 //! What is not here is an error when a module is loaded.
 
-use super::{Lowered, Lowerer, Modifiers, arithmetic, compare, control, convert, logic, memory};
+use super::{
+    Lowered, Lowerer, Modifiers, arithmetic, cluster, compare, control, convert, hopper, logic,
+    memory,
+};
 use crate::ir::{AtomicOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
 
@@ -100,6 +103,12 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "redux" => control::reduce,
         "atom" => |l, m, o| memory::atomic(l, m, o, true),
         "red" => |l, m, o| memory::atomic(l, m, o, false),
+        "mbarrier" => hopper::mbarrier,
+        "elect" => hopper::elect,
+        "mapa" => cluster::map,
+        "getctarank" => cluster::rank,
+        // registers of a warp: 9.7.19
+        "setmaxnreg" => hopper::set_registers,
         // matrix multiply-add: 9.7.14
         "mma" => memory::mma,
         _ => return None,

@@ -4,9 +4,12 @@
 //! An opcode or modifier that is not in the table (`isa.rs`) is an error that names it: never a guess.
 
 mod arithmetic;
+mod bulk;
+mod cluster;
 mod compare;
 mod control;
 mod convert;
+mod hopper;
 mod isa;
 mod logic;
 mod memory;
@@ -169,6 +172,10 @@ pub(crate) fn lower<'t>(
         .map(|(&constant, &slot)| (slot, constant))
         .collect();
     body.constants.sort_by_key(|&(slot, _)| slot);
+    body.async_proxy = body
+        .ops
+        .iter()
+        .any(|op| matches!(&op.code, Code::Hopper(op) if op.is_async_proxy()));
     body.rows = lowerer.rows;
     body.predicates = lowerer.predicates;
     body.shared_grain = lowerer.grain;

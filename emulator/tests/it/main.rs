@@ -9,6 +9,7 @@ mod counters;
 mod coverage;
 mod emulator;
 mod fail;
+mod hopper;
 mod launch;
 mod matrix;
 mod mutants;
