@@ -33,6 +33,7 @@ impl Launch {
         if self.cooperative {
             self.check_resident(driver)?;
         }
+        self.check_cluster(driver)?;
         let launch = exec::Launch {
             module: &self.function.module.module,
             kernel: self.function.name(),
@@ -55,6 +56,35 @@ impl Launch {
                 Err(error)
             }
         }
+    }
+
+    /// A launch with an attribute for clusters must have a device and a grid that they fit.
+    fn check_cluster(&self, driver: &Driver) -> Result<()> {
+        let Some([x, y, z]) = self.cluster.filter(|sides| *sides != [1; 3]) else {
+            return Ok(());
+        };
+        let most = driver.device.max_cluster;
+        let text = format!("clusters of ({x}, {y}, {z}) blocks");
+        if most == 1 {
+            return Err(Error::unsupported(format!(
+                "{text}: {} has none",
+                driver.device.name
+            )));
+        }
+        let blocks = x.saturating_mul(y).saturating_mul(z);
+        if blocks == 0 || blocks > most {
+            return Err(Error::value(format!(
+                "{text}; {} allows 1 to {most}",
+                driver.device.name
+            )));
+        }
+        let [gx, gy, gz] = self.grid;
+        if gx % x != 0 || gy % y != 0 || gz % z != 0 {
+            return Err(Error::value(format!(
+                "{text} do not divide a grid of ({gx}, {gy}, {gz})"
+            )));
+        }
+        Ok(())
     }
 
     /// All blocks of a cooperative launch must be on the device at once.
