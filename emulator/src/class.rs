@@ -6,7 +6,7 @@ use crate::ir::{Code, FloatOp, Hopper, Scalar, Space};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Tensor-core multiply-add (mma).
+    /// Tensor-core multiply-add (mma, wgmma).
     Mma,
     /// Multi-function unit: ex2, lg2, rcp, rsqrt, sin, cos, tanh.
     Mufu,
@@ -85,6 +85,8 @@ impl Class {
             | Hopper::SetRegisters { .. } => Class::Barrier,
             Hopper::ClusterArrive { .. } | Hopper::ClusterWait { .. } => Class::Barrier,
             Hopper::MapAddress { .. } | Hopper::RankOf { .. } => Class::Move,
+            Hopper::Wgmma(_) => Class::Mma,
+            Hopper::WgmmaFence | Hopper::WgmmaCommit | Hopper::WgmmaWait { .. } => Class::Barrier,
             Hopper::BulkCommit | Hopper::BulkWait { .. } => Class::Barrier,
             Hopper::Bulk(_) => Class::Global,
             Hopper::Elect { .. } => Class::Shuffle,

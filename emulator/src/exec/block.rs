@@ -1,11 +1,11 @@
 //! A block: its warps in turn, its barriers, and the words for what goes wrong.
 
-use super::bulk;
 use super::context::{Context, Trouble};
 use super::interpret;
 use super::registers::LANES;
 use super::warp::{State, Stop, Warp};
 use super::{Random, Shared};
+use super::{bulk, wgmma};
 use crate::fault::{Fault, FaultKind, Site};
 use crate::ir::{BarrierKind, Pc};
 use crate::report::Report;
@@ -256,6 +256,14 @@ impl<'l> Block<'l> {
 
     /// All warps have exited: nothing may write to their memory any more.
     fn finish(&mut self) -> Result<(), Box<Fault>> {
+        let groups = self.size.div_ceil(wgmma::WARPS);
+        for (at, group) in self.context.warpgroups.iter().enumerate() {
+            if let Some(late) = group.straggler() {
+                let at = at / groups * self.size + at % groups * wgmma::WARPS + late;
+                let message = "the block ends, and this warp has executed fewer wgmma instructions than others of its warpgroup";
+                return Err(self.fault(at, *Trouble::new(FaultKind::Divergence, None, message)));
+            }
+        }
         for at in 0..self.warps.len() {
             if let Some((pc, lane)) = self.warps[at].stores.reading() {
                 self.warps[at].at = pc;

@@ -10,6 +10,7 @@ use super::mbarrier::{self, Mbarrier};
 use super::reads::Reads;
 use super::registers::LANES;
 use super::warp::Warp;
+use super::wgmma::{self, Warpgroup};
 use crate::fault::FaultKind;
 use crate::ir::{Body, Code, Pc, Space};
 use crate::memory::{Allocation, Allocations, INITIALISED, READ, WRITTEN};
@@ -50,6 +51,13 @@ impl Trouble {
             conflict: None,
         })
     }
+}
+
+fn warpgroups(blocks: usize, warps: usize) -> Vec<Warpgroup> {
+    let count = blocks * warps.div_ceil(wgmma::WARPS);
+    std::iter::repeat_with(Warpgroup::default)
+        .take(count)
+        .collect()
 }
 
 /// Result of an operation.
@@ -100,6 +108,9 @@ pub(super) struct Context<'l> {
     pub exited: Vec<bool>,
     /// Registers a thread of each warp, where setmaxnreg said so, and the most that a block has.
     pub registers: Vec<u32>,
+    /// Warps of one block, and the warpgroups of all.
+    pub block_warps: usize,
+    pub warpgroups: Vec<Warpgroup>,
     pub register_limit: u32,
     /// Times each operation was issued, a warp at a time.
     pub issued: Vec<u64>,
@@ -133,6 +144,8 @@ impl<'l> Context<'l> {
             changes: 0,
             exited: vec![false; blocks],
             registers: vec![0; blocks * warps],
+            block_warps: warps,
+            warpgroups: warpgroups(blocks, warps),
             register_limit: launch.device.registers_per_block,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
@@ -152,6 +165,7 @@ impl<'l> Context<'l> {
         self.changes = 0;
         self.exited.fill(false);
         self.registers.fill(0);
+        self.warpgroups = warpgroups(self.exited.len(), self.block_warps);
         self.clock = 0;
     }
 
@@ -181,6 +195,12 @@ impl<'l> Context<'l> {
 
     pub(super) fn init_is_visible(&self, at: usize) -> bool {
         (self.init_fences.get(&at)).is_some_and(|&phase| phase < self.cluster_phase)
+    }
+
+    /// An instruction and its line, for a message.
+    pub(super) fn place(&self, pc: Pc) -> String {
+        let line = self.body.origins[pc as usize].ptx;
+        format!("PTX line {line}: {}", self.body.texts[pc as usize])
     }
 
     /// What an instruction is called that works on shared memory by itself.

@@ -3,7 +3,7 @@
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::LANES;
 use super::warp::{Stop, Warp};
-use super::{bulk, cluster, mbarrier};
+use super::{bulk, cluster, mbarrier, wgmma};
 use crate::fault::FaultKind;
 use crate::ir::{Hopper, Pred, Slot};
 
@@ -40,6 +40,10 @@ pub(super) fn run(
             wide,
             generic,
         } => cluster::rank_of(warp, (d, a), wide, generic, active)?,
+        Hopper::Wgmma(product) => wgmma::multiply(warp, context, product)?,
+        Hopper::WgmmaFence => wgmma::fence(warp),
+        Hopper::WgmmaCommit => wgmma::commit(warp, context)?,
+        &Hopper::WgmmaWait { pending } => return Ok(wgmma::wait(warp, context, pending)),
         Hopper::Bulk(copy) => bulk::issue(warp, context, copy, active)?,
         Hopper::BulkCommit => warp.stores.commit(active),
         &Hopper::BulkWait { pending, read } => bulk::wait(warp, context, pending, read, active)?,

@@ -4,7 +4,7 @@ use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
-use super::{atomic, convert, copy, exchange, float, hopper, integer, matrix, memory};
+use super::{atomic, convert, copy, exchange, float, hopper, integer, matrix, memory, wgmma};
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -107,6 +107,9 @@ fn run_group<const AVX2: bool>(
         if active == 0 {
             pc += 1;
             continue;
+        }
+        if !body.product_slots.is_empty() {
+            wgmma::touch(warp, context, pc)?;
         }
         let r = &mut warp.registers;
         match &op.code {

@@ -9,6 +9,7 @@ mod cluster;
 mod context;
 mod convert;
 mod copy;
+mod descriptor;
 mod exchange;
 mod float;
 mod hopper;
@@ -22,6 +23,7 @@ mod registers;
 mod rounding;
 mod tensor;
 mod warp;
+mod wgmma;
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,6 +4,7 @@ use super::bulk::Stores;
 use super::context::{Context, Done, Trouble, lanes};
 use super::copy::Copies;
 use super::registers::{LANES, Registers};
+use super::wgmma::Products;
 use super::{Random, Schedule, Shared};
 use crate::fault::FaultKind;
 use crate::ir::{Barrier, Code, Constant, Pc, Special};
@@ -64,6 +65,7 @@ pub(super) struct Warp {
     pub lacks_cluster: u32,
     pub copies: Copies,
     pub stores: Stores,
+    pub products: Products,
     /// Where the warp stands, for faults.
     pub at: Pc,
     random: Random,
@@ -99,6 +101,7 @@ impl Warp {
             lacks_cluster: 0,
             copies: Copies::default(),
             stores: Stores::default(),
+            products: Products::default(),
             at: 0,
             random: Random::default(),
             rotate: false,
@@ -133,6 +136,7 @@ impl Warp {
         self.lacks_cluster = 0;
         self.copies = Copies::default();
         self.stores = Stores::default();
+        self.products = Products::default();
         self.rotate = false;
         self.rotated = false;
         self.gave_way = None;

@@ -61,6 +61,15 @@ pub(crate) enum Hopper {
         wide: bool,
         generic: bool,
     },
+    Wgmma(Wgmma),
+    /// `wgmma.fence`
+    WgmmaFence,
+    /// `wgmma.commit_group`
+    WgmmaCommit,
+    /// `wgmma.wait_group`: at most `pending` groups stay under way.
+    WgmmaWait {
+        pending: u32,
+    },
     /// `setmaxnreg`
     SetRegisters {
         count: u32,
@@ -70,13 +79,17 @@ pub(crate) enum Hopper {
 impl Hopper {
     /// It works by the async proxy, or orders what does.
     pub(crate) fn is_async_proxy(&self) -> bool {
-        matches!(self, Hopper::FenceProxy | Hopper::Bulk(_))
+        matches!(
+            self,
+            Hopper::FenceProxy | Hopper::Bulk(_) | Hopper::Wgmma(_)
+        )
     }
 
     /// What a fault calls it while it works on shared memory.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Hopper::Bulk(bulk) if bulk.reduce.is_some() => "the bulk reduction",
+            Hopper::Wgmma(_) => "the wgmma",
             _ => "the bulk copy",
         }
     }
@@ -84,7 +97,12 @@ impl Hopper {
     /// All lanes of the warp must execute it together.
     pub(crate) fn is_collective(&self) -> bool {
         match self {
-            Hopper::Elect { .. } | Hopper::SetRegisters { .. } => true,
+            Hopper::Elect { .. }
+            | Hopper::SetRegisters { .. }
+            | Hopper::Wgmma(_)
+            | Hopper::WgmmaFence
+            | Hopper::WgmmaCommit
+            | Hopper::WgmmaWait { .. } => true,
             Hopper::ClusterArrive { aligned, .. } | Hopper::ClusterWait { aligned } => *aligned,
             _ => false,
         }
@@ -181,4 +199,64 @@ pub(crate) enum MbarrierOp {
         d: Pred,
         parity: Slot,
     },
+}
+
+/// `wgmma.mma_async`: a warpgroup multiplies 64 rows of A by N columns of B.
+#[derive(Debug, Clone)]
+pub(crate) struct Wgmma {
+    pub n: u16,
+    pub k: u16,
+    pub a_kind: MatrixElement,
+    pub b_kind: MatrixElement,
+    pub accumulator: Accumulator,
+    /// Sums of integers saturate.
+    pub saturate: bool,
+    pub d: Vec<Slot>,
+    pub a: WgmmaSource,
+    /// A matrix descriptor.
+    pub b: Slot,
+    /// Adds to what D holds where the predicate is true; the flag negates it.
+    pub scale_d: (Pred, bool),
+    pub negate_a: bool,
+    pub negate_b: bool,
+    /// M or N is contiguous in shared memory, not K.
+    pub a_transposed: bool,
+    pub b_transposed: bool,
+}
+
+/// Where the rows of A come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum WgmmaSource {
+    Registers([Slot; 4]),
+    Descriptor(Slot),
+}
+
+/// The type of A or B.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MatrixElement {
+    F16,
+    Bf16,
+    Tf32,
+    E4m3,
+    E5m2,
+    S8,
+    U8,
+}
+
+impl MatrixElement {
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            MatrixElement::Tf32 => 4,
+            MatrixElement::F16 | MatrixElement::Bf16 => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// The type of D.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accumulator {
+    F32,
+    F16,
+    S32,
 }

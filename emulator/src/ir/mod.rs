@@ -347,4 +347,6 @@ pub(crate) struct Body {
     pub shared_grain: u32,
     /// It has instructions of the async proxy.
     pub async_proxy: bool,
+    /// For each operation the registers it names that a wgmma uses; empty without wgmma.
+    pub product_slots: Vec<Box<[Slot]>>,
 }

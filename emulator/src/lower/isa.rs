@@ -4,7 +4,7 @@
 
 use super::{
     Lowered, Lowerer, Modifiers, arithmetic, cluster, compare, control, convert, hopper, logic,
-    memory,
+    memory, wgmma,
 };
 use crate::ir::{AtomicOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
@@ -111,6 +111,7 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "setmaxnreg" => hopper::set_registers,
         // matrix multiply-add: 9.7.14
         "mma" => memory::mma,
+        "wgmma" => wgmma::wgmma,
         _ => return None,
     };
     Some(lower)

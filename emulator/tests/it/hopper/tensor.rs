@@ -175,9 +175,9 @@ impl Problem {
             // within 1024, 512 or 256 bytes, the 16-byte chunks of row r change places by r
             let (row, chunk) = (linear / 128, linear / 16 % 8);
             let chunk = match self.swizzle {
-                128 => chunk ^ row % 8,
-                64 => chunk ^ row % 4,
-                32 => chunk ^ row % 2,
+                128 => chunk ^ (row % 8),
+                64 => chunk ^ (row % 4),
+                32 => chunk ^ (row % 2),
                 _ => chunk,
             };
             out.push((
