@@ -8,6 +8,7 @@ mod case;
 mod counters;
 mod emulator;
 mod fail;
+mod hopper;
 mod launch;
 mod matrix;
 mod mutants;
