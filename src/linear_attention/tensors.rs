@@ -186,6 +186,32 @@ pub struct Backward<'a, T> {
     pub dbonus: Option<TensorMut<'a, f32, 2>>,
 }
 
+impl<'a, T> Backward<'a, T> {
+    /// The gradients `[dq, dk, dv]` of a layer, without the tensors that may be absent.
+    pub fn new(
+        layer: Layer<'a, T>,
+        dout: TensorRef<'a, T, 4>,
+        [dq, dk, dv]: [TensorMut<'a, T, 4>; 3],
+    ) -> Self {
+        Self {
+            layer,
+            out: None,
+            normalizer: None,
+            dout,
+            dfinal_state: None,
+            dfinal_z: None,
+            dq,
+            dk,
+            dv,
+            ddecay: None,
+            dbeta: None,
+            dbonus: None,
+            dinitial_state: None,
+            dinitial_z: None,
+        }
+    }
+}
+
 /// Tensors of [`LinearAttention::step`](super::LinearAttention::step): those of a [`Layer`] of one step. The last axis
 /// of `q`, `k`, `v` and `bonus` is contiguous; other strides are any.
 #[derive(Debug)]
