@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 
 const OP: &str = "linear_attention::forward";
 
-/// Alignment of what the kernels copy 16 bytes at a time.
+/// Alignment of workspaces.
 pub(super) const COPY_BYTES: u64 = 16;
 
 /// How the outputs of a forward call lie.
@@ -122,7 +122,7 @@ impl LinearAttention {
         let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
         let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
         let out = Rows {
-            at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
+            at: launch.write("out", &mut tensors.out, size_of::<T>() as u64)?,
             ..outputs.out
         };
         let last = match &mut tensors.final_state {
@@ -158,6 +158,7 @@ impl LinearAttention {
         let whole = WalkParams {
             layer: Layer {
                 segment: plan.segment as i32, // at most the steps and a tile, which fit
+                ragged: problem.ragged(&layer, &[out]),
                 ..layer
             },
             out,

@@ -13,11 +13,9 @@ const MAX_STEPS: usize = 1 << 30;
 /// Heads, channels of a value: the kernels multiply their numbers of slices in 32 bits.
 const MAX_HEADS: usize = 1 << 15;
 
-/// What dk and dv are multiples of: products take eight columns at a time.
-const COLUMNS: usize = 8;
-
-/// Bytes of a copy.
-const COPY: usize = 16;
+/// Bytes of a copy of whole rows, and of the smaller one that is left where those do not fit.
+const COPY: u64 = 16;
+const SMALL_COPY: u64 = 4;
 
 /// Shapes and strides of the inputs of a layer, and of its output.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +98,8 @@ impl Problem {
             shared("v", heads_v)?,
         ];
         let largest = WALK.iter().map(|row| row.size).max().unwrap_or(0);
-        check.multiple("dk", dk, COLUMNS, largest)?;
-        check.multiple("dv", dv, COLUMNS, MAX_HEADS)?;
+        check.within("dk", dk, largest)?;
+        check.within("dv", dv, MAX_HEADS)?;
         check.at_most("q", steps, MAX_STEPS, "steps")?;
         check.at_most("out", heads, MAX_HEADS, "heads")?;
         checked(check, config)?;
@@ -210,7 +208,7 @@ impl Problem {
         let check = self.check();
         let shape = [self.batch, self.steps, heads, channels];
         check.sizes(name, shape, layout.shape)?;
-        let [batch, step, head, _] = check.row_strides(name, &layout, COPY / self.dtype.bytes())?;
+        let [batch, step, head, _] = check.row_strides(name, &layout, 1)?;
         Ok(Rows {
             at: 0,
             batch_stride: self.of_batch(batch),
@@ -218,6 +216,33 @@ impl Problem {
             head_stride: head,
             shared,
         })
+    }
+
+    /// How the kernels copy the rows of `layer` and of `others`, whose addresses are known: as
+    /// [`Layer::ragged`] says.
+    pub(super) fn ragged(&self, layer: &Layer, others: &[Rows]) -> i32 {
+        let bytes = self.dtype.bytes() as u64;
+        // what divides all of these by a power of two divides all that rows begin and end at
+        let all = [layer.q, layer.k, layer.v];
+        let all = all
+            .iter()
+            .chain(others)
+            .fold((self.dk | self.dv) as u64 * bytes, |all, rows| {
+                let strides = rows.batch_stride | rows.step_stride | rows.head_stride;
+                all | rows.at | strides as u64 * bytes
+            });
+        let decays = &layer.decays;
+        let all = match decays.channel_stride {
+            0 => all,
+            _ => {
+                let strides = decays.batch_stride | decays.step_stride | decays.head_stride;
+                all | decays.at | (self.dk as u64 | strides as u64) * size_of::<f32>() as u64
+            }
+        };
+        match 1_u64 << all.trailing_zeros().min(COPY.ilog2()) {
+            COPY => 0,
+            width => SMALL_COPY.min(width) as i32,
+        }
     }
 
     /// All packed sequences lie in one row of the batch.
@@ -263,7 +288,7 @@ impl Problem {
             DecayLayout::PerChannel(decay) => {
                 let shape = [self.batch, self.steps, self.heads, self.dk];
                 check.sizes(name, shape, decay.shape)?;
-                let [batch, step, head, _] = check.row_strides(name, &decay, COPY / 4)?;
+                let [batch, step, head, _] = check.row_strides(name, &decay, 1)?;
                 [self.of_batch(batch), step, head, 1]
             }
         };
