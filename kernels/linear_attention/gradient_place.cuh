@@ -57,4 +57,12 @@ __device__ __forceinline__ GradientPlace gradient_place(const Layer& layer, int 
     return place;
 }
 
+// The block's decays in the n-th step of the walk.
+__device__ __forceinline__ const float* decays_at(const Layer& layer, const GradientPlace& place,
+                                                  int n) {
+    return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
+           (place.start + place.direction * n) * layer.decays.step_stride +
+           place.head * layer.decays.head_stride;
+}
+
 }  // namespace seqmix::linear_attention

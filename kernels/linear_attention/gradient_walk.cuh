@@ -19,96 +19,30 @@
 #include "common/tile.cuh"
 #include "common/warp.cuh"
 #include "linear_attention/features.cuh"
-#include "linear_attention/gradient_place.cuh"
 #include "linear_attention/gradient_params.h"
+#include "linear_attention/gradient_place.cuh"
+#include "linear_attention/gradient_rows.cuh"
+#include "linear_attention/gradient_steps.cuh"
 #include "linear_attention/scores.cuh"
 #include "linear_attention/state.cuh"
-#include "linear_attention/steps.cuh"
 #include "linear_attention/values.cuh"
 
 namespace seqmix::linear_attention {
 
-// The decays of a tile of steps, a number a step, as reads and writes of the state see them.
-//
-// In chunk `c`, `high` and `low` at i are the sums of the exponents of its first i steps (steps.cuh);
-// a step's read counts those up to its own or, if it is late, the one before; its write likewise.
-template <int Count>
-struct alignas(16) Fading {
-    static constexpr int kSums = 20;  // 17, aligned
-    float high[Count / kChunk][kSums];
-    float low[Count / kChunk][kSums];
-    float inflow[Count];  // what a read finds of the state before the chunk
-    float weight[Count];  // with how much of it a write is in the state after the chunk
-    float decay[4];       // of each chunk
-
-    // Of the chunk `chunk`, whose exponents lanes 0 to 15 give; all lanes of a warp.
-    __device__ __forceinline__ void scan(int chunk, float exponent, int late_reads,
-                                         int late_writes, float scale) {
-        constexpr float kUnits = 64.f;
-        float high_sum = rintf(exponent * kUnits) / kUnits;
-        float low_sum = exponent - high_sum;
-#pragma unroll
-        for (int distance = 1; distance < kChunk; distance *= 2) {
-            const float high_before = __shfl_up_sync(kAllLanes, high_sum, distance, kChunk);
-            const float low_before = __shfl_up_sync(kAllLanes, low_sum, distance, kChunk);
-            if (lane_of_warp() % kChunk >= distance) {
-                high_sum += high_before;
-                low_sum += low_before;
-            }
-        }
-        const float high_end = __shfl_sync(kAllLanes, high_sum, kChunk - 1);
-        const float low_end = __shfl_sync(kAllLanes, low_sum, kChunk - 1);
-        const int lane = lane_of_warp();
-        if (lane < kChunk) {
-            high[chunk][lane + 1] = high_sum;
-            low[chunk][lane + 1] = low_sum;
-        }
-        if (lane == 0) {
-            high[chunk][0] = 0.f;
-            low[chunk][0] = 0.f;
-            decay[chunk] = exp2_approx(high_end + low_end);
-        }
-        __syncwarp();  // the sums of all lanes, before each reads those of the step before its own
-        if (lane < kChunk) {
-            const int read = lane + 1 - late_reads;
-            const int write = lane + 1 - late_writes;
-            inflow[kChunk * chunk + lane] = exp2_approx(high[chunk][read] + low[chunk][read]);
-            weight[kChunk * chunk + lane] =
-                scale * exp2_approx((high_end - high[chunk][write]) + (low_end - low[chunk][write]));
-        }
-    }
-
-    // The decay between two of these sums.
-    __device__ __forceinline__ float between(int chunk, int to, int from) const {
-        return exp2_approx((high[chunk][to] - high[chunk][from]) +
-                           (low[chunk][to] - low[chunk][from]));
-    }
+// What a decay is a number of.
+enum class GradientGate {
+    Step,  // a step
+    Row,   // a step and a channel of the walk's values
 };
 
-// Multiplies the columns of outputs by the numbers that `of` makes of those of the steps.
-template <int Tiles, typename Of>
-__device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],
-                                                 const float* numbers, const Of& of) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float2 both = of_columns(numbers, half);
-        const float factors[2] = {of(both.x), of(both.y)};
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                outputs[tile][half][i] *= factors[i % 2];
-            }
-        }
-    }
-}
-
-template <typename Element_, int Size, int Tiles, int Count>
+template <typename Element_, int Size, int Tiles, int Count, GradientGate Kind>
 struct GradientWalk {
     using Element = Element_;
     using State = seqmix::linear_attention::State<Element, Size, Tiles>;
     using Values = seqmix::linear_attention::Values<Element, Tiles, Count>;
     using Params = GradientWalkParams;
+    using Fade = std::conditional_t<Kind == GradientGate::Row, ByRows<Element, Size, Tiles, Count>,
+                                    BySteps<Element, Size, Tiles, Count>>;
     using Outputs = typename State::Outputs;
 
     static constexpr int kWarps = 4;
@@ -123,16 +57,14 @@ struct GradientWalk {
     using KeyTile = Tile<Element, Count, Size>;
     using ValueTile = typename Values::Tile;
 
-    struct Stage {
+    struct Stage : Fade::Stage {
         KeyTile q;
         KeyTile k;
         Values v;  // and then outputs; a warp writes its own channels only
     };
     struct Smem {
         Stage stages[kStages];
-        Squares<Element, Count> scores;
-        Fading<Count> fading;
-        float score_units[Count];  // what scores were divided by, if kNarrow
+        typename Fade::Smem fade;
     };
 
     __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
@@ -144,17 +76,17 @@ struct GradientWalk {
             return;
         }
         const int tiles = (place.steps + Count - 1) / Count;
-        float exponent = 0.f;  // of this lane's step in the chunk that the warp will prepare
+        typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
         if (tiles > 0) {
             fetch(layer, place, smem.stages[0], 0);
-            exponent = load_exponent(layer, place, 0);
+            ahead = Fade::load(layer, place, 0);
         }
         State state;
         state.clear();
         if (whole) {
             load_start(params, place, state);
         }
-        float decay = 1.f;  // of all chunks so far
+        typename Fade::Passed passed(smem.fade);
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -166,8 +98,8 @@ struct GradientWalk {
             if (n + 1 < tiles) {
                 fetch(layer, place, smem.stages[(n + 1) % kStages], n + 1);
             }
-            prepare(params, place, smem, stage, exponent, n);
-            exponent = load_exponent(layer, place, n + 1);
+            prepare(params, place, smem, stage, ahead, n);
+            ahead = Fade::load(layer, place, n + 1);
             __syncthreads();  // scores, decays and mapped rows of all warps, before each reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -177,30 +109,14 @@ struct GradientWalk {
                     meet(params, place, state, step / span);
                 }
                 if (step + kChunk > place.lead && step < place.steps) {
-                    walk(params, place, smem, stage, state, n, chunk);
-                    decay *= smem.fading.decay[chunk];
+                    walk(params, place, smem, stage, state, passed, n, chunk);
                 }
             }
         }
-        store_end(params, place, whole, state, decay);
-    }
-
-    // The exponent of this lane's step in the warp's chunk of the n-th tile.
-    __device__ __forceinline__ static float load_exponent(const Layer& layer,
-                                                          const GradientPlace& place, int n) {
-        const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        if (layer.decays.at == nullptr || step < place.lead || step >= place.steps) {
-            return 0.f;
-        }
-        return exponent_of(decays_at(layer, place, step)[0]);
-    }
-
-    // The block's decays in the n-th step of the walk.
-    __device__ __forceinline__ static const float* decays_at(const Layer& layer,
-                                                             const GradientPlace& place, int n) {
-        return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
-               (place.start + place.direction * n) * layer.decays.step_stride +
-               place.head * layer.decays.head_stride;
+        // decays of rows need the registers that hold it meanwhile
+        const GradientPlace end =
+            Kind == GradientGate::Row ? gradient_place(layer, kWidth, params.span) : place;
+        store_end(params, end, whole, smem, state, passed);
     }
 
     // Starts the copies of the n-th tile. What is not there is zeros.
@@ -225,13 +141,15 @@ struct GradientWalk {
         rows(stage.q, layer.q, 0, layer.dk);
         rows(stage.k, layer.k, 0, layer.dk);
         rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+        Fade::fetch(layer, place, stage, n);
         commit_copies();
     }
 
     // Makes what all warps need of this warp's chunk of the n-th tile.
     __device__ __forceinline__ static void prepare(const Params& params,
                                                    const GradientPlace& place, Smem& smem,
-                                                   Stage& stage, float exponent, int n) {
+                                                   Stage& stage,
+                                                   const typename Fade::Ahead& ahead, int n) {
         const Layer& layer = params.layer;
         const int chunk = warp_of_block();
         if (chunk >= kChunks) {
@@ -246,8 +164,7 @@ struct GradientWalk {
         map(stage.q, layer.query_map, layer.dk);
         map(stage.k, layer.key_map, layer.dk);
         map(stage.v.tile, params.value_map, layer.dv - place.channel);
-        smem.fading.scan(chunk, exponent, params.late_reads, params.late_writes, params.weight);
-        __syncwarp();  // decays and mapped rows of all lanes, before each reads them
+        __syncwarp();  // mapped rows of all lanes, before each reads them
         Products scores = {};
         multiply_rows<Size>(scores, stage.q, stage.k, first);
         const bool strict = params.own.at != nullptr;
@@ -258,54 +175,24 @@ struct GradientWalk {
                 }
             });
         }
-        const int late_reads = params.late_reads;
-        const int late_writes = params.late_writes;
-        for_each_score(scores, [&](float& score, int i, int j) {
-            const float factor =
-                params.weight *
-                smem.fading.between(chunk, i + 1 - late_reads, j + 1 - late_writes);
-            score = j < i || (j == i && !strict) ? score * factor : 0.f;
-        });
-        float units[2] = {1.f, 1.f};
-        fit_rows<Element>(scores, units);
-        smem.scores.store(chunk, scores);
-        if (lane_column() == 0) {
-            smem.score_units[first + lane_row()] = units[0];
-            smem.score_units[first + lane_row() + 8] = units[1];
-        }
+        Fade::prepare(params, smem.fade, scores, chunk, ahead, strict);
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
     __device__ __forceinline__ static void walk(const Params& params, const GradientPlace& place,
-                                                Smem& smem, Stage& stage, State& state, int n,
-                                                int chunk) {
+                                                Smem& smem, Stage& stage, State& state,
+                                                typename Fade::Passed& passed, int n, int chunk) {
         const int first = kChunk * chunk;
         const float unit = state.fit();
         typename State::Values values;
         stage.v.load(values, chunk);
+        typename Fade::Faded faded;
+        Fade::fade(params, smem.fade, stage, chunk, values, faded);
         Outputs outputs = {};
         if (params.mode == static_cast<int>(Mode::Whole)) {
             state.read(outputs, stage.q, first);
         }
-        multiply_columns(outputs, smem.fading.inflow + first,
-                         [&](float inflow) { return inflow * unit; });
-        if constexpr (kNarrow<Element>) {
-            multiply_columns(outputs, smem.score_units + first,
-                             [](float power) { return inverse(power); });
-        }
-        smem.scores.multiply(outputs, values, chunk);
-        if constexpr (kNarrow<Element>) {
-            multiply_columns(outputs, smem.score_units + first,
-                             [](float power) { return power; });
-        }
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
-            weigh_columns<Element>(values[tile], smem.fading.weight + first);
-        }
-        const float decay = smem.fading.decay[chunk] * unit;
-        if (decay != 1.f) {  // the same for all threads but for a warp's unit
-            state.multiply_by(decay);
-        }
+        Fade::apply(smem.fade, chunk, unit, faded, outputs, values, state, passed);
         state.add(values, stage.k, first);
         if (params.mode == static_cast<int>(Mode::Whole)) {
             store(params, place, stage, outputs, n, chunk);
@@ -441,7 +328,8 @@ struct GradientWalk {
     // What the segment leaves behind: its state, and the decays of the state before it.
     __device__ __forceinline__ static void store_end(const Params& params,
                                                      const GradientPlace& place, bool whole,
-                                                     State& state, float decay) {
+                                                     const Smem& smem, State& state,
+                                                     const typename Fade::Passed& passed) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
         if (whole) {
@@ -456,10 +344,7 @@ struct GradientWalk {
         }
         const States states = segment_states(params, place);
         state.store(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
-        const int64_t head = place.slot * layer.heads + place.head;
-        if (channel == 0 && lane_of_warp() == 0) {
-            params.decays[head] = decay;
-        }
+        Fade::store(params, place, smem.fade, passed);
     }
 };
 

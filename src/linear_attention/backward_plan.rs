@@ -39,7 +39,7 @@ impl DecayGradient {
 /// How [`LinearAttention::backward`](super::LinearAttention::backward) runs.
 ///
 /// ```text
-/// linear_attention_gradient_walk_f16_n128, segments of 512 steps, 10506240 bytes of workspace
+/// linear_attention_gradient_walk_step_f16_n128, segments of 512 steps, 10506240 bytes of workspace
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackwardPlan {
@@ -224,8 +224,9 @@ fn first_fit(
     name: &str,
     columns: usize,
 ) -> Result<usize> {
-    let of_dtype = || rows.iter().filter(|row| row.dtype == problem.dtype);
-    let fits = |row: &GradientWalk| row.dtype == problem.dtype && row.size >= columns;
+    let of_kind = |row: &GradientWalk| row.dtype == problem.dtype && row.gate == problem.gate();
+    let of_dtype = || rows.iter().filter(|row| of_kind(row));
+    let fits = |row: &GradientWalk| of_kind(row) && row.size >= columns;
     rows.iter()
         .position(fits)
         .ok_or_else(|| Error::Unsupported {

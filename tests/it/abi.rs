@@ -74,12 +74,13 @@ const SCAN_ROWS: [&[&str]; 2] = [
 
 /// Sizes of the kernels of linear attention: those that walk over sequences, for each type, and those of one step.
 const LINEAR_SIZES: [u32; 3] = [64, 128, 256];
-const LINEAR_WALKS: [&str; 5] = [
+const LINEAR_WALKS: [&str; 6] = [
     "walk_step",
     "walk_channel",
     "delta",
     "delta_gradients",
-    "gradient_walk",
+    "gradient_walk_step",
+    "gradient_walk_channel",
 ];
 
 /// Kernels of RWKV-4's average and of the linear recurrent unit, for each type.

@@ -82,7 +82,7 @@ impl Keys {
 
 impl Problem for Keys {
     fn kernel(&self) -> &str {
-        "linear_attention_gradient_walk_f16_n64"
+        "linear_attention_gradient_walk_step_f16_n64"
     }
 
     fn grid(&self) -> [u32; 3] {
