@@ -53,8 +53,9 @@ struct SumHeadsParams {
     int steps;              // as in Layer
     int heads;              // that share: of `parts` to one of `out`
     int shared;             // heads of `out`
-    int channels;           // multiple of 8
+    int channels;
     int map;                // FeatureMap of x
+    int single;             // 1: pairs of channels are not aligned
     float scale;            // of `own`
 };
 
@@ -71,7 +72,7 @@ struct DecayGradientParams {
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int heads;
-    int channels;           // dk, a multiple of 8
+    int channels;           // dk
     int query_map;
     int key_map;
     int per_channel;        // 1: a gradient for each channel; 0: their sum

@@ -6,6 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::plan::Plan;
 use super::problem::Problem;
+use super::ragged::ragged;
 use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer, read_z};
 use crate::abi::linear_attention::{
     CarryParams, DeltaParams, Layer, Mode, Rows, States, WalkParams,
@@ -158,7 +159,7 @@ impl LinearAttention {
         let whole = WalkParams {
             layer: Layer {
                 segment: plan.segment as i32, // at most the steps and a tile, which fit
-                ragged: problem.ragged(&layer, &[out]),
+                ragged: ragged(problem.dtype, &layer, &[out]),
                 ..layer
             },
             out,

@@ -42,6 +42,7 @@ mod delta;
 mod forward;
 mod plan;
 mod problem;
+mod ragged;
 mod step;
 mod tensors;
 

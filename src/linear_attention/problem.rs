@@ -13,10 +13,6 @@ const MAX_STEPS: usize = 1 << 30;
 /// Heads, channels of a value: the kernels multiply their numbers of slices in 32 bits.
 const MAX_HEADS: usize = 1 << 15;
 
-/// Bytes of a copy of whole rows, and of the smaller one that is left where those do not fit.
-const COPY: u64 = 16;
-const SMALL_COPY: u64 = 4;
-
 /// Shapes and strides of the inputs of a layer, and of its output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layouts {
@@ -216,33 +212,6 @@ impl Problem {
             head_stride: head,
             shared,
         })
-    }
-
-    /// How the kernels copy the rows of `layer` and of `others`, whose addresses are known: as
-    /// [`Layer::ragged`] says.
-    pub(super) fn ragged(&self, layer: &Layer, others: &[Rows]) -> i32 {
-        let bytes = self.dtype.bytes() as u64;
-        // what divides all of these by a power of two divides all that rows begin and end at
-        let all = [layer.q, layer.k, layer.v];
-        let all = all
-            .iter()
-            .chain(others)
-            .fold((self.dk | self.dv) as u64 * bytes, |all, rows| {
-                let strides = rows.batch_stride | rows.step_stride | rows.head_stride;
-                all | rows.at | strides as u64 * bytes
-            });
-        let decays = &layer.decays;
-        let all = match decays.channel_stride {
-            0 => all,
-            _ => {
-                let strides = decays.batch_stride | decays.step_stride | decays.head_stride;
-                all | decays.at | (self.dk as u64 | strides as u64) * size_of::<f32>() as u64
-            }
-        };
-        match 1_u64 << all.trailing_zeros().min(COPY.ilog2()) {
-            COPY => 0,
-            width => SMALL_COPY.min(width) as i32,
-        }
     }
 
     /// All packed sequences lie in one row of the batch.

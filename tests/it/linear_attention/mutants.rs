@@ -59,8 +59,8 @@ const IN_PAIRS: &[Mutant] = &[
 
 #[rustfmt::skip]
 const BY_ELEMENTS: &[Mutant] = &[
-    ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Race)),
-    ("rows are read past their last channel", |ptx| ptx.delete_guard("ld.global.u16", 0), By(FaultKind::OutOfBounds)),
+    ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Uninitialised)),
+    ("rows end with what the next one begins with", |ptx| ptx.delete_guard("ld.global.u16", 0), Numbers),
     ("out is written past its last channel", |ptx| ptx.delete_guard("st.global.u16", 0), By(FaultKind::OutOfBounds)),
 ];
 
