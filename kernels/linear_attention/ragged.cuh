@@ -34,19 +34,33 @@ struct Pieces {
     template <int Threads>
     __device__ __forceinline__ static void fetch(Tile& tile, const Element* from, int64_t stride,
                                                  int first, int end, int columns) {
-        constexpr int kUnroll = Bytes == 4 ? 1 : 4;  // loads that wait are on their way together
-#pragma unroll kUnroll
-        for (int i = thread_of_block(); i < Tile::kRows * kOfRow; i += Threads) {
-            const int row = i / kOfRow;
-            const int column = i % kOfRow * kElements;
-            const bool valid = row >= first && row < end && column < columns;
-            const Element* at = from + row * stride + column;
-            if constexpr (Bytes == 4) {
-                copy4_async(shared_address(tile.elements) + offset(row, column), at, valid);
-            } else {
+        constexpr int kBatch = Bytes == 4 ? 1 : 4;  // loads through registers wait together
+        static_assert(Tile::kRows * kOfRow % (Threads * kBatch) == 0,
+                      "all threads copy equally much");
+#pragma unroll 1
+        for (int i = thread_of_block(); i < Tile::kRows * kOfRow; i += Threads * kBatch) {
+            uint16_t elements[kBatch];
+#pragma unroll
+            for (int j = 0; j < kBatch; ++j) {
+                const int row = (i + j * Threads) / kOfRow;
+                const int column = (i + j * Threads) % kOfRow * kElements;
+                const bool valid = row >= first && row < end && column < columns;
+                const Element* at = from + row * stride + column;
+                if constexpr (Bytes == 4) {
+                    copy4_async(shared_address(tile.elements) + offset(row, column), at, valid);
+                } else {
+                    elements[j] =
+                        valid ? *reinterpret_cast<const uint16_t*>(at) : static_cast<uint16_t>(0);
+                }
+            }
+            if constexpr (Bytes != 4) {
                 auto* bytes = reinterpret_cast<unsigned char*>(tile.elements);
-                *reinterpret_cast<uint16_t*>(bytes + offset(row, column)) =
-                    valid ? *reinterpret_cast<const uint16_t*>(at) : static_cast<uint16_t>(0);
+#pragma unroll
+                for (int j = 0; j < kBatch; ++j) {
+                    const int row = (i + j * Threads) / kOfRow;
+                    const int column = (i + j * Threads) % kOfRow;
+                    *reinterpret_cast<uint16_t*>(bytes + offset(row, column)) = elements[j];
+                }
             }
         }
     }

@@ -60,7 +60,7 @@ const IN_PAIRS: &[Mutant] = &[
 #[rustfmt::skip]
 const BY_ELEMENTS: &[Mutant] = &[
     ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Uninitialised)),
-    ("rows end with what the next one begins with", |ptx| ptx.delete_guard("ld.global.u16", 0), Numbers),
+    ("rows are read past their last channel", |ptx| (0..ptx.find("ld.global.u16").len()).for_each(|load| ptx.delete_guard("ld.global.u16", load)), By(FaultKind::OutOfBounds)),
     ("out is written past its last channel", |ptx| ptx.delete_guard("st.global.u16", 0), By(FaultKind::OutOfBounds)),
 ];
 
