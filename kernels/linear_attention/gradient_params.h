@@ -84,13 +84,28 @@ struct DecayGradientParams {
 // Sums over all spans, in order.
 struct SumSpansParams {
     const float* parts;     // [span slot, numbers]
-    float* out;             // [numbers]
+    float* out;             // [numbers / columns, columns]
     const int* cu_seqlens;  // or null
-    int64_t out_stride;     // from one number to the next
+    int64_t out_stride;     // from one row of out to the next
     int steps;              // as in Layer
     int sequences;
     int numbers;
+    int columns;            // of a row of out
     int span;               // as in GradientWalkParams
+    float scale;            // of the sums
+};
+
+// The gradient of the bonus, span by span.
+struct BonusGradientParams {
+    Rows q;                 // [batch, steps, heads_q, dk]
+    Rows k;                 // [batch, steps, heads_k, dk]
+    Rows own;               // [batch, steps, heads] of f32: each step's value times its output's gradient
+    float* parts;           // [span slot, head, dk]
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int heads;
+    int channels;           // dk
+    int map;                // FeatureMap of q and k
 };
 
 }  // namespace seqmix::linear_attention

@@ -47,7 +47,7 @@ struct ByRows {
     struct Smem {
         Squares<Element, Count> scores;
         float own[Count];          // scores of a step with itself
-        float before[Count];       // and with the one before it
+        float before[Count / 2];   // of each odd step with the one before it
         float score_units[Count];  // what scores were divided by, if kNarrow
         float passed[kWidth];      // see Passed
     };
@@ -64,16 +64,17 @@ struct ByRows {
         return {};
     }
 
-    // Starts the copies of the decays of the n-th tile. What is not there keeps everything.
+    // Starts the copies of the decays of the n-th tile, or writes them. What is not there keeps everything.
     __device__ __forceinline__ static void fetch(const Layer& layer, const GradientPlace& place,
                                                  Stage& stage, int n) {
         constexpr int kThreads = 128;
         constexpr int kFours = kWidth / 4;
         const int first = place.lead - n * Count;
         const int end = place.steps - n * Count;
-        const float* at = decays_at(layer, place, n * Count) + place.channel;
+        const float* at = decays_at(layer, place, n * Count) +
+                          place.channel * layer.decays.channel_stride;
         const int64_t stride = place.direction * layer.decays.step_stride;
-        if (layer.ragged != 0) {
+        if (layer.ragged != 0 && layer.decays.channel_stride != 0) {
 #pragma unroll 1
             for (int i = thread_of_block(); i < Count * kWidth; i += kThreads) {
                 const int row = i / kWidth;
@@ -90,8 +91,13 @@ struct ByRows {
             const int row = index / kFours;
             const int channel = 4 * (index % kFours);
             const bool valid = row >= first && row < end && channel < layer.dv - place.channel;
-            copy16_async(shared_address(&stage.decays[row][channel]), at + row * stride + channel,
-                         valid);
+            float* to = &stage.decays[row][channel];
+            if (layer.decays.channel_stride == 0) {  // there are none, or all channels share one
+                const float decay = valid && layer.decays.at != nullptr ? at[row * stride] : 0.f;
+                *reinterpret_cast<float4*>(to) = make_float4(decay, decay, decay, decay);
+            } else {
+                copy16_async(shared_address(to), at + row * stride + channel, valid);
+            }
         }
     }
 
@@ -105,8 +111,8 @@ struct ByRows {
             if (i == j) {
                 smem.own[first + i] = score;
             }
-            if (i == j + 1) {
-                smem.before[first + i] = score;
+            if (i == j + 1 && i % 2 == 1) {
+                smem.before[(first + i) / 2] = score;
             }
         });
         float units[2] = {1.f, 1.f};
@@ -135,7 +141,7 @@ struct ByRows {
         for (int tile = 0; tile < Tiles; ++tile) {
             Fader fader;
             fader.begin(params, smem, stage, values[tile], chunk, tile);
-            fader.join_neighbours(smem.before + kChunk * chunk);
+            fader.join_neighbours(smem, chunk);
             fader.template join_lanes<1>(smem, scores, chunk);
             fader.template join_lanes<2>(smem, scores, chunk);
             fader.join_halves(smem, scores, chunk);
@@ -246,10 +252,11 @@ private:
         }
 
         // Groups of two steps.
-        __device__ __forceinline__ void join_neighbours(const float* before) {
+        __device__ __forceinline__ void join_neighbours(const Smem& smem, int chunk) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const float score = of_columns(before, half).y;
+                const int step = kChunk * chunk + 8 * half + lane_column();
+                const float score = smem.before[step / 2];
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
                     const int i = 2 * row;

@@ -221,26 +221,8 @@ struct GradientWalk {
             stage.v.store(params.out, layer, place, n * Count, chunk, place.lead);
             return;
         }
-        const int step = n * Count + kChunk * chunk + lane_column();
-        const int channel = place.channel + Values::warp_channel() + lane_row();
-        float* to = row_of<float>(params.out, place, step) + channel;
-        const int64_t stride = stride_of(params.out, place);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int down = 8 * (i / 4) + i % 2;
-            if (step + down < place.lead || step + down >= place.steps) {
-                continue;
-            }
-#pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                const int right = 16 * tile + 8 * (i / 2 % 2);
-                if (channel + right < layer.dv) {
-                    float& sum = to[down * stride + right];
-                    const float part = outputs[tile][i / 4][i % 4];
-                    sum = params.parts == 2 ? sum + part : part;
-                }
-            }
-        }
+        stage.v.store_parts(outputs, params.out, layer, place, n * Count, chunk, params.parts == 2,
+                            place.lead);
     }
 
     // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.

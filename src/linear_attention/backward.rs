@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 
-use super::backward_plan::{BackwardPlan, DecayGradient};
+use super::backward_plan::{self, Asked, BackwardPlan, DecayGradient};
 use super::delta::DeltaCall;
 use super::forward::{COPY_BYTES, read_beta};
 use super::problem::{DecayLayout, Problem};
@@ -13,9 +13,11 @@ use super::{
     Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer,
 };
 use crate::abi::linear_attention::{
-    self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
+    self as abi, BonusGradientParams, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams,
+    Decays, GRADIENT_WALK, GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States,
+    SumHeadsParams, SumSpansParams,
 };
+use crate::abi::{Dtype, Entry};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 use crate::launch::{Kernel, Launch};
@@ -34,7 +36,9 @@ pub(super) struct Gradients {
     sum_heads: Vec<Kernel<SumHeadsParams>>,
     /// In the order of [`DTYPES`].
     decay_gradient: Vec<Kernel<DecayGradientParams>>,
-    sum_spans: Kernel<SumSpansParams>,
+    /// In the order of [`DTYPES`].
+    pub(super) bonus_gradient: Vec<Kernel<BonusGradientParams>>,
+    pub(super) sum_spans: Kernel<SumSpansParams>,
 }
 
 // SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
@@ -46,6 +50,8 @@ unsafe impl DeviceRepr for SumHeadsParams {}
 unsafe impl DeviceRepr for DecayGradientParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for SumSpansParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for BonusGradientParams {}
 
 impl Gradients {
     pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
@@ -55,22 +61,24 @@ impl Gradients {
             .collect();
         let walks = rows.iter().map(|row| load(ctx, &row.entry()));
         let walks: Result<_> = walks.collect();
-        let sum_heads = DTYPES
-            .iter()
-            .map(|&dtype| load(ctx, &abi::sum_heads(dtype)));
-        let sum_heads: Result<_> = sum_heads.collect();
-        let decay_gradient = DTYPES
-            .iter()
-            .map(|&dtype| load(ctx, &abi::decay_gradient(dtype)));
-        let decay_gradient: Result<_> = decay_gradient.collect();
         Ok(Self {
             walks: walks?,
-            sum_heads: sum_heads?,
-            decay_gradient: decay_gradient?,
+            sum_heads: of_dtypes(ctx, abi::sum_heads)?,
+            decay_gradient: of_dtypes(ctx, abi::decay_gradient)?,
+            bonus_gradient: of_dtypes(ctx, abi::bonus_gradient)?,
             sum_spans: load(ctx, &abi::sum_spans())?,
             rows,
         })
     }
+}
+
+/// A kernel for each of [`DTYPES`].
+fn of_dtypes<P: DeviceRepr>(
+    ctx: &Arc<CudaContext>,
+    entry: impl Fn(Dtype) -> Entry,
+) -> Result<Vec<Kernel<P>>> {
+    let kernels = DTYPES.iter().map(|&dtype| load(ctx, &entry(dtype)));
+    kernels.collect()
 }
 
 /// How the gradients lie.
@@ -83,6 +91,8 @@ struct Outputs {
     ddecay: Option<(DecayGradient, Decays)>,
     dbeta: Rows,
     dinitial: States,
+    /// The stride of the heads of the bonus's gradient.
+    dbonus: Option<i64>,
 }
 
 fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Problem, Outputs)> {
@@ -95,12 +105,17 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
     let unsupported = |request: &str| Error::Unsupported {
         op: OP,
         request: request.into(),
-        available: "a causal layer without normaliser, decays per channel or bonus".into(),
+        available: "a causal layer without normaliser".into(),
     };
-    if problem.per_channel || config.normalize.is_some() || !config.causal {
-        return Err(unsupported(
-            "a normaliser, decays per channel, a bonus, or attention that is not causal",
-        ));
+    if config.normalize.is_some() || !config.causal {
+        return Err(unsupported("a normaliser, or attention that is not causal"));
+    }
+    if problem.beta.is_some() && problem.per_channel {
+        return Err(Error::Unsupported {
+            op: OP,
+            request: "the delta rule with decays of channels or a bonus".into(),
+            available: "decays of heads or of steps".into(),
+        });
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
         (None, _) => None,
@@ -111,6 +126,10 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         (Some(DecayMut::PerStep(ddecay)), Decay::PerStep(_)) => {
             let layout = DecayLayout::PerStep(ddecay.layout());
             Some((DecayGradient::PerStep, problem.decays("ddecay", layout)?))
+        }
+        (Some(DecayMut::PerChannel(ddecay)), Decay::PerChannel(_)) => {
+            let layout = DecayLayout::PerChannel(ddecay.layout());
+            Some((DecayGradient::PerChannel, problem.decays("ddecay", layout)?))
         }
         (Some(ddecay), _) => {
             return Err(Error::Argument {
@@ -151,6 +170,18 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         dinitial: match &tensors.dinitial_state {
             Some(states) => problem.states("dinitial_state", states.layout())?,
             None => States::default(),
+        },
+        dbonus: match &tensors.dbonus {
+            Some(dbonus) if problem.bonus => Some(problem.like_bonus("dbonus", dbonus.layout())?),
+            Some(_) => {
+                return Err(Error::Argument {
+                    op: OP,
+                    argument: "dbonus",
+                    expected: "none without a bonus".into(),
+                    found: "a tensor".into(),
+                });
+            }
+            None => None,
         },
     };
     Ok((problem, outputs))
@@ -198,9 +229,16 @@ impl LinearAttention {
     }
 
     fn plan_backward(&self, problem: &Problem, outputs: &Outputs) -> Result<BackwardPlan> {
-        let ddecay = outputs.ddecay.map(|(form, _)| form);
+        let asked = Asked {
+            ddecay: outputs.ddecay.map(|(form, _)| form),
+            dbonus: outputs.dbonus.is_some(),
+        };
+        let rows = backward_plan::Rows {
+            gradients: &self.gradients.rows,
+            walks: &self.rows,
+        };
         let delta = problem.beta.map(|_| &self.delta);
-        BackwardPlan::new(problem, ddecay, &self.gradients.rows, delta, &self.device)
+        BackwardPlan::new(problem, asked, rows, delta, &self.device)
     }
 
     /// Queues the gradients of a layer on `stream`.
@@ -262,6 +300,10 @@ impl LinearAttention {
         if let Some(states) = &mut tensors.dinitial_state {
             dinitial.at = launch.write("dinitial_state", states, 4)?;
         }
+        let dbonus = match &mut tensors.dbonus {
+            Some(dbonus) => launch.write("dbonus", dbonus, 4)?,
+            None => 0,
+        };
         memory = scratch.take(plan.workspace_bytes())?;
         let start = match &mut memory {
             Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
@@ -283,6 +325,7 @@ impl LinearAttention {
             gradients,
             delta,
             ddecay,
+            dbonus: outputs.dbonus.map(|stride| (dbonus, stride)),
             start,
         };
         // SAFETY: `Problem` and `describe` checked that the tensors have the sizes and strides that the
@@ -305,6 +348,8 @@ pub(super) struct Call<'a> {
     /// By the delta rule.
     pub(super) delta: Option<DeltaCall>,
     ddecay: Option<(DecayGradient, Decays)>,
+    /// Address of the bonus's gradient, and the stride of its heads.
+    pub(super) dbonus: Option<(u64, i64)>,
     /// Address of the workspace.
     start: u64,
 }
@@ -332,6 +377,11 @@ impl Call<'_> {
             }
             // those of keys meet states that those of queries store
             for (walk, of_values) in [(dq, 0), (dk, 0), (dv, 1)] {
+                if let (1, Some(plan)) = (of_values, &self.plan.values) {
+                    // SAFETY: as above.
+                    unsafe { self.gradient_of_values(plan, &walk, dlast) }?;
+                    continue;
+                }
                 let kernel = &self.kernels.gradients.walks[self.plan.rows[of_values]];
                 // SAFETY: as above.
                 unsafe { self.launch.run(kernel, self.plan.grids[of_values], &walk) }?;
@@ -343,11 +393,18 @@ impl Call<'_> {
                 unsafe { self.sum_heads(which) }?;
             }
         }
+        // SAFETY: as above.
+        unsafe { self.bonus_gradient() }?;
         match self.ddecay {
             // SAFETY: as above.
             Some((form, decays)) => unsafe { self.decay_gradient(form, decays) },
             None => Ok(()),
         }
+    }
+
+    /// Whether a step's own key and value are left out of the walks, and added afterwards.
+    pub(super) fn is_strict(&self) -> bool {
+        self.ddecay.is_some() || self.problem.bonus
     }
 
     /// The walks that compute dq, dk and dv.
@@ -361,7 +418,9 @@ impl Call<'_> {
         let map = self.problem.config.feature_map as i32;
         let identity = FeatureMap::Identity as i32;
         let exists = |exists: bool, offset: usize| if exists { self.at(offset) } else { 0 };
-        let strict = self.ddecay.is_some();
+        let bordered = self.ddecay.is_some();
+        // with a bonus no decay of its own is between a step and others
+        let late = i32::from(!self.problem.bonus);
         let segments = |which: usize| {
             let head = self.problem.head_size() as i64;
             States {
@@ -401,15 +460,16 @@ impl Call<'_> {
                 ..of_keys
             },
             out: out(0, self.problem.dk),
-            own: match strict {
+            own: match self.is_strict() {
                 true => of_steps(self.problem, self.at(memory.own), 1),
                 false => Rows::default(),
             },
             initial: turned(initial),
             segments: turned(segments(0)),
             decays: exists(self.plan.is_cut(), memory.decays[0]),
-            spans: exists(strict, memory.spans),
-            span_units: exists(strict, memory.span_units),
+            spans: exists(bordered, memory.spans),
+            span_units: exists(bordered, memory.span_units),
+            late_reads: self.problem.bonus.into(),
             value_map: map,
             ..of_values(0)
         };
@@ -427,9 +487,9 @@ impl Call<'_> {
             last: turned(dinitial),
             segments: turned(segments(1)),
             decays: exists(self.plan.is_cut(), memory.decays[1]),
-            dots: exists(strict, memory.dots),
+            dots: exists(bordered, memory.dots),
             late_reads: 1,
-            late_writes: 1,
+            late_writes: late,
             parts: self.plan.parts[1].into(),
             weight: layer.scale,
             ..dq
@@ -478,7 +538,7 @@ impl Call<'_> {
             heads: self.layer.heads,
             dv: self.layer.dv,
             segment: self.layer.segment,
-            decays_of_head: 1,
+            decays_of_head: self.problem.decays_of_head() as i32, // at most dk
             all: 0,
         };
         let parts = self.problem.head_size().div_ceil(CARRY_THREADS);
@@ -502,8 +562,8 @@ impl Call<'_> {
         if !self.plan.parts[which] || shared == 0 {
             return Ok(());
         }
-        let own = match self.ddecay {
-            Some(_) if which < 2 => of_steps(self.problem, self.at(self.plan.memory.own), 1),
+        let own = match which {
+            0 | 1 if self.is_strict() => of_steps(self.problem, self.at(self.plan.memory.own), 1),
             _ => Rows::default(),
         };
         let alone = |rows: Rows| Rows { shared: 1, ..rows };
@@ -531,7 +591,8 @@ impl Call<'_> {
             // rows of an odd number of elements, or an odd address
             single: (layer.ragged as usize == self.problem.dtype.bytes()).into(),
             scale: layer.scale,
-            ..SumHeadsParams::default()
+            bonus: layer.bonus,
+            bonus_stride: layer.bonus_head_stride,
         };
         let kernel = &self.kernels.gradients.sum_heads[self.dtype()];
         // SAFETY: this function's own condition.
@@ -573,9 +634,10 @@ impl Call<'_> {
                 channels: layer.dk,
                 query_map: layer.query_map,
                 key_map: layer.key_map,
+                per_channel: (form == DecayGradient::PerChannel).into(),
                 per_head: per_head.into(),
                 span: form.span() as i32,
-                ..DecayGradientParams::default()
+                late_reads: self.problem.bonus.into(),
             };
             let kernel = &self.kernels.gradients.decay_gradient[self.dtype()];
             // SAFETY: this function's own condition.
@@ -595,7 +657,9 @@ impl Call<'_> {
             steps: layer.steps,
             sequences: self.problem.sequences as i32, // along z of the grid, if there is one
             numbers: layer.heads,
+            columns: 1,
             span: form.span() as i32,
+            scale: 1.0,
         };
         // SAFETY: as above; where there is no step it reads no sum.
         unsafe {
@@ -605,7 +669,7 @@ impl Call<'_> {
     }
 
     /// Blocks that take a span of so many steps of a head each.
-    fn grid_of_spans(&self, span: usize, heads: usize) -> [usize; 3] {
+    pub(super) fn grid_of_spans(&self, span: usize, heads: usize) -> [usize; 3] {
         let spans = self.problem.steps.div_ceil(span);
         [spans, heads, self.problem.sequences]
     }

@@ -36,6 +36,7 @@
 //! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
 
 mod backward;
+mod backward_channels;
 mod backward_plan;
 mod decays;
 mod delta;

@@ -172,6 +172,8 @@ pub struct Backward<'a, T> {
     pub dbeta: Option<TensorMut<'a, T, 3>>,
     /// `[sequences, heads, dk, dv]`: of the state before each sequence, zeros or not.
     pub dinitial_state: Option<TensorMut<'a, f32, 4>>,
+    /// Gradient of the bonus, `[heads, dk]`, the last axis contiguous; only if there is one.
+    pub dbonus: Option<TensorMut<'a, f32, 2>>,
 }
 
 /// Tensors of [`LinearAttention::step`](super::LinearAttention::step): those of a [`Layer`] of one step. The last axis

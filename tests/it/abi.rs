@@ -140,8 +140,13 @@ fn the_table_has_every_kernel_for_every_target() {
     let of_linear = |dtype| {
         let of_size = move |walk: &str, size| format!("linear_attention_{walk}_{dtype}_n{size}");
         let walks = LINEAR_WALKS.map(|walk| LINEAR_SIZES.map(|size| of_size(walk, size)));
-        let others = ["delta_sum_betas", "sum_heads", "decay_gradient"]
-            .map(|kernel| format!("linear_attention_{kernel}_{dtype}"));
+        let others = [
+            "delta_sum_betas",
+            "sum_heads",
+            "bonus_gradient",
+            "decay_gradient",
+        ]
+        .map(|kernel| format!("linear_attention_{kernel}_{dtype}"));
         walks.into_iter().flatten().chain(others)
     };
     let linear_steps = LINEAR_SIZES.map(|size| format!("linear_attention_step_n{size}"));

@@ -171,6 +171,7 @@ impl Case {
             },
             dbeta: dbeta.as_mut().map(Tensor::view_mut),
             dinitial_state: dinitial_state.as_mut().map(Tensor::view_mut),
+            dbonus: None,
         };
         let operation = &ops.linear_attention;
         let mut workspace = Workspace::new(stream);

@@ -1,7 +1,7 @@
 //! The kernels of gradients by the linear rule.
 
 use super::{
-    CHUNK, DecayGradientParams,
+    BonusGradientParams, CHUNK, DecayGradientParams,
     Gate::{self, Channel, Step},
     GradientWalkParams, SumHeadsParams, SumSpansParams, WARPS, squares_bytes,
 };
@@ -70,8 +70,8 @@ impl GradientWalk {
         let numbers = match self.gate {
             // sums of exponents; two numbers a step, and one a chunk; a unit a step
             Step => 2 * 20 * (count / CHUNK) + 2 * count + 4 + count,
-            // three numbers a step; one a channel
-            Channel => 3 * count + Self::WIDTH,
+            // two numbers a step, one for each second; one a channel
+            Channel => 2 * count + count / 2 + Self::WIDTH,
         };
         if let Channel = self.gate {
             stage += 4 * count * (Self::WIDTH + 4);
@@ -137,6 +137,18 @@ pub fn decay_gradient(dtype: Dtype) -> Entry {
     }
 }
 
+/// The kernel that computes the gradient of the bonus, from tensors of this type.
+pub fn bonus_gradient(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_bonus_gradient_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::BonusGradient<{}>", dtype.cpp()),
+        params: BonusGradientParams::PARAMS,
+        threads: 128,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
 /// The kernel that adds the sums of spans.
 pub fn sum_spans() -> Entry {
     Entry {
@@ -158,6 +170,10 @@ pub(super) fn units() -> Vec<Unit> {
     let mut units = vec![unit(sum_spans(), "linear_attention/sum_spans.cuh")];
     for dtype in DTYPES {
         units.push(unit(sum_heads(dtype), "linear_attention/sum_heads.cuh"));
+        units.push(unit(
+            bonus_gradient(dtype),
+            "linear_attention/bonus_gradient.cuh",
+        ));
         units.push(unit(
             decay_gradient(dtype),
             "linear_attention/decay_gradient.cuh",

@@ -133,11 +133,11 @@ params! {
     pub struct SumSpansParams as "seqmix::linear_attention::SumSpansParams" {
         /// Address of `[span slot, numbers]` in f32.
         pub parts: u64,
-        /// Address of `[numbers]` in f32, written.
+        /// Address of `[numbers / columns, columns]` in f32, written.
         pub out: u64,
         /// Address of `[sequences + 1]` in i32, or 0.
         pub cu_seqlens: u64,
-        /// From one number of `out` to the next.
+        /// From one row of `out` to the next.
         pub out_stride: i64,
         /// As in [`Layer`].
         pub steps: i32,
@@ -145,7 +145,35 @@ params! {
         pub sequences: i32,
         /// Numbers of a span.
         pub numbers: i32,
+        /// Of a row of `out`.
+        pub columns: i32,
         /// As in [`GradientWalkParams`].
         pub span: i32,
+        /// Multiplies the sums.
+        pub scale: f32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that compute the gradient of the bonus, of each span.
+    pub struct BonusGradientParams as "seqmix::linear_attention::BonusGradientParams" with [Rows] {
+        /// `[batch, steps, heads_q, dk]`
+        pub q: Rows,
+        /// `[batch, steps, heads_k, dk]`
+        pub k: Rows,
+        /// `[batch, steps, heads]` in f32: the product of each step's output's gradient and value.
+        pub own: Rows,
+        /// Address of `[span slot, head, dk]` in f32, written.
+        pub parts: u64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Heads of the output.
+        pub heads: i32,
+        /// `dk`
+        pub channels: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of queries and keys.
+        pub map: i32,
     }
 }

@@ -87,6 +87,7 @@ fn gradients_that_there_are_not() {
             ddecay: None,
             dbeta: Some(dbeta.view_mut()),
             dinitial_state: None,
+            dbonus: None,
         };
         let op = &device.linear_attention;
         let mut workspace = Workspace::new(&stream);

@@ -92,6 +92,7 @@ impl<T: Number> Problem<T> {
             },
             dbeta: Some(self.dbeta.view_mut()),
             dinitial_state: case.states.then(|| self.dinitial_state.view_mut()),
+            dbonus: None,
         };
         let bytes = op.backward_plan(case.config(), &tensors)?.workspace_bytes();
         self.workspace.reserve(bytes)?;

@@ -33,6 +33,14 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
         check::<f16>(case);
         check::<bf16>(case);
         check::<f32>(Case { seqlen: 17, ..case });
+        let case = Case {
+            decay: Fades::PerChannel,
+            bonus: true,
+            ..case
+        };
+        check::<f16>(case);
+        check::<bf16>(case);
+        check::<f32>(Case { seqlen: 17, ..case });
         for report in take_thread_reports() {
             if of_gradients(&report.kernel) {
                 assert_eq!(report.bank_conflicts(), 0, "{report}");
@@ -56,8 +64,9 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
 
 fn of_gradients(kernel: &str) -> bool {
     [
-        "gradient_step_",
+        "gradient_walk_",
         "sum_heads_",
+        "bonus_gradient_",
         "decay_gradient_",
         "sum_spans",
     ]

@@ -27,6 +27,7 @@ pub(super) struct Case {
     pub(super) feature_map: FeatureMap,
     pub(super) scale: Option<f32>,
     pub(super) decay: Fades,
+    pub(super) bonus: bool,
     /// The mean of the logarithms of decays, which lie between 0 and twice as much; a seventh of them are minus
     /// infinity if `lost`.
     pub(super) mean: f64,
@@ -52,6 +53,7 @@ pub(super) enum Fades {
     None,
     PerHead,
     PerStep,
+    PerChannel,
 }
 
 pub(super) const CASE: Case = Case {
@@ -64,6 +66,7 @@ pub(super) const CASE: Case = Case {
     feature_map: FeatureMap::Identity,
     scale: None,
     decay: Fades::None,
+    bonus: false,
     mean: -0.1,
     lost: false,
     ddecay: true,
@@ -135,6 +138,7 @@ pub(super) struct Inputs<T> {
     k: Vec<T>,
     pub(super) v: Vec<T>,
     pub(super) decay: Vec<f32>,
+    bonus: Vec<f32>,
     initial_state: Vec<f32>,
     pub(super) dout: Vec<T>,
     pub(super) dfinal_state: Vec<f32>,
@@ -148,6 +152,7 @@ impl<T: Number> Inputs<T> {
             Fades::None => 0,
             Fades::PerHead => case.heads,
             Fades::PerStep => case.decay_shape().iter().product(),
+            Fades::PerChannel => count(case.shape(case.heads, case.dk)),
         };
         let decay = normal::<f32>(4, decays, 1.0).into_iter().enumerate();
         let decay = decay.map(|(i, x)| match case.lost && i % 7 == 3 {
@@ -160,6 +165,7 @@ impl<T: Number> Inputs<T> {
             k: normal(2, count(case.shape(hk, case.dk)), 1.0),
             v: normal(3, count(case.shape(hv, case.dv)), 1.0),
             decay: decay.collect(),
+            bonus: normal(8, case.heads * case.dk, 1.0),
             initial_state: normal(5, count(case.states_shape()), 1.0),
             dout: normal(6, count(case.shape(case.heads, case.dv)), case.deviation),
             dfinal_state: normal(7, count(case.states_shape()), case.deviation),
@@ -175,6 +181,8 @@ pub(super) struct Problem<T> {
     v: Placed<T, 4>,
     decay_of_heads: Placed<f32, 1>,
     decay_of_steps: Placed<f32, 3>,
+    decay_of_channels: Placed<f32, 4>,
+    bonus: Placed<f32, 2>,
     initial_state: Placed<f32, 4>,
     cu_seqlens: Placed<i32, 1>,
     dout: Placed<T, 4>,
@@ -184,6 +192,8 @@ pub(super) struct Problem<T> {
     dv: Placed<T, 4>,
     ddecay_of_heads: Placed<f32, 1>,
     ddecay_of_steps: Placed<f32, 3>,
+    ddecay_of_channels: Placed<f32, 4>,
+    dbonus: Placed<f32, 2>,
     dinitial_state: Placed<f32, 4>,
     workspace: Workspace,
 }
@@ -204,6 +214,8 @@ impl<T: Number> Problem<T> {
         let given = |data: &[f32]| Placed::input(stream, states, data, f32::NAN);
         let heads = Place::contiguous([case.heads]);
         let steps = case.place(case.decay_shape(), 1);
+        let channels = case.place(case.shape(case.heads, case.dk), 1);
+        let bonus = Place::contiguous([case.heads, case.dk]);
         let decay = &inputs.decay;
         // those that a case has not are NaN, of any shape
         let absent = |count| vec![f32::NAN; count];
@@ -215,6 +227,10 @@ impl<T: Number> Problem<T> {
             Fades::PerStep => decay.clone(),
             _ => absent(case.decay_shape().iter().product()),
         };
+        let of_channels = match case.decay {
+            Fades::PerChannel => decay.clone(),
+            _ => absent(case.shape(case.heads, case.dk).iter().product()),
+        };
         let starts = case.cu_seqlens().unwrap_or_default();
         let starts: Vec<i32> = starts.into_iter().map(|x| x as i32).collect();
         Self {
@@ -224,6 +240,8 @@ impl<T: Number> Problem<T> {
             v: rows(hv, case.dv, 2, &inputs.v),
             decay_of_heads: Placed::input(stream, heads, &of_heads, f32::NAN),
             decay_of_steps: Placed::input(stream, steps, &of_steps, f32::NAN),
+            decay_of_channels: Placed::input(stream, channels, &of_channels, f32::NAN),
+            bonus: Placed::input(stream, bonus, &inputs.bonus, f32::NAN),
             initial_state: given(&inputs.initial_state),
             cu_seqlens: Placed::input(stream, Place::contiguous([starts.len()]), &starts, -7),
             dout: rows(case.heads, case.dv, 1, &inputs.dout),
@@ -233,6 +251,8 @@ impl<T: Number> Problem<T> {
             dv: gradient(hv, case.dv, 1),
             ddecay_of_heads: Placed::output(stream, heads, f32::NAN, -123.0),
             ddecay_of_steps: Placed::output(stream, steps, f32::NAN, -123.0),
+            ddecay_of_channels: Placed::output(stream, channels, f32::NAN, -123.0),
+            dbonus: Placed::output(stream, bonus, f32::NAN, -123.0),
             dinitial_state: Placed::output(stream, states, f32::NAN, -123.0),
             workspace: Workspace::new(stream),
         }
@@ -252,6 +272,9 @@ impl<T: Number> Problem<T> {
         let ddecay = match (case.ddecay, case.decay) {
             (true, Fades::PerHead) => Some(DecayMut::PerHead(self.ddecay_of_heads.view_mut())),
             (true, Fades::PerStep) => Some(DecayMut::PerStep(self.ddecay_of_steps.view_mut())),
+            (true, Fades::PerChannel) => {
+                Some(DecayMut::PerChannel(self.ddecay_of_channels.view_mut()))
+            }
             _ => None,
         };
         let tensors = Backward {
@@ -260,7 +283,9 @@ impl<T: Number> Problem<T> {
                     Fades::None => Decay::None,
                     Fades::PerHead => Decay::PerHead(self.decay_of_heads.view()),
                     Fades::PerStep => Decay::PerStep(self.decay_of_steps.view()),
+                    Fades::PerChannel => Decay::PerChannel(self.decay_of_channels.view()),
                 },
+                bonus: case.bonus.then(|| self.bonus.view()),
                 initial_state: case.states.then(|| self.initial_state.view()),
                 cu_seqlens: case.lengths.map(|_| self.cu_seqlens.view()),
                 ..Layer::new(self.q.view(), self.k.view(), self.v.view())
@@ -273,6 +298,7 @@ impl<T: Number> Problem<T> {
             ddecay,
             dbeta: None,
             dinitial_state: case.states.then(|| self.dinitial_state.view_mut()),
+            dbonus: case.bonus.then(|| self.dbonus.view_mut()),
         };
         (tensors, &mut self.workspace)
     }
@@ -286,6 +312,7 @@ impl<T: Number> Problem<T> {
         }
         let of_heads = self.ddecay_of_heads.fetch(stream, "ddecay");
         let of_steps = self.ddecay_of_steps.fetch(stream, "ddecay");
+        let of_channels = self.ddecay_of_channels.fetch(stream, "ddecay");
         let asked = |form| case.ddecay && case.decay == form;
         let all = [
             ("dq", widen(self.dq.fetch(stream, "dq")), case.dk, true),
@@ -293,6 +320,18 @@ impl<T: Number> Problem<T> {
             ("dv", widen(self.dv.fetch(stream, "dv")), case.dv, true),
             ("ddecay", widen(of_heads), case.heads, asked(Fades::PerHead)),
             ("ddecay", widen(of_steps), case.heads, asked(Fades::PerStep)),
+            (
+                "ddecay",
+                widen(of_channels),
+                case.dk,
+                asked(Fades::PerChannel),
+            ),
+            (
+                "dbonus",
+                widen(self.dbonus.fetch(stream, "dbonus")),
+                case.dk,
+                case.bonus,
+            ),
             (
                 "dinitial_state",
                 widen(self.dinitial_state.fetch(stream, "dinitial_state")),
@@ -337,6 +376,7 @@ pub(super) fn expected<T: Number>(case: Case, inputs: &Inputs<T>) -> [reference:
     let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| x.into()).collect() };
     let (q, k, v) = (widen(&inputs.q), widen(&inputs.k), widen(&inputs.v));
     let (decay, initial) = (wide(&inputs.decay), wide(&inputs.initial_state));
+    let bonus = wide(&inputs.bonus);
     let (dout, dfinal) = (widen(&inputs.dout), wide(&inputs.dfinal_state));
     let starts = case.cu_seqlens();
     let ([batch, seqlen], [heads_q, heads_k, heads_v]) = (case.rows(), case.shared);
@@ -366,6 +406,11 @@ pub(super) fn expected<T: Number>(case: Case, inputs: &Inputs<T>) -> [reference:
                 Fades::None => reference::Decay::None,
                 Fades::PerHead => reference::Decay::PerHead(&decay),
                 Fades::PerStep => reference::Decay::PerStep(&decay),
+                Fades::PerChannel => reference::Decay::PerChannel(&decay),
+            },
+            readout: match case.bonus {
+                true => reference::Readout::Bonus(&bonus),
+                false => reference::Readout::Updated,
             },
             initial_state: case.states.then_some(&initial[..]),
             cu_seqlens: starts.as_deref(),
@@ -398,6 +443,7 @@ fn named<'a>(gradients: &'a reference::Gradients, name: &str) -> &'a [f64] {
         "dk" => &gradients.dk,
         "dv" => &gradients.dv,
         "ddecay" => gradients.ddecay.as_deref().unwrap_or_default(),
+        "dbonus" => gradients.dbonus.as_deref().unwrap_or_default(),
         "dinitial_state" => &gradients.dinitial_state,
         _ => panic!("no gradient {name}"),
     }
