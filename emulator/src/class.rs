@@ -1,12 +1,12 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, FloatOp, Scalar, Space};
+use crate::ir::{Code, Collective, FloatOp, Hopper, LaneOp, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Tensor-core multiply-add (mma).
+    /// Tensor-core multiply-add (mma, wgmma).
     Mma,
     /// Multi-function unit: ex2, lg2, rcp, rsqrt, sin, cos, tanh.
     Mufu,
@@ -75,10 +75,32 @@ impl Class {
         }
     }
 
+    fn of_hopper(op: &Hopper) -> Class {
+        match op {
+            Hopper::Mbarrier(_)
+            | Hopper::PendingCount { .. }
+            | Hopper::CopyArrive { .. }
+            | Hopper::FenceProxy
+            | Hopper::FenceInit
+            | Hopper::SetRegisters { .. } => Class::Barrier,
+            Hopper::ClusterArrive { .. } | Hopper::ClusterWait { .. } => Class::Barrier,
+            Hopper::MapAddress { .. } | Hopper::RankOf { .. } => Class::Move,
+            Hopper::Wgmma(_) => Class::Mma,
+            Hopper::WgmmaFence | Hopper::WgmmaCommit | Hopper::WgmmaWait { .. } => Class::Barrier,
+            Hopper::BulkCommit | Hopper::BulkWait { .. } => Class::Barrier,
+            Hopper::Bulk(_) => Class::Global,
+            Hopper::Elect { .. } => Class::Shuffle,
+        }
+    }
+
     /// The class of an operation.
     pub(crate) fn of(code: &Code) -> Class {
         match code {
             Code::Mma(_) => Class::Mma,
+            Code::Collective(op) => match **op {
+                Collective::Product(_) => Class::Mma,
+                Collective::MoveMatrix { .. } => Class::Shuffle,
+            },
             Code::F32 { op, .. } => match op {
                 FloatOp::Rcp
                 | FloatOp::Sqrt
@@ -111,6 +133,8 @@ impl Class {
             | Code::SelectSign { .. }
             | Code::PredLogic { .. }
             | Code::PredNot { .. } => Class::Integer,
+            Code::Lanes(lanes) => Class::of_lane(&lanes.op),
+            Code::Carry(_) => Class::Integer,
             Code::Convert { .. } | Code::ConvertPair { .. } => Class::Convert,
             Code::Nop
             | Code::Move32 { .. }
@@ -126,7 +150,7 @@ impl Class {
             }
             Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
             Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
-            Code::Atomic(_) => Class::Atomic,
+            Code::Atomic(_) | Code::AtomicVector(_) => Class::Atomic,
             Code::Shuffle { .. }
             | Code::Vote { .. }
             | Code::Match { .. }
@@ -138,9 +162,34 @@ impl Class {
             | Code::CopyWait { .. }
             | Code::CopyWaitAll
             | Code::Fence => Class::Barrier,
+            Code::Hopper(op) => Class::of_hopper(op),
             Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
                 Class::Control
             }
+        }
+    }
+
+    fn of_lane(op: &LaneOp) -> Class {
+        let of_kind = |kind: &Scalar| match kind {
+            Scalar::F32 => Class::Fp32,
+            Scalar::F64 => Class::Fp64,
+            kind if kind.is_float() => Class::Half,
+            _ => Class::Integer,
+        };
+        match op {
+            LaneOp::Float { op, kind, .. } => match (op, kind) {
+                (FloatOp::Div | FloatOp::Rcp | FloatOp::Sqrt, Scalar::F32) => Class::Mufu,
+                _ => of_kind(kind),
+            },
+            LaneOp::Gross { .. } => Class::Mufu,
+            LaneOp::Property { kind, .. }
+            | LaneOp::ComparePair { kind, .. }
+            | LaneOp::Set { kind, .. } => of_kind(kind),
+            LaneOp::ConvertPair { .. }
+            | LaneOp::ConvertHalves { .. }
+            | LaneOp::Widen { .. }
+            | LaneOp::Pack { .. } => Class::Convert,
+            _ => Class::Integer,
         }
     }
 }

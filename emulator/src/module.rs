@@ -64,6 +64,8 @@ pub struct Kernel {
     pub local_bytes: u32,
     /// `.maxntid` or `.reqntid`: the most threads a block may have.
     pub max_threads: Option<u32>,
+    /// `.reqnctapercluster`: the blocks of a cluster along x, y and z.
+    pub cluster: Option<[u32; 3]>,
     pub(crate) body: Body,
 }
 
@@ -135,6 +137,7 @@ impl Program {
                 static_shared: lowered.static_shared,
                 local_bytes: lowered.local_bytes,
                 max_threads: function.max_threads,
+                cluster: function.cluster,
                 body: lowered.body,
             });
         }

@@ -194,6 +194,12 @@ struct ByRows {
         });
     }
 
+    // The decay of a chunk in a lane's row of a tile of the transposed state.
+    __device__ __forceinline__ static float decay(const Smem&, int, const Faded& faded, int tile,
+                                                  int row) {
+        return faded.all[tile][row];
+    }
+
     // Stores the decays of all chunks, for the passing of states.
     __device__ __forceinline__ static void store(const Params& params, const GradientPlace& place,
                                                  const Smem& smem, const Passed&) {

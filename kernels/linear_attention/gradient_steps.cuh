@@ -183,6 +183,34 @@ struct BySteps {
         }
     }
 
+    // The decay of a chunk in a lane's row of a tile of the transposed state.
+    __device__ __forceinline__ static float decay(const Smem& smem, int chunk, const Faded&, int,
+                                                  int) {
+        return smem.fading.decay[chunk];
+    }
+
+    // The decay of all segments before this one, by Mode::Read.
+    __device__ __forceinline__ static float before(const Params& params,
+                                                   const GradientPlace& place) {
+        float decay = 1.f;
+        if (params.layer.decays.at != nullptr) {
+            for (int i = 1; i <= place.segment; ++i) {
+                const int64_t slot = place.first_slot + place.segments - i;
+                decay *= params.decays[slot * params.layer.heads + place.head];
+            }
+        }
+        return decay;
+    }
+
+    // Completes outputs by Mode::Read: the state, divided by `unit`, is that of the walk's start. Decays
+    // multiply what is read of it, so that they make it too small for no operand.
+    __device__ __forceinline__ static void read(const Smem& smem, int chunk, float unit,
+                                                typename State::Outputs& outputs, Passed& passed) {
+        multiply_columns(outputs, smem.fading.inflow + kChunk * chunk,
+                         [&](float inflow) { return inflow * (passed.decay * unit); });
+        passed.decay *= smem.fading.decay[chunk];
+    }
+
     // Stores the decay of all chunks, for the passing of states.
     __device__ __forceinline__ static void store(const Params& params, const GradientPlace& place,
                                                  const Smem&, const Passed& passed) {

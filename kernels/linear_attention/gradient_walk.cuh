@@ -20,6 +20,7 @@
 #include "common/warp.cuh"
 #include "linear_attention/features.cuh"
 #include "linear_attention/gradient_params.h"
+#include "linear_attention/gradient_normalizer.cuh"
 #include "linear_attention/gradient_place.cuh"
 #include "linear_attention/gradient_rows.cuh"
 #include "linear_attention/gradient_steps.cuh"
@@ -44,6 +45,9 @@ struct GradientWalk {
     using Params = GradientWalkParams;
     using Fade = std::conditional_t<Kind == GradientGate::Row, ByRows<Element, Size, Tiles, Count>,
                                     BySteps<Element, Size, Tiles, Count>>;
+    // What only decays of steps are served with: a normaliser, and states of another launch.
+    static constexpr bool kAll = Kind == GradientGate::Step;
+    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, kAll>;
     using Outputs = typename State::Outputs;
 
     static constexpr int kWarps = 4;
@@ -66,63 +70,86 @@ struct GradientWalk {
     struct Smem {
         Stage stages[kStages];
         typename Fade::Smem fade;
+        typename Normalized::Smem normalized;
     };
+
+    // Whether outputs are written, and whether states change but for their decay.
+    __device__ __forceinline__ static bool reads(Mode mode) {
+        return mode == Mode::Whole || (kAll && mode == Mode::Read);
+    }
+    __device__ __forceinline__ static bool updates(Mode mode) {
+        return !kAll || mode != Mode::Read;
+    }
 
     __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
         const Layer& layer = params.layer;
-        const GradientPlace place = gradient_place(layer, kWidth, params.span);
-        const bool whole = params.mode == static_cast<int>(Mode::Whole);
+        const Mode mode = static_cast<Mode>(params.mode);
+        const GradientPlace place = gradient_place(layer, kWidth, params.span, mode);
         // behind the last segment of a walk is none that waits for its state
-        if (!place.exists || (!whole && place.last)) {
+        if (!place.exists || (mode == Mode::States && place.last)) {
             return;
         }
         const int tiles = (place.steps + Count - 1) / Count;
         typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
+        // before that nothing is read, and the walks that meet have to begin together
+        const int first = mode == Mode::Read ? place.lead / Count : 0;
         if (tiles > 0) {
-            fetch(layer, place, smem.stages[0], 0);
-            ahead = Fade::load(layer, place, 0);
+            fetch(layer, place, smem.stages[first % kStages], mode, first);
+            ahead = Fade::load(layer, place, first);
         }
         State state;
         state.clear();
-        if (whole) {
-            load_start(params, place, state);
+        Normalized::clear(smem.normalized);
+        if (reads(mode)) {
+            load_start(params, place, mode, smem, state);
         }
         typename Fade::Passed passed(smem.fade);
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                passed.decay = Fade::before(params, place);
+            }
+        }
 
 #pragma unroll 1
-        for (int n = 0; n < tiles; ++n) {
+        for (int n = first; n < tiles; ++n) {
             Stage& stage = smem.stages[n % kStages];
             wait_copies<0>();
             // the tile has landed for all warps, before they read it; and all have read the one before
             // it, its scores and its decays, before these are overwritten
             __syncthreads();
             if (n + 1 < tiles) {
-                fetch(layer, place, smem.stages[(n + 1) % kStages], n + 1);
+                fetch(layer, place, smem.stages[(n + 1) % kStages], mode, n + 1);
             }
-            prepare(params, place, smem, stage, ahead, n);
+            prepare(params, place, smem, stage, mode, ahead, n);
             ahead = Fade::load(layer, place, n + 1);
             __syncthreads();  // scores, decays and mapped rows of all warps, before each reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks; ++chunk) {
                 const int step = n * Count + kChunk * chunk;
                 const int span = params.span;
-                if (whole && step % span == 0 && step + span > place.lead && step < place.steps) {
-                    meet(params, place, state, step / span);
+                if (mode == Mode::Whole && step % span == 0 && step + span > place.lead &&
+                    step < place.steps) {
+                    meet(params, place, smem, state, step / span);
                 }
                 if (step + kChunk > place.lead && step < place.steps) {
-                    walk(params, place, smem, stage, state, passed, n, chunk);
+                    walk(params, place, smem, stage, mode, state, passed, n, chunk);
                 }
             }
         }
-        // decays of rows need the registers that hold it meanwhile
-        const GradientPlace end =
-            Kind == GradientGate::Row ? gradient_place(layer, kWidth, params.span) : place;
-        store_end(params, end, whole, smem, state, passed);
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                state.multiply_by(passed.decay);
+                Normalized::multiply_by(smem.normalized, passed.decay);
+            }
+        }
+        // found again, and not kept in registers meanwhile
+        const GradientPlace end = gradient_place(layer, kWidth, params.span, mode);
+        store_end(params, end, mode, smem, state, passed);
     }
 
     // Starts the copies of the n-th tile. What is not there is zeros.
     __device__ __forceinline__ static void fetch(const Layer& layer, const GradientPlace& place,
-                                                 Stage& stage, int n) {
+                                                 Stage& stage, Mode mode, int n) {
         const int first = place.lead - n * Count;
         const int end = place.steps - n * Count;
         const auto rows = [&](auto& tile, const Rows& from, int channel, int channels) {
@@ -143,9 +170,13 @@ struct GradientWalk {
                              valid);
             }
         };
-        rows(stage.q, layer.q, 0, layer.dk);
-        rows(stage.k, layer.k, 0, layer.dk);
-        rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+        if (reads(mode)) {
+            rows(stage.q, layer.q, 0, layer.dk);
+        }
+        if (updates(mode)) {
+            rows(stage.k, layer.k, 0, layer.dk);
+            rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+        }
         Fade::fetch(layer, place, stage, n);
         commit_copies();
     }
@@ -153,7 +184,7 @@ struct GradientWalk {
     // Makes what all warps need of this warp's chunk of the n-th tile.
     __device__ __forceinline__ static void prepare(const Params& params,
                                                    const GradientPlace& place, Smem& smem,
-                                                   Stage& stage,
+                                                   Stage& stage, Mode mode,
                                                    const typename Fade::Ahead& ahead, int n) {
         const Layer& layer = params.layer;
         const int chunk = warp_of_block();
@@ -163,15 +194,24 @@ struct GradientWalk {
         const int first = kChunk * chunk;
         const int lead = place.lead - n * Count - first;
         const int rows = place.steps - n * Count - first;
+        const float2 factors = Normalized::load(params, place, n);
         const auto map = [&](auto& tile, int number, int columns) {
             map_rows(tile, static_cast<FeatureMap>(number), first, rows, columns, lead);
         };
-        map(stage.q, layer.query_map, layer.dk);
-        map(stage.k, layer.key_map, layer.dk);
-        map(stage.v.tile, params.value_map, layer.dv - place.channel);
+        if (reads(mode)) {
+            map(stage.q, layer.query_map, layer.dk);
+        }
+        if (updates(mode)) {
+            map(stage.k, layer.key_map, layer.dk);
+            map(stage.v.tile, params.value_map, layer.dv - place.channel);
+        }
         __syncwarp();  // mapped rows of all lanes, before each reads them
-        Products scores = {};
-        multiply_rows<Size>(scores, stage.q, stage.k, first);
+        Normalized::prepare(params, smem.normalized, chunk, factors);
+        Products scores = {};  // of a walk that only reads or only writes: nothing
+        if (mode == Mode::Whole) {
+            multiply_rows<Size>(scores, stage.q, stage.k, first);
+            Normalized::score(params, smem.normalized, scores, chunk);
+        }
         const bool strict = params.own.at != nullptr;
         if (strict && place.channel == 0) {
             for_each_score(scores, [&](const float& score, int i, int j) {
@@ -185,21 +225,45 @@ struct GradientWalk {
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
     __device__ __forceinline__ static void walk(const Params& params, const GradientPlace& place,
-                                                Smem& smem, Stage& stage, State& state,
-                                                typename Fade::Passed& passed, int n, int chunk) {
+                                                Smem& smem, Stage& stage, Mode mode,
+                                                State& state, typename Fade::Passed& passed,
+                                                int n, int chunk) {
         const int first = kChunk * chunk;
         const float unit = state.fit();
+        Outputs outputs = {};
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                state.read(outputs, stage.q, first);
+                Normalized::read(params, smem.normalized, chunk, unit, outputs);
+                Fade::read(smem.fade, chunk, unit, outputs, passed);
+                store(params, place, stage, outputs, n, chunk);
+                if (unit != 1.f) {  // the same for the whole warp
+                    state.multiply_by(unit);
+                }
+                return;
+            }
+        }
         typename State::Values values;
         stage.v.load(values, chunk);
         typename Fade::Faded faded;
         Fade::fade(params, smem.fade, stage, chunk, values, faded);
-        Outputs outputs = {};
-        if (params.mode == static_cast<int>(Mode::Whole)) {
+        if (mode == Mode::Whole) {
             state.read(outputs, stage.q, first);
+            Normalized::read(params, smem.normalized, chunk, unit, outputs);
         }
         Fade::apply(smem.fade, chunk, unit, faded, outputs, values, state, passed);
+        Normalized::pass(params, smem.normalized, chunk, values, [&](int tile, int row) {
+            return Fade::decay(smem.fade, chunk, faded, tile, row);
+        });
+        const float power = Normalized::weigh(params, smem.normalized, chunk, values);
+        if (kNarrow<Element> && power != 1.f) {  // the same for the whole warp
+            state.multiply_by(inverse(power));
+        }
         state.add(values, stage.k, first);
-        if (params.mode == static_cast<int>(Mode::Whole)) {
+        if (kNarrow<Element> && power != 1.f) {
+            state.multiply_by(power);
+        }
+        if (mode == Mode::Whole) {
             store(params, place, stage, outputs, n, chunk);
         }
     }
@@ -227,7 +291,7 @@ struct GradientWalk {
 
     // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.
     __device__ __forceinline__ static void meet(const Params& params, const GradientPlace& place,
-                                                const State& state, int n) {
+                                                const Smem& smem, const State& state, int n) {
         if (params.spans == nullptr) {
             return;
         }
@@ -256,6 +320,7 @@ struct GradientWalk {
             if (lane_of_warp() == 0) {
                 params.span_units[index] = unit;
             }
+            Normalized::store(params, place, smem.normalized, params.z_spans, head);
             return;
         }
         const float unit = params.span_units[index];
@@ -280,57 +345,66 @@ struct GradientWalk {
             for (int half = 0; half < 2; ++half) {
                 const int channel =
                     place.channel + Values::warp_channel() + 16 * tile + 8 * half + lane_row();
-                const float sum = quad_sum(sums[half]) * unit;
+                float sum = quad_sum(sums[half]) * unit;
                 if (lane_column() == 0 && channel < layer.dv) {
-                    float& all = params.dots[head * layer.dv + channel];
+                    const int64_t at = head * layer.dv + channel;
+                    if (Normalized::asked(params)) {
+                        sum += smem.normalized.z[channel - place.channel] * params.z_spans[at];
+                    }
+                    float& all = params.dots[at];
                     all = params.parts == 2 ? all + sum : sum;
                 }
             }
         }
     }
 
-    // Where the segment's states lie in the workspace.
-    __device__ __forceinline__ static States segment_states(const Params& params,
-                                                            const GradientPlace& place) {
+    // Where the states of slot `slot` lie in the workspace.
+    __device__ __forceinline__ static States segment_states(const Params& params, int64_t slot) {
         States states = params.segments;
-        states.at += place.slot * states.sequence_stride;
+        states.at += slot * states.sequence_stride;
         states.sequence_stride = 0;  // the sequence is part of the slot
         return states;
     }
 
     // The state that the segment begins with.
     __device__ __forceinline__ static void load_start(const Params& params,
-                                                      const GradientPlace& place, State& state) {
+                                                      const GradientPlace& place, Mode mode,
+                                                      Smem& smem, State& state) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
+        const int64_t slot = mode == Mode::Read ? place.first_slot : place.slot;
         if (params.segments.at != nullptr) {
-            const States states = segment_states(params, place);
+            const States states = segment_states(params, slot);
             state.load(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
         } else if (params.initial.at != nullptr) {
             state.load(state_of(params.initial, place, channel), params.initial,
                        layer.dv - channel, layer.dk);
         }
+        Normalized::load_start(params, place, smem.normalized, slot);
     }
 
     // What the segment leaves behind: its state, and the decays of the state before it.
     __device__ __forceinline__ static void store_end(const Params& params,
-                                                     const GradientPlace& place, bool whole,
+                                                     const GradientPlace& place, Mode mode,
                                                      const Smem& smem, State& state,
                                                      const typename Fade::Passed& passed) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
-        if (whole) {
+        if (reads(mode)) {
             if (place.last) {
-                meet(params, place, state, place.spans);
+                meet(params, place, smem, state, place.spans);
                 if (params.last.at != nullptr) {
                     state.store(state_of(params.last, place, channel), params.last,
                                 layer.dv - channel, layer.dk);
                 }
+                Normalized::store_end(params, place, smem.normalized);
             }
             return;
         }
-        const States states = segment_states(params, place);
+        const States states = segment_states(params, place.slot);
         state.store(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
+        Normalized::store(params, place, smem.normalized, params.z_segments,
+                          place.slot * layer.heads + place.head);
         Fade::store(params, place, smem.fade, passed);
     }
 };

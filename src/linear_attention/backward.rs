@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 
+use super::backward_ends::{Ends, Normalized};
 use super::backward_plan::{self, Asked, BackwardPlan, DecayGradient};
 use super::delta::DeltaCall;
 use super::forward::{COPY_BYTES, read_beta};
@@ -11,11 +12,12 @@ use super::problem::{DecayLayout, Problem};
 use super::ragged::ragged;
 use super::{
     Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer,
+    read_z,
 };
 use crate::abi::linear_attention::{
     self as abi, BonusGradientParams, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams,
-    Decays, GRADIENT_WALK, GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States,
-    SumHeadsParams, SumSpansParams,
+    Decays, GRADIENT_WALK, GradientWalk, GradientWalkParams, LastDecaysParams, Mode,
+    NormalizerGradientParams, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
 };
 use crate::abi::{Dtype, Entry};
 use crate::driver::Device;
@@ -39,6 +41,11 @@ pub(super) struct Gradients {
     /// In the order of [`DTYPES`].
     pub(super) bonus_gradient: Vec<Kernel<BonusGradientParams>>,
     pub(super) sum_spans: Kernel<SumSpansParams>,
+    /// In the order of [`DTYPES`].
+    pub(super) normalizer_gradient: Vec<Kernel<NormalizerGradientParams>>,
+    /// In the order of [`DTYPES`].
+    pub(super) key_products: Vec<Kernel<LastDecaysParams>>,
+    pub(super) last_decays: Kernel<LastDecaysParams>,
 }
 
 // SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
@@ -52,6 +59,10 @@ unsafe impl DeviceRepr for DecayGradientParams {}
 unsafe impl DeviceRepr for SumSpansParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for BonusGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for NormalizerGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for LastDecaysParams {}
 
 impl Gradients {
     pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
@@ -67,6 +78,9 @@ impl Gradients {
             decay_gradient: of_dtypes(ctx, abi::decay_gradient)?,
             bonus_gradient: of_dtypes(ctx, abi::bonus_gradient)?,
             sum_spans: load(ctx, &abi::sum_spans())?,
+            normalizer_gradient: of_dtypes(ctx, abi::normalizer_gradient)?,
+            key_products: of_dtypes(ctx, abi::key_products)?,
+            last_decays: load(ctx, &abi::last_decays())?,
             rows,
         })
     }
@@ -83,14 +97,14 @@ fn of_dtypes<P: DeviceRepr>(
 
 /// How the gradients lie.
 struct Outputs {
+    normalized: Option<Normalized>,
     dout: Rows,
-    dlast: States,
+    ends: Ends,
     dq: Rows,
     dk: Rows,
     dv: Rows,
     ddecay: Option<(DecayGradient, Decays)>,
     dbeta: Rows,
-    dinitial: States,
     /// The stride of the heads of the bonus's gradient.
     dbonus: Option<i64>,
 }
@@ -105,17 +119,20 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
     let unsupported = |request: &str| Error::Unsupported {
         op: OP,
         request: request.into(),
-        available: "a causal layer without normaliser".into(),
+        available:
+            "decays of heads or of steps; by the delta rule a causal layer without normaliser"
+                .into(),
     };
-    if config.normalize.is_some() || !config.causal {
-        return Err(unsupported("a normaliser, or attention that is not causal"));
+    let modified = config.normalize.is_some() || !config.causal;
+    if problem.per_channel && modified {
+        return Err(unsupported(
+            "decays of channels or a bonus with a normaliser, or not causal",
+        ));
     }
-    if problem.beta.is_some() && problem.per_channel {
-        return Err(Error::Unsupported {
-            op: OP,
-            request: "the delta rule with decays of channels or a bonus".into(),
-            available: "decays of heads or of steps".into(),
-        });
+    if problem.beta.is_some() && (problem.per_channel || modified) {
+        return Err(unsupported(
+            "the delta rule with decays of channels, a bonus or a normaliser, or not causal",
+        ));
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
         (None, _) => None,
@@ -146,11 +163,9 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         }
     };
     let outputs = Outputs {
+        normalized: Normalized::new(&problem, tensors)?,
         dout: problem.like_out("dout", tensors.dout.layout())?,
-        dlast: match &tensors.dfinal_state {
-            Some(states) => problem.states("dfinal_state", states.layout())?,
-            None => States::default(),
-        },
+        ends: Ends::new(&problem, tensors)?,
         dq: problem.like_q("dq", tensors.dq.layout())?,
         dk: problem.like_k("dk", tensors.dk.layout())?,
         dv: problem.like_v("dv", tensors.dv.layout())?,
@@ -166,10 +181,6 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
                     found: "a tensor".into(),
                 });
             }
-        },
-        dinitial: match &tensors.dinitial_state {
-            Some(states) => problem.states("dinitial_state", states.layout())?,
-            None => States::default(),
         },
         dbonus: match &tensors.dbonus {
             Some(dbonus) if problem.bonus => Some(problem.like_bonus("dbonus", dbonus.layout())?),
@@ -244,8 +255,8 @@ impl LinearAttention {
     /// Queues the gradients of a layer on `stream`.
     ///
     /// States, their gradients, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`, as
-    /// in [`LinearAttention::forward`]. What heads share is summed in order: the same inputs give the same bits. No
-    /// output of the forward pass is needed.
+    /// in [`LinearAttention::forward`]. What heads share is summed in order: the same inputs give the same bits. Of the
+    /// forward pass nothing is needed but with a normaliser, and then its output and the sums that it was divided by.
     ///
     /// # Errors
     /// Shapes, layouts or options that do not fit, see [`Error`];
@@ -264,12 +275,26 @@ impl LinearAttention {
         let mut launch = Launch::new(OP, stream);
         launch.same_context("the operation", &self.ctx)?;
         let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
+        let normalized = match &outputs.normalized {
+            Some(normalized) => {
+                Some(normalized.read(&mut launch, &tensors.out, &tensors.normalizer)?)
+            }
+            None => None,
+        };
         let rows = |at, rows: Rows| Rows { at, ..rows };
         let element = size_of::<T>() as u64;
         let dout = rows(launch.read("dout", &tensors.dout, element)?, outputs.dout);
-        let mut dlast = outputs.dlast;
+        let mut ends = Ends {
+            initial,
+            initial_z,
+            ..outputs.ends
+        };
         if let Some(states) = &tensors.dfinal_state {
-            dlast.at = launch.read("dfinal_state", states, 4)?;
+            ends.dlast.at = launch.read("dfinal_state", states, 4)?;
+        }
+        if let Some(z) = &tensors.dfinal_z {
+            ends.dlast_z.at = launch.read("dfinal_z", z, 4)?;
         }
         let gradients = [
             rows(launch.write("dq", &mut tensors.dq, element)?, outputs.dq),
@@ -296,9 +321,11 @@ impl LinearAttention {
         }
         let delta = plan.delta.zip(beta);
         let delta = delta.map(|(plan, beta)| DeltaCall { plan, beta, dbeta });
-        let mut dinitial = outputs.dinitial;
         if let Some(states) = &mut tensors.dinitial_state {
-            dinitial.at = launch.write("dinitial_state", states, 4)?;
+            ends.dinitial.at = launch.write("dinitial_state", states, 4)?;
+        }
+        if let Some(z) = &mut tensors.dinitial_z {
+            ends.dinitial_z.at = launch.write("dinitial_z", z, 4)?;
         }
         let dbonus = match &mut tensors.dbonus {
             Some(dbonus) => launch.write("dbonus", dbonus, 4)?,
@@ -321,7 +348,9 @@ impl LinearAttention {
                 ragged: ragged(problem.dtype, &layer, &[dout, dq, dk, dv]),
                 ..layer
             },
+            normalized,
             dout,
+            ends,
             gradients,
             delta,
             ddecay,
@@ -331,7 +360,7 @@ impl LinearAttention {
         // SAFETY: `Problem` and `describe` checked that the tensors have the sizes and strides that the
         // parameters tell the kernels, which clamp what they read from cu_seqlens to the steps; and the
         // workspace has room for all that the plan counted.
-        unsafe { call.queue(initial, dlast, dinitial) }
+        unsafe { call.queue() }
     }
 }
 
@@ -342,12 +371,15 @@ pub(super) struct Call<'a> {
     pub(super) problem: &'a Problem,
     pub(super) plan: &'a BackwardPlan,
     pub(super) layer: abi::Layer,
+    /// With a normaliser.
+    pub(super) normalized: Option<Normalized>,
     pub(super) dout: Rows,
+    pub(super) ends: Ends,
     /// dq, dk and dv.
     pub(super) gradients: [Rows; 3],
     /// By the delta rule.
     pub(super) delta: Option<DeltaCall>,
-    ddecay: Option<(DecayGradient, Decays)>,
+    pub(super) ddecay: Option<(DecayGradient, Decays)>,
     /// Address of the bonus's gradient, and the stride of its heads.
     pub(super) dbonus: Option<(u64, i64)>,
     /// Address of the workspace.
@@ -363,26 +395,41 @@ impl Call<'_> {
     ///
     /// # Safety
     /// The tensors must be as the call says, and the workspace as its plan does.
-    unsafe fn queue(&self, initial: States, dlast: States, dinitial: States) -> Result<()> {
+    unsafe fn queue(&self) -> Result<()> {
+        if let Some(normalized) = self.normalized {
+            // SAFETY: this function's own condition, here and below.
+            unsafe { self.normalizer_gradient(&normalized) }?;
+        }
         if let Some(delta) = self.delta.filter(|_| !self.problem.is_empty()) {
-            // SAFETY: this function's own condition.
-            unsafe { self.walk_by_delta(&delta, [initial, dlast, dinitial]) }?;
+            // SAFETY: as above.
+            unsafe { self.walk_by_delta(&delta) }?;
         } else if !self.problem.is_empty() {
-            let [dq, dk, dv] = self.walks(initial, dlast, dinitial);
-            if self.plan.is_cut() {
-                // SAFETY: this function's own condition, here and below.
-                unsafe { self.pass_segments(&dq, initial) }?;
+            let [dq, dk, dv] = self.walks(&self.ends);
+            if !self.problem.config.causal {
                 // SAFETY: as above.
-                unsafe { self.pass_segments(&dk, dlast) }?;
+                unsafe { self.find_last(&dq, &dk) }?;
+            } else if self.plan.is_cut() {
+                let Ends {
+                    initial,
+                    initial_z,
+                    dlast,
+                    dlast_z,
+                    ..
+                } = self.ends;
+                // SAFETY: as above.
+                unsafe { self.pass_segments(&dq, initial, initial_z) }?;
+                // SAFETY: as above.
+                unsafe { self.pass_segments(&dk, dlast, dlast_z) }?;
             }
             // those of keys meet states that those of queries store
             for (walk, of_values) in [(dq, 0), (dk, 0), (dv, 1)] {
                 if let (1, Some(plan)) = (of_values, &self.plan.values) {
                     // SAFETY: as above.
-                    unsafe { self.gradient_of_values(plan, &walk, dlast) }?;
+                    unsafe { self.gradient_of_values(plan, &walk, self.ends.dlast) }?;
                     continue;
                 }
                 let kernel = &self.kernels.gradients.walks[self.plan.rows[of_values]];
+                let walk = self.reading(walk);
                 // SAFETY: as above.
                 unsafe { self.launch.run(kernel, self.plan.grids[of_values], &walk) }?;
             }
@@ -397,34 +444,35 @@ impl Call<'_> {
         unsafe { self.bonus_gradient() }?;
         match self.ddecay {
             // SAFETY: as above.
-            Some((form, decays)) => unsafe { self.decay_gradient(form, decays) },
+            Some((form, decays)) if self.problem.config.causal => unsafe {
+                self.decay_gradient(form, decays)
+            },
+            // SAFETY: as above.
+            Some((form, decays)) => unsafe { self.last_decays(form, decays) },
             None => Ok(()),
         }
     }
 
     /// Whether a step's own key and value are left out of the walks, and added afterwards.
     pub(super) fn is_strict(&self) -> bool {
-        self.ddecay.is_some() || self.problem.bonus
+        (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
     }
 
     /// The walks that compute dq, dk and dv.
-    pub(super) fn walks(
-        &self,
-        initial: States,
-        dlast: States,
-        dinitial: States,
-    ) -> [GradientWalkParams; 3] {
+    pub(super) fn walks(&self, ends: &Ends) -> [GradientWalkParams; 3] {
         let (layer, memory) = (self.layer, &self.plan.memory);
         let map = self.problem.config.feature_map as i32;
         let identity = FeatureMap::Identity as i32;
         let exists = |exists: bool, offset: usize| if exists { self.at(offset) } else { 0 };
-        let bordered = self.ddecay.is_some();
+        let bordered = self.ddecay.is_some() && self.problem.config.causal;
         // with a bonus no decay of its own is between a step and others
         let late = i32::from(!self.problem.bonus);
+        let normalizes = self.normalized.is_some();
+        let passes = self.plan.passes_states();
         let segments = |which: usize| {
             let head = self.problem.head_size() as i64;
             States {
-                at: exists(self.plan.is_cut(), memory.states[which]),
+                at: exists(passes, memory.states[which]),
                 sequence_stride: head * self.problem.heads as i64,
                 head_stride: head,
                 key_stride: self.problem.dv as i64,
@@ -450,8 +498,17 @@ impl Call<'_> {
             mode: Mode::Whole as i32,
             parts: self.plan.parts[which].into(),
             weight: 1.0,
+            factors: match normalizes {
+                true => of_steps(self.problem, self.at(memory.factors), 2),
+                false => Rows::default(),
+            },
+            factored_keys: 1,
+            factor_scale: layer.scale,
             ..GradientWalkParams::default()
         };
+        // with factors that have it, the scale is none of the weights
+        let weight = if normalizes { 1.0 } else { layer.scale };
+        let z_segments = |which: usize| exists(passes && normalizes, memory.zs[which]);
         let dq = GradientWalkParams {
             layer: abi::Layer {
                 q: self.dout,
@@ -464,13 +521,19 @@ impl Call<'_> {
                 true => of_steps(self.problem, self.at(memory.own), 1),
                 false => Rows::default(),
             },
-            initial: turned(initial),
+            initial: turned(ends.initial),
+            initial_z: turned(ends.initial_z),
             segments: turned(segments(0)),
-            decays: exists(self.plan.is_cut(), memory.decays[0]),
+            z_segments: z_segments(0),
+            decays: exists(passes, memory.decays[0]),
             spans: exists(bordered, memory.spans),
             span_units: exists(bordered, memory.span_units),
+            z_spans: exists(bordered && normalizes, memory.z_spans),
             late_reads: self.problem.bonus.into(),
             value_map: map,
+            normalize: normalizes.into(),
+            factored_keys: 0,
+            factor_scale: 1.0,
             ..of_values(0)
         };
         let dk = GradientWalkParams {
@@ -483,15 +546,20 @@ impl Call<'_> {
                 ..of_keys
             },
             out: out(1, self.problem.dk),
-            initial: turned(dlast),
-            last: turned(dinitial),
+            initial: turned(ends.dlast),
+            last: turned(ends.dinitial),
+            initial_z: turned(ends.dlast_z),
+            last_z: turned(ends.dinitial_z),
             segments: turned(segments(1)),
-            decays: exists(self.plan.is_cut(), memory.decays[1]),
+            z_segments: z_segments(1),
+            decays: exists(passes, memory.decays[1]),
             dots: exists(bordered, memory.dots),
+            factored_keys: 1,
+            factor_scale: layer.scale,
             late_reads: 1,
             late_writes: late,
             parts: self.plan.parts[1].into(),
-            weight: layer.scale,
+            weight,
             ..dq
         };
         let dv = GradientWalkParams {
@@ -504,25 +572,32 @@ impl Call<'_> {
                 ..layer
             },
             out: out(2, self.problem.dv),
-            initial: dlast,
+            initial: ends.dlast,
             segments: segments(1),
             value_map: identity,
             late_reads: 1,
             late_writes: 1,
-            weight: layer.scale,
+            weight,
             ..of_values(2)
         };
         [dq, dk, dv]
     }
 
-    /// Queues what finds the states that the segments of a walk begin with; `initial` are those that the walk does.
+    /// Queues what finds the states that the segments of a walk begin with, or if attention is not causal the last
+    /// ones; `initial` and `initial_z` are those that the walk begins with.
     ///
     /// # Safety
     /// As [`Call::queue`].
-    unsafe fn pass_segments(&self, walk: &GradientWalkParams, initial: States) -> Result<()> {
+    pub(super) unsafe fn pass_segments(
+        &self,
+        walk: &GradientWalkParams,
+        initial: States,
+        initial_z: States,
+    ) -> Result<()> {
+        let causal = self.problem.config.causal;
         let kernel = &self.kernels.gradients.walks[self.plan.rows[0]];
         let states = GradientWalkParams {
-            mode: Mode::States as i32,
+            mode: if causal { Mode::States } else { Mode::All } as i32,
             ..*walk
         };
         // SAFETY: this function's own condition.
@@ -539,12 +614,30 @@ impl Call<'_> {
             dv: self.layer.dv,
             segment: self.layer.segment,
             decays_of_head: self.problem.decays_of_head() as i32, // at most dk
-            all: 0,
+            all: (!causal).into(),
         };
-        let parts = self.problem.head_size().div_ceil(CARRY_THREADS);
-        let grid = [parts, self.problem.heads, self.problem.sequences];
+        let grid = |size: usize| {
+            let parts = size.div_ceil(CARRY_THREADS);
+            [parts, self.problem.heads, self.problem.sequences]
+        };
+        let kernel = &self.kernels.carry;
         // SAFETY: as above; it reads what the kernel before it wrote.
-        unsafe { self.launch.run(&self.kernels.carry, grid, &carry) }
+        unsafe {
+            self.launch
+                .run(kernel, grid(self.problem.head_size()), &carry)
+        }?;
+        if walk.z_segments == 0 {
+            return Ok(());
+        }
+        let carry = CarryParams {
+            initial: initial_z,
+            segments: walk.z_segments,
+            head_size: self.problem.dk as i64,
+            dv: 1,
+            ..carry
+        };
+        // SAFETY: as above.
+        unsafe { self.launch.run(kernel, grid(self.problem.dk), &carry) }
     }
 
     /// Queues what makes dq, dk or dv of their parts, if they have any.

@@ -65,6 +65,8 @@ pub struct BackwardPlan {
     pub(super) kernel: String,
     /// Steps of a segment.
     pub(super) segment: usize,
+    /// Whether states lie in the workspace: those that segments begin with, or if attention is not causal the last ones.
+    passes: bool,
     /// Slices, segments, sequences: of dq and dk, and of dv.
     pub(super) grids: [[usize; 3]; 2],
     /// Whether dq, dk and dv are made of parts in f32: of heads that share them, before feature maps, or
@@ -83,15 +85,20 @@ pub struct BackwardPlan {
 pub(super) struct Memory {
     /// `[slot, head, dk, dv]` in f32: of segments, states and their gradients.
     pub(super) states: [usize; 2],
+    /// `[slot, head, dk]` in f32: the same of the normaliser.
+    pub(super) zs: [usize; 2],
     /// `[slot, head]` in f32, or with decays of channels `[slot, head, dk]`: the decays of segments, for each of these.
     pub(super) decays: [usize; 2],
+    /// `[batch, steps, heads, 2]` in f32: what the normaliser makes of the gradient of the output.
+    pub(super) factors: usize,
     /// `[batch, steps, heads, dk or dv]` in f32: of dq, dk and dv.
     pub(super) parts: [usize; 3],
-    /// `[batch, steps, heads]` in f32: each step's own products.
+    /// `[batch, steps, heads]` in f32: each step's own products; not causal, those of keys with their gradients.
     pub(super) own: usize,
-    /// The states at the borders of spans, and their units.
+    /// The states at the borders of spans, their units, and the normaliser's.
     pub(super) spans: usize,
     pub(super) span_units: usize,
+    pub(super) z_spans: usize,
     /// `[span slot, head, dk]` in f32: their products with their gradients.
     pub(super) dots: usize,
     /// `[span slot, head]` in f32: sums of gradients of decays.
@@ -141,7 +148,10 @@ impl BackwardPlan {
             mapped || strict || problem.heads_k != problem.heads || delta.is_some(),
             problem.heads_v != problem.heads,
         ];
-        let slots = if count > 1 { problem.slots(segment) } else { 0 };
+        let slots = match count > 1 || !problem.config.causal {
+            true => problem.slots(segment),
+            false => 0,
+        };
         let row = &rows.gradients[of_keys];
         let mut memory = Memory::new(problem, asked, parts, slots, row);
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
@@ -154,6 +164,7 @@ impl BackwardPlan {
             memory.bytes = memory.bytes.saturating_add(plan.workspace_bytes());
         }
         Ok(Self {
+            passes: slots > 0,
             rows: [of_keys, of_values],
             kernel: row.entry().name,
             segment,
@@ -179,6 +190,11 @@ impl BackwardPlan {
     pub(super) fn is_cut(&self) -> bool {
         self.grids[0][1] > 1
     }
+
+    /// Whether a launch finds the states that another one begins with.
+    pub(super) fn passes_states(&self) -> bool {
+        self.passes
+    }
 }
 
 impl Memory {
@@ -198,7 +214,12 @@ impl Memory {
             memory.bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
             at
         };
+        let normalizes = problem.config.normalize.is_some();
         let states = [(); 2].map(|()| take(product(&[4, slots, heads, problem.head_size()])));
+        let zs = [(); 2].map(|()| match normalizes {
+            true => take(product(&[4, slots, heads, dk])),
+            false => 0,
+        });
         let of_head = problem.decays_of_head();
         let decays = [(); 2].map(|()| take(product(&[4, slots, heads, of_head])));
         let mut part = |exists: bool, channels: usize| match exists {
@@ -206,19 +227,24 @@ impl Memory {
             false => 0,
         };
         let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
+        let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
+        let factors = if normalizes { take(of_steps(2)) } else { 0 };
         let (mut own, mut spans, mut span_units) = (0, 0, 0);
-        let (mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0);
+        let (mut z_spans, mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0, 0);
         if ddecay.is_some() || problem.bonus {
-            own = take(product(&[4, problem.batch, problem.steps, heads]));
+            own = take(of_steps(1));
         }
         if dbonus {
             bonus_sums = take(product(&[4, problem.span_slots(SPAN), heads, dk]));
         }
-        if let Some(form) = ddecay {
+        if let Some(form) = ddecay.filter(|_| problem.config.causal) {
             let borders = product(&[problem.span_slots(form.span()), heads]);
             let warps = product(&[borders, dk.div_ceil(GradientWalk::WIDTH), WARPS]);
             spans = take(product(&[warps, 16, row.size, problem.dtype.bytes()]));
             span_units = take(product(&[4, warps]));
+            if normalizes {
+                z_spans = take(product(&[4, borders, dk]));
+            }
             dots = take(product(&[4, borders, dk]));
             head_sums = match form {
                 DecayGradient::PerHead => take(product(&[4, borders])),
@@ -227,11 +253,14 @@ impl Memory {
         }
         Self {
             states,
+            zs,
             decays,
+            factors,
             parts,
             own,
             spans,
             span_units,
+            z_spans,
             dots,
             head_sums,
             bonus_sums,

@@ -37,10 +37,12 @@
 
 mod backward;
 mod backward_channels;
+mod backward_ends;
 mod backward_plan;
 mod decays;
 mod delta;
 mod forward;
+mod last;
 mod plan;
 mod problem;
 mod ragged;

@@ -145,6 +145,8 @@ fn the_table_has_every_kernel_for_every_target() {
             "sum_heads",
             "bonus_gradient",
             "decay_gradient",
+            "normalizer_gradient",
+            "key_products",
         ]
         .map(|kernel| format!("linear_attention_{kernel}_{dtype}"));
         walks.into_iter().flatten().chain(others)
@@ -172,7 +174,7 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["rwkv4_sums", "lru_sums"].map(String::from))
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_linear))
         .chain(linear_steps)
-        .chain(["linear_attention_carry", "linear_attention_sum_spans"].map(String::from))
+        .chain(["carry", "sum_spans", "last_decays"].map(|name| format!("linear_attention_{name}")))
         .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();

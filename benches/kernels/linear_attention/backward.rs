@@ -1,6 +1,7 @@
 //! The gradients by the linear rule.
 
 use std::error::Error;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -120,21 +121,14 @@ impl<T: Number> bench::Problem for Problem<T> {
         op: &LinearAttention,
         stream: &Arc<CudaStream>,
     ) -> Result<(), Box<dyn Error>> {
+        let gradients = [self.dq.view_mut(), self.dk.view_mut(), self.dv.view_mut()];
         let tensors = Backward {
-            layer: self.layer.view(),
-            dout: self.dout.view(),
-            dfinal_state: None,
-            dq: self.dq.view_mut(),
-            dk: self.dk.view_mut(),
-            dv: self.dv.view_mut(),
             ddecay: Some(match &mut self.ddecay {
                 DecayGradient::Head(ddecay) => DecayMut::PerHead(ddecay.view_mut()),
                 DecayGradient::Step(ddecay) => DecayMut::PerStep(ddecay.view_mut()),
                 DecayGradient::Channel(ddecay) => DecayMut::PerChannel(ddecay.view_mut()),
             }),
-            dbeta: None,
-            dinitial_state: None,
-            dbonus: None,
+            ..Backward::new(self.layer.view(), self.dout.view(), gradients)
         };
         let config = Config::default();
         let plan = op.backward_plan(config, &tensors)?;
@@ -148,9 +142,9 @@ impl<T: Number> bench::Problem for Problem<T> {
     fn verify(&self, stream: &Arc<CudaStream>) -> Result<(), Box<dyn Error>> {
         let seqlen = self.dims.seqlen;
         let (first, last) = (0..seqlen.min(STEPS), seqlen.saturating_sub(STEPS)..seqlen);
-        let found = |tensor: &Tensor<T, 4>, steps| -> Result<Vec<f64>, seqmix::Error> {
+        let found = |tensor: &Tensor<T, 4>, steps: &Range<usize>| {
             let all = tensor.to_host(stream)?;
-            Ok(widen(self.dims.part(&all, steps)))
+            Ok::<_, seqmix::Error>(widen(self.dims.part(&all, steps)))
         };
         for (steps, of_first) in [(first, true), (last, false)] {
             let part = self.layer.widened(&steps);

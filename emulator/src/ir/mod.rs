@@ -3,12 +3,18 @@
 //! A slot is a row of 32 words, one a lane. A 64-bit register takes two rows. Immediates, parameters, special registers
 //! and addresses are slots too, filled when a warp starts, so that an operand is always a slot.
 
+mod hopper;
+mod lanes;
 mod operation;
+mod product;
 
 use std::sync::Arc;
 
 use crate::class::Class;
+pub(crate) use hopper::*;
+pub(crate) use lanes::*;
 pub(crate) use operation::*;
+pub(crate) use product::*;
 
 /// Index of a row in a warp's register file.
 pub(crate) type Slot = u16;
@@ -184,6 +190,9 @@ pub(crate) enum Code {
         a: Slot,
         b: Slot,
     },
+    /// What is too rare for a variant of its own.
+    Lanes(Box<Lanes>),
+    Carry(Box<Carry>),
     Branch {
         target: Pc,
     },
@@ -235,6 +244,8 @@ pub(crate) enum Code {
     Load(Box<Access>),
     Store(Box<Access>),
     Atomic(Box<Atomic>),
+    /// One element after the other.
+    AtomicVector(Box<[Atomic]>),
     CopyAsync(Box<AsyncCopy>),
     CopyCommit,
     /// Waits until at most `pending` groups of this thread are in flight.
@@ -246,6 +257,8 @@ pub(crate) enum Code {
     LoadMatrix(Box<Matrix>),
     StoreMatrix(Box<Matrix>),
     Mma(Box<Mma>),
+    /// What a whole warp does together, beside the common products.
+    Collective(Box<Collective>),
     Fence,
     /// Generic address to the window of a space (`to`) or back.
     AddressSpace {
@@ -264,6 +277,14 @@ pub(crate) enum Code {
         d: Slot,
         wide: bool,
     },
+    /// What came with Hopper.
+    Hopper(Box<Hopper>),
+}
+
+impl Code {
+    pub(crate) fn hopper(op: Hopper) -> Code {
+        Code::Hopper(Box::new(op))
+    }
 }
 
 /// What fills a constant slot when a warp starts.
@@ -302,9 +323,14 @@ pub(crate) enum Special {
     LaneMaskGt,
     DynamicShared,
     TotalShared,
-    /// Cluster coordinates of a launch without clusters: 0, and sizes of 1.
-    ClusterIndex,
-    ClusterSize,
+    /// The cluster in the grid, and clusters of the grid.
+    Cluster(u8),
+    NumClusters(u8),
+    /// The block in its cluster, and blocks of the cluster.
+    ClusterBlock(u8),
+    ClusterBlocks(u8),
+    ClusterRank,
+    ClusterRanks,
 }
 
 /// Where an operation comes from.
@@ -330,4 +356,8 @@ pub(crate) struct Body {
     pub predicates: u32,
     /// Bytes that every shared access is a multiple of and aligned to: the grain of race detection.
     pub shared_grain: u32,
+    /// It has instructions of the async proxy.
+    pub async_proxy: bool,
+    /// For each operation the registers it names that a wgmma uses; empty without wgmma.
+    pub product_slots: Vec<Box<[Slot]>>,
 }

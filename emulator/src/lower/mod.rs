@@ -4,19 +4,30 @@
 //! An opcode or modifier that is not in the table (`isa.rs`) is an error that names it: never a guess.
 
 mod arithmetic;
+mod atomic;
+mod bulk;
+mod cluster;
 mod compare;
 mod control;
 mod convert;
+mod hopper;
 mod isa;
+mod lanes;
 mod logic;
+mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
+mod video;
+mod wgmma;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 
 use crate::class::Class;
-use crate::ir::{ALWAYS, Body, Code, Constant, Op, Origin, Pc, Pred, SINK, Slot};
+use crate::ir::{
+    ALWAYS, Body, Code, Constant, Hopper, Op, Origin, Pc, Pred, SINK, Slot, WgmmaSource,
+};
 use crate::syntax::{Function, Guard, Instruction, Location, Statement, Variable};
 
 pub(crate) use modifiers::Modifiers;
@@ -93,6 +104,10 @@ pub(crate) struct Lowerer<'t> {
     /// A slot pair for results nobody wants.
     sink: Slot,
     grain: u32,
+    /// The carry flag, once an instruction has it.
+    carry: Option<Pred>,
+    /// Rows of the registers that the instruction at hand names.
+    named: RefCell<Vec<Slot>>,
 }
 
 /// Lowers one entry; `module` names the variables of module scope.
@@ -113,6 +128,8 @@ pub(crate) fn lower<'t>(
         param_bytes: 0,
         sink: 0,
         grain: 16,
+        carry: None,
+        named: RefCell::default(),
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
     let parameters = lowerer.parameters(&function.parameters);
@@ -122,6 +139,7 @@ pub(crate) fn lower<'t>(
     let mut body = Body::default();
     let mut location = Location::default();
     let mut opened = 0;
+    let mut named = Vec::new();
     lowerer.scope = 0;
     for statement in &function.body {
         match statement {
@@ -132,6 +150,7 @@ pub(crate) fn lower<'t>(
             Statement::Close => lowerer.scope = lowerer.scopes[lowerer.scope].parent,
             Statement::Location(here) => location = *here,
             Statement::Instruction(instruction) => {
+                lowerer.named.borrow_mut().clear();
                 let op = lowerer
                     .instruction(instruction)
                     .map_err(|message| LowerError {
@@ -139,6 +158,10 @@ pub(crate) fn lower<'t>(
                         message: format!("`{}`: {message}", text(instruction)),
                     })?;
                 body.classes.push(Class::of(&op.code));
+                named.push(match &op.code {
+                    Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
+                    _ => lowerer.named.take(),
+                });
                 body.ops.push(op);
                 body.origins.push(Origin {
                     ptx: instruction.line,
@@ -152,6 +175,20 @@ pub(crate) fn lower<'t>(
             | Statement::Variable(_)
             | Statement::BranchTargets { .. } => {}
         }
+    }
+    // the registers of products, in every instruction that names them
+    let products = product_slots(&body.ops);
+    if !products.is_empty() {
+        named.push(Vec::new());
+        body.product_slots = named
+            .into_iter()
+            .map(|slots| {
+                slots
+                    .into_iter()
+                    .filter(|slot| products.contains(slot))
+                    .collect()
+            })
+            .collect();
     }
     // falling off the end is an exit
     body.ops.push(Op {
@@ -169,6 +206,10 @@ pub(crate) fn lower<'t>(
         .map(|(&constant, &slot)| (slot, constant))
         .collect();
     body.constants.sort_by_key(|&(slot, _)| slot);
+    body.async_proxy = body
+        .ops
+        .iter()
+        .any(|op| matches!(&op.code, Code::Hopper(op) if op.is_async_proxy()));
     body.rows = lowerer.rows;
     body.predicates = lowerer.predicates;
     body.shared_grain = lowerer.grain;
@@ -178,6 +219,22 @@ pub(crate) fn lower<'t>(
         local_bytes: memory.1,
         parameters,
     })
+}
+
+/// The rows of accumulators of wgmma, and of A where it is in registers.
+fn product_slots(ops: &[Op]) -> HashSet<Slot> {
+    let mut out = HashSet::new();
+    for op in ops {
+        if let Code::Hopper(op) = &op.code
+            && let Hopper::Wgmma(wgmma) = &**op
+        {
+            out.extend(&wgmma.d);
+            if let WgmmaSource::Registers(slots) = wgmma.a {
+                out.extend(slots);
+            }
+        }
+    }
+    out
 }
 
 /// The instruction as a line of PTX.
@@ -332,6 +389,18 @@ impl<'t> Lowerer<'t> {
 
     /// Finds a register by name: `%r12` is the 12th of `%r<…>`.
     fn register(&self, name: &str) -> Option<(Kind, u32)> {
+        let found = self.find_register(name);
+        if let Some((kind, row)) = found
+            && kind != Kind::Pred
+        {
+            let rows = if kind == Kind::Wide { 2 } else { 1 };
+            let rows = (row..row + rows).map(|row| row as Slot);
+            self.named.borrow_mut().extend(rows);
+        }
+        found
+    }
+
+    fn find_register(&self, name: &str) -> Option<(Kind, u32)> {
         let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
         let (prefix, number) = name.split_at(name.len() - digits);
         let mut scope = self.scope;

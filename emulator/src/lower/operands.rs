@@ -9,6 +9,7 @@ pub(super) fn show(operand: &Operand<'_>) -> String {
     match operand {
         Operand::Name(name) => (*name).to_string(),
         Operand::Not(name) => format!("!{name}"),
+        Operand::Minus(name) => format!("-{name}"),
         Operand::Integer(value) => value.to_string(),
         Operand::Single(bits) => format!("0f{bits:08X}"),
         Operand::Double(bits) => format!("0d{bits:016X}"),
@@ -40,10 +41,10 @@ fn special(name: &str) -> Option<Special> {
             "%ntid" => Special::Ntid(axis),
             "%ctaid" => Special::Ctaid(axis),
             "%nctaid" => Special::Nctaid(axis),
-            "%clusterid" => Special::Ctaid(axis),
-            "%nclusterid" => Special::Nctaid(axis),
-            "%cluster_ctaid" => Special::ClusterIndex,
-            "%cluster_nctaid" => Special::ClusterSize,
+            "%clusterid" => Special::Cluster(axis),
+            "%nclusterid" => Special::NumClusters(axis),
+            "%cluster_ctaid" => Special::ClusterBlock(axis),
+            "%cluster_nctaid" => Special::ClusterBlocks(axis),
             _ => return None,
         });
     }
@@ -61,8 +62,8 @@ fn special(name: &str) -> Option<Special> {
         "%lanemask_gt" => Special::LaneMaskGt,
         "%dynamic_smem_size" => Special::DynamicShared,
         "%total_smem_size" => Special::TotalShared,
-        "%cluster_ctarank" => Special::ClusterIndex,
-        "%cluster_nctarank" => Special::ClusterSize,
+        "%cluster_ctarank" => Special::ClusterRank,
+        "%cluster_nctarank" => Special::ClusterRanks,
         _ => return None,
     })
 }

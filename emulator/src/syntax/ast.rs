@@ -19,6 +19,8 @@ pub(crate) struct Function<'t> {
     pub parameters: Vec<Variable<'t>>,
     /// `.maxntid` or `.reqntid`: threads a block may have.
     pub max_threads: Option<u32>,
+    /// `.reqnctapercluster`: blocks of a cluster.
+    pub cluster: Option<[u32; 3]>,
     pub body: Vec<Statement<'t>>,
     pub line: u32,
 }
@@ -99,6 +101,8 @@ pub(crate) enum Operand<'t> {
     Name(&'t str),
     /// `!%p`
     Not(&'t str),
+    /// `-%r`: of `vmad` only.
+    Minus(&'t str),
     Integer(i64),
     /// Bits of a 0f literal.
     Single(u32),

@@ -6,9 +6,9 @@
 
 mod case;
 mod counters;
-mod coverage;
 mod emulator;
 mod fail;
+mod hopper;
 mod launch;
 mod matrix;
 mod mutants;

@@ -3,7 +3,8 @@
 use super::{
     BonusGradientParams, CHUNK, DecayGradientParams,
     Gate::{self, Channel, Step},
-    GradientWalkParams, SumHeadsParams, SumSpansParams, WARPS, squares_bytes,
+    GradientWalkParams, LastDecaysParams, NormalizerGradientParams, SumHeadsParams, SumSpansParams,
+    WARPS, squares_bytes,
 };
 use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
@@ -76,7 +77,10 @@ impl GradientWalk {
         if let Channel = self.gate {
             stage += 4 * count * (Self::WIDTH + 4);
         }
-        (2 * stage + squares_bytes(dtype, count) + 4 * numbers).next_multiple_of(128)
+        // of the normaliser two numbers a step, one a chunk and one a channel
+        let normalizer = 2 * count + 4 + Self::WIDTH;
+        let fade = (squares_bytes(dtype, count) + 4 * numbers).next_multiple_of(128);
+        (2 * stage + fade + 4 * normalizer).next_multiple_of(128)
     }
 
     /// The kernel of this row.
@@ -149,6 +153,46 @@ pub fn bonus_gradient(dtype: Dtype) -> Entry {
     }
 }
 
+/// The kernel that computes what the normaliser makes of the gradient of the output, of this type.
+pub fn normalizer_gradient(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_normalizer_gradient_{}", dtype.name()),
+        instance: format!(
+            "seqmix::linear_attention::NormalizerGradient<{}>",
+            dtype.cpp()
+        ),
+        params: NormalizerGradientParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that multiplies keys of this type with their gradients, for [`last_decays`].
+pub fn key_products(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_key_products_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::KeyProducts<{}>", dtype.cpp()),
+        params: LastDecaysParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that adds these products up to the gradients of decays.
+pub fn last_decays() -> Entry {
+    let threads = 256;
+    Entry {
+        name: "linear_attention_last_decays".into(),
+        instance: "seqmix::linear_attention::LastDecays".into(),
+        params: LastDecaysParams::PARAMS,
+        threads,
+        blocks: 1,
+        shared_bytes: 4 * threads as usize / 32,
+    }
+}
+
 /// The kernel that adds the sums of spans.
 pub fn sum_spans() -> Entry {
     Entry {
@@ -167,12 +211,23 @@ pub(super) fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(sum_spans(), "linear_attention/sum_spans.cuh")];
+    let mut units = vec![
+        unit(sum_spans(), "linear_attention/sum_spans.cuh"),
+        unit(last_decays(), "linear_attention/last_decays.cuh"),
+    ];
     for dtype in DTYPES {
         units.push(unit(sum_heads(dtype), "linear_attention/sum_heads.cuh"));
         units.push(unit(
             bonus_gradient(dtype),
             "linear_attention/bonus_gradient.cuh",
+        ));
+        units.push(unit(
+            normalizer_gradient(dtype),
+            "linear_attention/normalizer_gradient.cuh",
+        ));
+        units.push(unit(
+            key_products(dtype),
+            "linear_attention/last_decays.cuh",
         ));
         units.push(unit(
             decay_gradient(dtype),
@@ -221,6 +276,6 @@ mod tests {
             "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32, \
              seqmix::linear_attention::GradientGate::Row>"
         );
-        assert_eq!((entry.threads, entry.shared_bytes), (128, 60_032));
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 60_672));
     }
 }

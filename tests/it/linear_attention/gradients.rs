@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::linear_attention::{
-    Backward, Config, Decay, DecayMut, FeatureMap, Layer, LinearAttention,
+    Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, LinearAttention,
 };
 use seqmix::reference::linear_attention as reference;
 use seqmix::{Result, Workspace};
@@ -26,6 +26,8 @@ pub(super) struct Case {
     pub(super) dv: usize,
     pub(super) feature_map: FeatureMap,
     pub(super) scale: Option<f32>,
+    pub(super) normalize: Option<f32>,
+    pub(super) causal: bool,
     pub(super) decay: Fades,
     pub(super) bonus: bool,
     /// The mean of the logarithms of decays, which lie between 0 and twice as much; a seventh of them are minus
@@ -65,6 +67,8 @@ pub(super) const CASE: Case = Case {
     dv: 64,
     feature_map: FeatureMap::Identity,
     scale: None,
+    normalize: None,
+    causal: true,
     decay: Fades::None,
     bonus: false,
     mean: -0.1,
@@ -79,12 +83,13 @@ pub(super) const CASE: Case = Case {
 };
 
 impl Case {
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         Config {
             feature_map: self.feature_map,
             scale: self.scale,
+            normalize: self.normalize,
+            causal: self.causal,
             segment: self.segment,
-            ..Config::default()
         }
     }
 
@@ -104,6 +109,11 @@ impl Case {
     fn states_shape(&self) -> [usize; 4] {
         let sequences = self.lengths.map_or(self.batch, <[usize]>::len);
         [sequences, self.heads, self.dk, self.dv]
+    }
+
+    fn zs_shape(&self) -> [usize; 3] {
+        let [sequences, heads, dk, _] = self.states_shape();
+        [sequences, heads, dk]
     }
 
     fn decay_shape(&self) -> [usize; 3] {
@@ -140,13 +150,16 @@ pub(super) struct Inputs<T> {
     pub(super) decay: Vec<f32>,
     bonus: Vec<f32>,
     initial_state: Vec<f32>,
+    initial_z: Vec<f32>,
     pub(super) dout: Vec<T>,
     pub(super) dfinal_state: Vec<f32>,
+    dfinal_z: Vec<f32>,
 }
 
 impl<T: Number> Inputs<T> {
     pub(super) fn new(case: Case) -> Self {
         let count = |shape: [usize; 4]| shape.iter().product();
+        let zs = |seed, deviation| normal::<f32>(seed, case.zs_shape().iter().product(), deviation);
         let [hq, hk, hv] = case.shared;
         let decays = match case.decay {
             Fades::None => 0,
@@ -167,8 +180,11 @@ impl<T: Number> Inputs<T> {
             decay: decay.collect(),
             bonus: normal(8, case.heads * case.dk, 1.0),
             initial_state: normal(5, count(case.states_shape()), 1.0),
+            // what outputs are divided by stays away from 0
+            initial_z: zs(10, 1.0).into_iter().map(f32::abs).collect(),
             dout: normal(6, count(case.shape(case.heads, case.dv)), case.deviation),
             dfinal_state: normal(7, count(case.states_shape()), case.deviation),
+            dfinal_z: zs(9, case.deviation),
         }
     }
 }
@@ -184,9 +200,13 @@ pub(super) struct Problem<T> {
     decay_of_channels: Placed<f32, 4>,
     bonus: Placed<f32, 2>,
     initial_state: Placed<f32, 4>,
+    initial_z: Placed<f32, 3>,
     cu_seqlens: Placed<i32, 1>,
+    out: Placed<T, 4>,
+    normalizer: Placed<f32, 3>,
     dout: Placed<T, 4>,
     dfinal_state: Placed<f32, 4>,
+    dfinal_z: Placed<f32, 3>,
     dq: Placed<T, 4>,
     dk: Placed<T, 4>,
     dv: Placed<T, 4>,
@@ -195,7 +215,28 @@ pub(super) struct Problem<T> {
     ddecay_of_channels: Placed<f32, 4>,
     dbonus: Placed<f32, 2>,
     dinitial_state: Placed<f32, 4>,
+    dinitial_z: Placed<f32, 3>,
     workspace: Workspace,
+}
+
+/// The layer of a problem, whose other tensors are borrowed otherwise.
+macro_rules! layer {
+    ($problem:ident) => {{
+        let case = $problem.case;
+        Layer {
+            decay: match case.decay {
+                Fades::None => Decay::None,
+                Fades::PerHead => Decay::PerHead($problem.decay_of_heads.view()),
+                Fades::PerStep => Decay::PerStep($problem.decay_of_steps.view()),
+                Fades::PerChannel => Decay::PerChannel($problem.decay_of_channels.view()),
+            },
+            bonus: case.bonus.then(|| $problem.bonus.view()),
+            initial_state: case.states.then(|| $problem.initial_state.view()),
+            initial_z: (case.states && case.normalize.is_some()).then(|| $problem.initial_z.view()),
+            cu_seqlens: case.lengths.map(|_| $problem.cu_seqlens.view()),
+            ..Layer::new($problem.q.view(), $problem.k.view(), $problem.v.view())
+        }
+    }};
 }
 
 impl<T: Number> Problem<T> {
@@ -212,6 +253,8 @@ impl<T: Number> Problem<T> {
         };
         let states = Place::contiguous(case.states_shape());
         let given = |data: &[f32]| Placed::input(stream, states, data, f32::NAN);
+        let zs = Place::in_order(case.zs_shape(), [1, 2, 0]);
+        let given_z = |data: &[f32]| Placed::input(stream, zs, data, f32::NAN);
         let heads = Place::contiguous([case.heads]);
         let steps = case.place(case.decay_shape(), 1);
         let channels = case.place(case.shape(case.heads, case.dk), 1);
@@ -243,9 +286,13 @@ impl<T: Number> Problem<T> {
             decay_of_channels: Placed::input(stream, channels, &of_channels, f32::NAN),
             bonus: Placed::input(stream, bonus, &inputs.bonus, f32::NAN),
             initial_state: given(&inputs.initial_state),
+            initial_z: given_z(&inputs.initial_z),
             cu_seqlens: Placed::input(stream, Place::contiguous([starts.len()]), &starts, -7),
+            out: gradient(case.heads, case.dv, 0),
+            normalizer: Placed::output(stream, steps, f32::NAN, -123.0),
             dout: rows(case.heads, case.dv, 1, &inputs.dout),
             dfinal_state: given(&inputs.dfinal_state),
+            dfinal_z: given_z(&inputs.dfinal_z),
             dq: gradient(hq, case.dk, 2),
             dk: gradient(hk, case.dk, 0),
             dv: gradient(hv, case.dv, 1),
@@ -254,20 +301,27 @@ impl<T: Number> Problem<T> {
             ddecay_of_channels: Placed::output(stream, channels, f32::NAN, -123.0),
             dbonus: Placed::output(stream, bonus, f32::NAN, -123.0),
             dinitial_state: Placed::output(stream, states, f32::NAN, -123.0),
+            dinitial_z: Placed::output(stream, zs, f32::NAN, -123.0),
             workspace: Workspace::new(stream),
         }
     }
 
-    /// Queues the op, in a workspace of just the size that it asks for.
+    /// Queues the op, in a workspace of just the size that it asks for; before it, what it needs of the forward pass.
     pub(super) fn queue(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         let config = self.case.config();
+        if config.normalize.is_some() {
+            let (tensors, workspace) = self.forward_tensors();
+            let plan = operation().plan(config, &tensors)?;
+            workspace.reserve(plan.workspace_bytes())?;
+            operation().forward(stream, config, tensors, workspace)?;
+        }
         let (tensors, workspace) = self.tensors();
         let plan = operation().backward_plan(config, &tensors)?;
         workspace.reserve(plan.workspace_bytes())?;
         operation().backward(stream, config, tensors, workspace)
     }
 
-    fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
+    pub(super) fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
         let case = self.case;
         let ddecay = match (case.ddecay, case.decay) {
             (true, Fades::PerHead) => Some(DecayMut::PerHead(self.ddecay_of_heads.view_mut())),
@@ -277,28 +331,33 @@ impl<T: Number> Problem<T> {
             }
             _ => None,
         };
+        let normalized = case.normalize.is_some();
         let tensors = Backward {
-            layer: Layer {
-                decay: match case.decay {
-                    Fades::None => Decay::None,
-                    Fades::PerHead => Decay::PerHead(self.decay_of_heads.view()),
-                    Fades::PerStep => Decay::PerStep(self.decay_of_steps.view()),
-                    Fades::PerChannel => Decay::PerChannel(self.decay_of_channels.view()),
-                },
-                bonus: case.bonus.then(|| self.bonus.view()),
-                initial_state: case.states.then(|| self.initial_state.view()),
-                cu_seqlens: case.lengths.map(|_| self.cu_seqlens.view()),
-                ..Layer::new(self.q.view(), self.k.view(), self.v.view())
-            },
+            layer: layer!(self),
+            out: normalized.then(|| self.out.view()),
+            normalizer: normalized.then(|| self.normalizer.view()),
             dout: self.dout.view(),
             dfinal_state: case.states.then(|| self.dfinal_state.view()),
+            dfinal_z: (case.states && normalized).then(|| self.dfinal_z.view()),
             dq: self.dq.view_mut(),
             dk: self.dk.view_mut(),
             dv: self.dv.view_mut(),
             ddecay,
             dbeta: None,
             dinitial_state: case.states.then(|| self.dinitial_state.view_mut()),
+            dinitial_z: (case.states && normalized).then(|| self.dinitial_z.view_mut()),
             dbonus: case.bonus.then(|| self.dbonus.view_mut()),
+        };
+        (tensors, &mut self.workspace)
+    }
+
+    fn forward_tensors(&mut self) -> (Forward<'_, T>, &mut Workspace) {
+        let tensors = Forward {
+            layer: layer!(self),
+            out: self.out.view_mut(),
+            final_state: None,
+            final_z: None,
+            normalizer: Some(self.normalizer.view_mut()),
         };
         (tensors, &mut self.workspace)
     }
@@ -337,6 +396,12 @@ impl<T: Number> Problem<T> {
                 widen(self.dinitial_state.fetch(stream, "dinitial_state")),
                 case.dv,
                 case.states,
+            ),
+            (
+                "dinitial_z",
+                widen(self.dinitial_z.fetch(stream, "dinitial_z")),
+                case.dk,
+                case.states && case.normalize.is_some(),
             ),
         ];
         let asked = all.into_iter().filter_map(|(name, found, row, asked)| {
@@ -378,6 +443,8 @@ pub(super) fn expected<T: Number>(case: Case, inputs: &Inputs<T>) -> [reference:
     let (decay, initial) = (wide(&inputs.decay), wide(&inputs.initial_state));
     let bonus = wide(&inputs.bonus);
     let (dout, dfinal) = (widen(&inputs.dout), wide(&inputs.dfinal_state));
+    let (initial_z, dfinal_z) = (wide(&inputs.initial_z), wide(&inputs.dfinal_z));
+    let zs = case.states && case.normalize.is_some();
     let starts = case.cu_seqlens();
     let ([batch, seqlen], [heads_q, heads_k, heads_v]) = (case.rows(), case.shared);
     let backward = reference::Backward {
@@ -408,17 +475,20 @@ pub(super) fn expected<T: Number>(case: Case, inputs: &Inputs<T>) -> [reference:
                 Fades::PerStep => reference::Decay::PerStep(&decay),
                 Fades::PerChannel => reference::Decay::PerChannel(&decay),
             },
-            readout: match case.bonus {
-                true => reference::Readout::Bonus(&bonus),
-                false => reference::Readout::Updated,
+            readout: match (case.causal, case.bonus) {
+                (false, _) => reference::Readout::Last,
+                (true, true) => reference::Readout::Bonus(&bonus),
+                (true, false) => reference::Readout::Updated,
             },
+            normalize: case.normalize.map(f64::from),
             initial_state: case.states.then_some(&initial[..]),
+            initial_z: zs.then_some(&initial_z[..]),
             cu_seqlens: starts.as_deref(),
             ..reference::Forward::default()
         },
         dout: &dout,
         dfinal_state: case.states.then_some(&dfinal[..]),
-        dfinal_z: None,
+        dfinal_z: zs.then_some(&dfinal_z[..]),
     };
     std::array::from_fn(|run| {
         let Some(grid) = run.checked_sub(1) else {
@@ -445,6 +515,7 @@ fn named<'a>(gradients: &'a reference::Gradients, name: &str) -> &'a [f64] {
         "ddecay" => gradients.ddecay.as_deref().unwrap_or_default(),
         "dbonus" => gradients.dbonus.as_deref().unwrap_or_default(),
         "dinitial_state" => &gradients.dinitial_state,
+        "dinitial_z" => gradients.dinitial_z.as_deref().unwrap_or_default(),
         _ => panic!("no gradient {name}"),
     }
 }
