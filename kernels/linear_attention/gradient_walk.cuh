@@ -142,8 +142,10 @@ struct GradientWalk {
                 Normalized::multiply_by(smem.normalized, passed.decay);
             }
         }
-        // found again, and not kept in registers meanwhile
-        const GradientPlace end = gradient_place(layer, kWidth, params.span, mode);
+        // kept or found again, whichever takes fewer registers
+        const GradientPlace end = kAll && sizeof(Element) == 2
+                                      ? place
+                                      : gradient_place(layer, kWidth, params.span, mode);
         store_end(params, end, mode, smem, state, passed);
     }
 
