@@ -62,8 +62,9 @@ struct SumHeadsParams {
     int steps;              // as in Layer
     int heads;              // that share: of `parts` to one of `out`
     int shared;             // heads of `out`
-    int channels;           // multiple of 8
+    int channels;
     int map;                // FeatureMap of x
+    int single;             // 1: pairs of channels are not aligned
     float scale;            // of `own`
 };
 
@@ -80,7 +81,7 @@ struct DecayGradientParams {
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int heads;
-    int channels;           // dk, a multiple of 8
+    int channels;           // dk
     int query_map;
     int key_map;
     int per_channel;        // 1: a gradient for each channel; 0: their sum
@@ -147,7 +148,7 @@ struct BonusGradientParams {
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int heads;
-    int channels;           // dk, a multiple of 8
+    int channels;           // dk
     int map;                // FeatureMap of q and k
 };
 

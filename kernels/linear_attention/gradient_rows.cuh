@@ -78,6 +78,17 @@ struct ByRows {
         const float* at = decays_at(layer, place, n * Count) +
                           place.channel * layer.decays.channel_stride;
         const int64_t stride = place.direction * layer.decays.step_stride;
+        if (layer.ragged != 0 && layer.decays.channel_stride != 0) {
+#pragma unroll 1
+            for (int i = thread_of_block(); i < Count * kWidth; i += kThreads) {
+                const int row = i / kWidth;
+                const int channel = i % kWidth;
+                const bool valid = row >= first && row < end && channel < layer.dv - place.channel;
+                copy4_async(shared_address(&stage.decays[row][channel]),
+                            at + row * stride + channel, valid);
+            }
+            return;
+        }
 #pragma unroll 2
         for (int i = 0; i < Count * kFours / kThreads; ++i) {
             const int index = i * kThreads + thread_of_block();
