@@ -138,15 +138,15 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         (None, _) => None,
         (Some(DecayMut::PerHead(ddecay)), Decay::PerHead(_)) => {
             let layout = DecayLayout::PerHead(ddecay.layout());
-            Some((DecayGradient::PerHead, problem.decays("ddecay", layout)?))
+            Some((DecayGradient::Head, problem.decays("ddecay", layout)?))
         }
         (Some(DecayMut::PerStep(ddecay)), Decay::PerStep(_)) => {
             let layout = DecayLayout::PerStep(ddecay.layout());
-            Some((DecayGradient::PerStep, problem.decays("ddecay", layout)?))
+            Some((DecayGradient::Step, problem.decays("ddecay", layout)?))
         }
         (Some(DecayMut::PerChannel(ddecay)), Decay::PerChannel(_)) => {
             let layout = DecayLayout::PerChannel(ddecay.layout());
-            Some((DecayGradient::PerChannel, problem.decays("ddecay", layout)?))
+            Some((DecayGradient::Channel, problem.decays("ddecay", layout)?))
         }
         (Some(ddecay), _) => {
             return Err(Error::Argument {
@@ -710,7 +710,7 @@ impl Call<'_> {
         let heads = self.problem.heads;
         let part =
             |which: usize| of_steps(self.problem, self.at(memory.parts[which]), self.problem.dk);
-        let per_head = form == DecayGradient::PerHead;
+        let per_head = form == DecayGradient::Head;
         if self.problem.steps > 0 && !self.problem.is_empty() {
             let params = DecayGradientParams {
                 q: layer.q,
@@ -733,7 +733,7 @@ impl Call<'_> {
                 channels: layer.dk,
                 query_map: layer.query_map,
                 key_map: layer.key_map,
-                per_channel: (form == DecayGradient::PerChannel).into(),
+                per_channel: (form == DecayGradient::Channel).into(),
                 per_head: per_head.into(),
                 span: form.span() as i32,
                 late_reads: self.problem.bonus.into(),

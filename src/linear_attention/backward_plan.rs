@@ -20,11 +20,11 @@ const WARPS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DecayGradient {
     /// Sums over all steps.
-    PerHead,
+    Head,
     /// Sums over channels.
-    PerStep,
+    Step,
     /// A number a channel.
-    PerChannel,
+    Channel,
 }
 
 impl DecayGradient {
@@ -32,8 +32,8 @@ impl DecayGradient {
     /// steps alike, so that a sum over steps would have all of it: there, only pairs that cancel lie between borders.
     pub(super) const fn span(self) -> usize {
         match self {
-            Self::PerHead => CHUNK,
-            Self::PerStep | Self::PerChannel => SPAN,
+            Self::Head => CHUNK,
+            Self::Step | Self::Channel => SPAN,
         }
     }
 }
@@ -247,8 +247,8 @@ impl Memory {
             }
             dots = take(product(&[4, borders, dk]));
             head_sums = match form {
-                DecayGradient::PerHead => take(product(&[4, borders])),
-                DecayGradient::PerStep | DecayGradient::PerChannel => 0,
+                DecayGradient::Head => take(product(&[4, borders])),
+                DecayGradient::Step | DecayGradient::Channel => 0,
             };
         }
         Self {

@@ -68,7 +68,7 @@ impl Call<'_> {
     /// As [`Call::queue`], after the walks.
     pub(super) unsafe fn last_decays(&self, form: DecayGradient, out: Decays) -> Result<()> {
         let (problem, layer, memory) = (self.problem, self.layer, &self.plan.memory);
-        let per_head = form == DecayGradient::PerHead;
+        let per_head = form == DecayGradient::Head;
         let params = LastDecaysParams {
             k: layer.k,
             dk: of_steps(problem, self.at(memory.parts[1]), problem.dk),

@@ -267,7 +267,8 @@ fn large_and_small_normalizers() {
 /// What the forward pass returned is asked for if it was normalised, and only then.
 #[test]
 fn what_is_missing_or_too_much_is_named() {
-    let refused = |case: Case, edit: fn(&mut Backward<'_, f16>)| {
+    type Edit = fn(&mut Backward<'_, f16>);
+    let refused = |case: Case, edit: Edit| {
         let stream = device().stream();
         let inputs = Inputs::<f16>::new(case);
         let mut problem = Problem::new(case, &inputs, &stream);
@@ -276,7 +277,7 @@ fn what_is_missing_or_too_much_is_named() {
         let plan = operation().backward_plan(case.config(), &tensors);
         plan.expect_err("a plan").to_string()
     };
-    let cases: [(Case, fn(&mut Backward<'_, f16>), &str); 3] = [
+    let cases: [(Case, Edit, &str); 3] = [
         (NORMALIZED, |tensors| tensors.out = None, "out"),
         (
             NORMALIZED,
