@@ -211,6 +211,7 @@ struct Normalized {
 
     // Multiplies z of the warp's rows.
     __device__ __forceinline__ static void multiply_by(Smem& smem, float factor) {
+        __syncwarp();  // all lanes have read z, before it is overwritten
 #pragma unroll
         for (int i = 0; i < 2 * Tiles; ++i) {
             if (Exists && lane_column() == 0) {
