@@ -14,7 +14,7 @@
 
 mod agent;
 
-pub(crate) use agent::ReadMark;
+pub(crate) use agent::AgentLane;
 
 use std::collections::HashMap;
 
@@ -189,6 +189,8 @@ pub(crate) struct Detector {
     remote: HashMap<usize, Vec<Event>>,
     /// The last read by the async proxy; empty if the kernel has no such instruction.
     agent_reads: Vec<Event>,
+    /// Reads by the async proxy that are under way.
+    readers: Vec<u32>,
     /// Grains that may be marked as unfenced.
     dirty: Vec<u32>,
 }
@@ -221,6 +223,7 @@ impl Detector {
             reads: vec![Event(0); agent * grains],
             remote: HashMap::new(),
             agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
+            readers: vec![0; if asynchronous { blocks * grains } else { 0 }],
             dirty: Vec::new(),
         };
         detector.reset();
@@ -240,6 +243,7 @@ impl Detector {
         self.reads.fill(Event(0));
         self.remote.clear();
         self.agent_reads.fill(Event(0));
+        self.readers.fill(0);
         self.dirty.clear();
     }
 

@@ -7,7 +7,6 @@ use super::Shared as Launching;
 use super::bulk::Pending;
 use super::cluster::Gate;
 use super::mbarrier::{self, Mbarrier};
-use super::reads::Reads;
 use super::registers::LANES;
 use super::warp::Warp;
 use super::wgmma::{self, Warpgroup};
@@ -100,8 +99,6 @@ pub(super) struct Context<'l> {
     pub gate: Gate,
     /// What is under way and ends by itself.
     pub pending: Vec<Pending>,
-    /// What the async proxy is reading.
-    pub reads: Reads,
     /// Grows with everything that a warp which gave way may wait for.
     pub changes: u64,
     /// Blocks whose warps have all exited.
@@ -140,7 +137,6 @@ impl<'l> Context<'l> {
             cluster_phase: 0,
             gate: Gate::default(),
             pending: Vec::new(),
-            reads: Reads::default(),
             changes: 0,
             exited: vec![false; blocks],
             registers: vec![0; blocks * warps],
@@ -161,7 +157,6 @@ impl<'l> Context<'l> {
         self.cluster_phase = 0;
         self.gate = Gate::default();
         self.pending.clear();
-        self.reads.clear();
         self.changes = 0;
         self.exited.fill(false);
         self.registers.fill(0);
