@@ -1,6 +1,6 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, FloatOp, Hopper, Scalar, Space};
+use crate::ir::{Code, Collective, FloatOp, Hopper, LaneOp, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -97,6 +97,10 @@ impl Class {
     pub(crate) fn of(code: &Code) -> Class {
         match code {
             Code::Mma(_) => Class::Mma,
+            Code::Collective(op) => match **op {
+                Collective::Product(_) => Class::Mma,
+                Collective::MoveMatrix { .. } => Class::Shuffle,
+            },
             Code::F32 { op, .. } => match op {
                 FloatOp::Rcp
                 | FloatOp::Sqrt
@@ -129,6 +133,8 @@ impl Class {
             | Code::SelectSign { .. }
             | Code::PredLogic { .. }
             | Code::PredNot { .. } => Class::Integer,
+            Code::Lanes(lanes) => Class::of_lane(&lanes.op),
+            Code::Carry(_) => Class::Integer,
             Code::Convert { .. } | Code::ConvertPair { .. } => Class::Convert,
             Code::Nop
             | Code::Move32 { .. }
@@ -144,7 +150,7 @@ impl Class {
             }
             Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
             Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
-            Code::Atomic(_) => Class::Atomic,
+            Code::Atomic(_) | Code::AtomicVector(_) => Class::Atomic,
             Code::Shuffle { .. }
             | Code::Vote { .. }
             | Code::Match { .. }
@@ -160,6 +166,30 @@ impl Class {
             Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
                 Class::Control
             }
+        }
+    }
+
+    fn of_lane(op: &LaneOp) -> Class {
+        let of_kind = |kind: &Scalar| match kind {
+            Scalar::F32 => Class::Fp32,
+            Scalar::F64 => Class::Fp64,
+            kind if kind.is_float() => Class::Half,
+            _ => Class::Integer,
+        };
+        match op {
+            LaneOp::Float { op, kind, .. } => match (op, kind) {
+                (FloatOp::Div | FloatOp::Rcp | FloatOp::Sqrt, Scalar::F32) => Class::Mufu,
+                _ => of_kind(kind),
+            },
+            LaneOp::Gross { .. } => Class::Mufu,
+            LaneOp::Property { kind, .. }
+            | LaneOp::ComparePair { kind, .. }
+            | LaneOp::Set { kind, .. } => of_kind(kind),
+            LaneOp::ConvertPair { .. }
+            | LaneOp::ConvertHalves { .. }
+            | LaneOp::Widen { .. }
+            | LaneOp::Pack { .. } => Class::Convert,
+            _ => Class::Integer,
         }
     }
 }

@@ -4,10 +4,12 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use half::{bf16, f16};
 
-use super::context::{Context, Done, count_global, lanes, resolve};
+use super::context::{Context, Done, Trouble, count_global, lanes, resolve};
+use super::float::flush_if;
 use super::memory::addresses;
 use super::registers::LANES;
 use super::warp::Warp;
+use crate::fault::FaultKind;
 use crate::ir::{Atomic, AtomicOp, Scalar, Space};
 use crate::memory::{INITIALISED, READ, WRITTEN};
 use crate::race::Accessor;
@@ -31,10 +33,16 @@ pub(super) fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: 
         (AtomicOp::Add, Scalar::F16x2) => halves(add_f16),
         (AtomicOp::Add, Scalar::Bf16x2) => halves(add_bf16),
         (AtomicOp::Add, _) => old.wrapping_add(value),
-        (AtomicOp::Min, Scalar::F16) => extreme_f16(old, value, f32::min),
-        (AtomicOp::Max, Scalar::F16) => extreme_f16(old, value, f32::max),
-        (AtomicOp::Min, Scalar::Bf16) => extreme_bf16(old, value, f32::min),
-        (AtomicOp::Max, Scalar::Bf16) => extreme_bf16(old, value, f32::max),
+        (AtomicOp::Min | AtomicOp::Max, kind) if kind.is_float() => {
+            let max = op == AtomicOp::Max;
+            match kind {
+                Scalar::F16x2 | Scalar::Bf16x2 => {
+                    let high = extreme(max, kind, (old >> 16) as u16, (value >> 16) as u16);
+                    u64::from(extreme(max, kind, old as u16, value as u16)) | u64::from(high) << 16
+                }
+                _ => extreme(max, kind, old as u16, value as u16).into(),
+            }
+        }
         (AtomicOp::Min, Scalar::S32) => (old as i32).min(value as i32) as u32 as u64,
         (AtomicOp::Max, Scalar::S32) => (old as i32).max(value as i32) as u32 as u64,
         (AtomicOp::Min, Scalar::S64) => (old as i64).min(value as i64) as u64,
@@ -69,14 +77,54 @@ pub(super) fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: 
     }
 }
 
-fn extreme_f16(old: u64, value: u64, f: fn(f32, f32) -> f32) -> u64 {
-    let [old, value] = [old, value].map(|bits| f16::from_bits(bits as u16).to_f32());
-    f16::from_f32(f(old, value)).to_bits().into()
+/// The sum of two f32 whose subnormals count as zero, as does a subnormal sum.
+fn add_flushed(x: u32, y: u32) -> u64 {
+    let flush = |bits| flush_if(true, f32::from_bits(bits));
+    flush_if(true, flush(x) + flush(y)).to_bits().into()
 }
 
-fn extreme_bf16(old: u64, value: u64, f: fn(f32, f32) -> f32) -> u64 {
-    let [old, value] = [old, value].map(|bits| bf16::from_bits(bits as u16).to_f32());
-    bf16::from_f32(f(old, value)).to_bits().into()
+/// The lesser or the greater half; a NaN gives way to a number, and -0 is less than +0.
+fn extreme(max: bool, kind: Scalar, x: u16, y: u16) -> u16 {
+    let value = |bits| match kind {
+        Scalar::Bf16 | Scalar::Bf16x2 => bf16::from_bits(bits).to_f32(),
+        _ => f16::from_bits(bits).to_f32(),
+    };
+    let (a, b) = (value(x), value(y));
+    let first = match (a.is_nan(), b.is_nan()) {
+        (true, true) => return 0x7fff,
+        (true, false) => false,
+        (false, true) => true,
+        _ if a == b => a.is_sign_positive() == max,
+        _ => (a > b) == max,
+    };
+    if first { x } else { y }
+}
+
+/// Runs the elements of a vector one by one.
+pub(super) fn vector(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    elements: &[Atomic],
+    active: u32,
+) -> Done {
+    let Some(first) = elements.first() else {
+        return Ok(());
+    };
+    let bytes = u64::from(first.kind.bytes()) * elements.len() as u64;
+    let at = addresses(&warp.registers, first.address, first.narrow, first.offset);
+    for lane in lanes(active) {
+        if !at[lane].is_multiple_of(bytes) {
+            let message = format!(
+                "updates {bytes} bytes of global memory at {:#x}, which is not a multiple of {bytes}",
+                at[lane]
+            );
+            return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
+        }
+    }
+    // results have 32 bits at most, so that none of them lies in the address
+    elements
+        .iter()
+        .try_for_each(|element| run(warp, context, element, active))
 }
 
 /// Runs an atomic lane by lane: lanes that meet at one address take turns.
@@ -115,7 +163,15 @@ pub(super) fn run(
             space => (space, at[lane]),
         };
         let (value, second) = (values[lane] & keep, seconds[lane] & keep);
-        let update = |old: u64| combine(atomic.op, atomic.kind, old, value, second) & keep;
+        // sums of f32 in global memory flush subnormals, those in shared memory do not
+        let flush =
+            space != Space::Shared && (atomic.op, atomic.kind) == (AtomicOp::Add, Scalar::F32);
+        let update = |old: u64| {
+            if flush {
+                return add_flushed(old as u32, value as u32);
+            }
+            combine(atomic.op, atomic.kind, old, value, second) & keep
+        };
         out[lane] = if space == Space::Shared {
             let by = Accessor {
                 warp: warp.index,

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::exact::{Exact, Format};
 use super::float::flush_if;
 use super::registers::Registers;
 use super::rounding;
@@ -77,6 +78,10 @@ fn convert_one(convert: Convert, bits: u64) -> u64 {
             }
         };
     }
+    let nearest = matches!(convert.rounding, Rounding::Nearest | Rounding::NearestAway);
+    if !convert.whole && (convert.finite || !nearest && convert.to != Scalar::Tf32) {
+        return convert_exactly(convert, value);
+    }
     let mut value = match value {
         Value::Float(value) if convert.whole => whole(convert.rounding, value),
         Value::Float(value) => value,
@@ -99,6 +104,42 @@ fn convert_one(convert: Convert, bits: u64) -> u64 {
         // only f32 becomes tf32, so that the f32 here is exact
         Scalar::Tf32 => rounding::to_tf32(value as f32, convert.rounding).into(),
         half => rounding::to_half(half, value).into(),
+    }
+}
+
+/// Conversions to a float with a direction, or to finite numbers only.
+#[inline(never)]
+fn convert_exactly(convert: Convert, value: Value) -> u64 {
+    let value = match value {
+        Value::Integer(value) => Exact::whole(value),
+        Value::Float(value) => Exact::read(Format::F64, value.to_bits()),
+    };
+    let one = Exact::whole(1);
+    let value = match value {
+        // NaN saturates to 0
+        Exact::Nan if convert.saturate => Exact::whole(0),
+        Exact::Nan => value,
+        value if convert.saturate && value.is_negative() => Exact::whole(0),
+        // below zero; -0 is not
+        value if convert.relu && value.negate().is_positive() => Exact::whole(0),
+        value if convert.saturate && value.plus(one.negate(), false).is_positive() => one,
+        value => value,
+    };
+    let format = match convert.to {
+        // the top of an f32
+        Scalar::Tf32 => Format::TF32,
+        to => Format::of(to).unwrap_or(Format::F32),
+    };
+    let bits = match convert.finite {
+        true => value.round_finite(format, convert.rounding),
+        false => value.round(format, convert.rounding),
+    };
+    match convert.to {
+        Scalar::Tf32 => bits << 13,
+        Scalar::F32 => flush_if(convert.flush, f32::from_bits(bits as u32))
+            .to_bits()
+            .into(),
+        _ => bits,
     }
 }
 
@@ -242,6 +283,7 @@ mod tests {
                     whole: true,
                     saturate: false,
                     relu: false,
+                    finite: false,
                     flush: false,
                 },
                 bits,

@@ -289,7 +289,7 @@ pub(super) fn half(r: &mut Registers, mask: u32, how: Half, d: Slot, abc: (Slot,
 }
 
 /// Ordered relations are false, and unordered ones true, where an operand is NaN.
-fn relation<T: PartialOrd>(cmp: Cmp, a: T, b: T) -> bool {
+pub(super) fn relation<T: PartialOrd>(cmp: Cmp, a: T, b: T) -> bool {
     let order = a.partial_cmp(&b);
     let is = |wanted: &[Ordering]| order.is_some_and(|order| wanted.contains(&order));
     let unordered = order.is_none();

@@ -22,6 +22,7 @@ macro_rules! width {
                 IntOp::Mad => x.wrapping_mul(y).wrapping_add(z),
                 IntOp::MadHighU => high_u().wrapping_add(z),
                 IntOp::MadHighS => high_s().wrapping_add(z),
+                IntOp::MadHighSat => (high_s() as $s).saturating_add(z as $s) as $u,
                 // the manual leaves division by zero open; hardware gives all ones
                 IntOp::DivU => x.checked_div(y).unwrap_or(<$u>::MAX),
                 IntOp::DivS => {

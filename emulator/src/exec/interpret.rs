@@ -4,7 +4,10 @@ use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
-use super::{atomic, convert, copy, exchange, float, hopper, integer, matrix, memory, wgmma};
+use super::{
+    atomic, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
+    product, wgmma,
+};
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -305,6 +308,8 @@ fn run_group<const AVX2: bool>(
             &Code::ConvertPair { to, relu, d, a, b } => {
                 convert::convert_pair(r, active, to, relu, d, (a, b))
             }
+            Code::Lanes(op) => lane::run(r, active, op),
+            Code::Carry(op) => lane::carry(r, active, op),
             &Code::Branch { target } => {
                 if context.clock >= end {
                     // spinning lanes must not keep the rest of the block from what they wait for
@@ -343,6 +348,7 @@ fn run_group<const AVX2: bool>(
             Code::Load(access) => memory::load(warp, context, access, active)?,
             Code::Store(access) => memory::store(warp, context, access, active)?,
             Code::Atomic(atomic) => atomic::run(warp, context, atomic, active)?,
+            Code::AtomicVector(elements) => atomic::vector(warp, context, elements, active)?,
             Code::CopyAsync(copy) => copy::issue(warp, context, copy, active)?,
             Code::CopyCommit => warp.copies.commit(active),
             Code::CopyWait { pending } => copy::wait(warp, context, *pending, active),
@@ -378,6 +384,7 @@ fn run_group<const AVX2: bool>(
             }
             // what follows needs several lanes at once
             Code::Mma(_)
+            | Code::Collective(_)
             | Code::LoadMatrix(_)
             | Code::StoreMatrix(_)
             | Code::Shuffle { .. }
@@ -396,6 +403,7 @@ fn run_group<const AVX2: bool>(
                         multiply::<AVX2>(&mut warp.registers, mma);
                         context.report.mma_multiply_adds += 16 * 8 * u64::from(mma.k);
                     }
+                    Code::Collective(op) => product::run(warp, context, op),
                     Code::LoadMatrix(matrix) => matrix::load(warp, context, matrix)?,
                     Code::StoreMatrix(matrix) => matrix::store(warp, context, matrix)?,
                     &Code::Shuffle {

@@ -24,7 +24,7 @@ fn row(bytes: [u8; 16]) -> Row16 {
 }
 
 /// The register that holds a tile, lane by lane.
-fn fragment(tile: &[Row16; TILE], transposed: bool) -> [u32; LANES] {
+pub(super) fn fragment(tile: &[Row16; TILE], transposed: bool) -> [u32; LANES] {
     std::array::from_fn(|lane| {
         let (r, c) = (lane / 4, 2 * (lane % 4));
         let (low, high) = if transposed {
@@ -110,7 +110,7 @@ pub(super) fn store(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix)
 }
 
 /// The tile a register holds, in row-major order.
-fn halves(r: &Registers, slot: Slot) -> [u16; TILE * TILE] {
+pub(super) fn halves(r: &Registers, slot: Slot) -> [u16; TILE * TILE] {
     let words = r.row(slot);
     std::array::from_fn(|at| (words[at / 2] >> (16 * (at % 2))) as u16)
 }

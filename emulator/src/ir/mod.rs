@@ -4,13 +4,17 @@
 //! and addresses are slots too, filled when a warp starts, so that an operand is always a slot.
 
 mod hopper;
+mod lanes;
 mod operation;
+mod product;
 
 use std::sync::Arc;
 
 use crate::class::Class;
 pub(crate) use hopper::*;
+pub(crate) use lanes::*;
 pub(crate) use operation::*;
+pub(crate) use product::*;
 
 /// Index of a row in a warp's register file.
 pub(crate) type Slot = u16;
@@ -186,6 +190,9 @@ pub(crate) enum Code {
         a: Slot,
         b: Slot,
     },
+    /// What is too rare for a variant of its own.
+    Lanes(Box<Lanes>),
+    Carry(Box<Carry>),
     Branch {
         target: Pc,
     },
@@ -237,6 +244,8 @@ pub(crate) enum Code {
     Load(Box<Access>),
     Store(Box<Access>),
     Atomic(Box<Atomic>),
+    /// One element after the other.
+    AtomicVector(Box<[Atomic]>),
     CopyAsync(Box<AsyncCopy>),
     CopyCommit,
     /// Waits until at most `pending` groups of this thread are in flight.
@@ -248,6 +257,8 @@ pub(crate) enum Code {
     LoadMatrix(Box<Matrix>),
     StoreMatrix(Box<Matrix>),
     Mma(Box<Mma>),
+    /// What a whole warp does together, beside the common products.
+    Collective(Box<Collective>),
     Fence,
     /// Generic address to the window of a space (`to`) or back.
     AddressSpace {

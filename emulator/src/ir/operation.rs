@@ -62,6 +62,8 @@ pub(crate) enum IntOp {
     Mad,
     MadHighS,
     MadHighU,
+    /// Signed, clamped.
+    MadHighSat,
     DivS,
     DivU,
     RemS,
@@ -184,6 +186,8 @@ pub(crate) struct Convert {
     pub whole: bool,
     pub saturate: bool,
     pub relu: bool,
+    /// Infinities and what is too large become the largest number.
+    pub finite: bool,
     pub flush: bool,
 }
 

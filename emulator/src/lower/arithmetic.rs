@@ -1,7 +1,7 @@
 //! Integer and floating-point arithmetic.
 
-use super::{Lowered, Lowerer, Modifiers};
-use crate::ir::{Code, FloatOp, IntOp, Rounding, Scalar, WideOp, Width};
+use super::{Lowered, Lowerer, Modifiers, lanes};
+use crate::ir::{CarryOp, Code, FloatOp, IntOp, LaneOp, PairOp, Rounding, Scalar, WideOp, Width};
 use crate::syntax::Operand;
 
 fn width(kind: Scalar) -> Option<Width> {
@@ -35,6 +35,21 @@ fn rounding(modifiers: &mut Modifiers<'_>) -> Rounding {
     }
 }
 
+/// A floating-point operation whose operands have one type all.
+fn float_lanes<'t>(
+    l: &mut Lowerer<'t>,
+    operands: &[Operand<'t>],
+    op: LaneOp,
+    kind: Scalar,
+) -> Lowered<Code> {
+    let to = l.target_of(&operands[0], kind)?;
+    let mut sources = Vec::new();
+    for operand in &operands[1..] {
+        sources.push(l.source_of(operand, kind)?);
+    }
+    Ok(lanes::code(op, to, sources))
+}
+
 /// A floating-point operation of one to three sources.
 fn float<'t>(
     l: &mut Lowerer<'t>,
@@ -47,9 +62,42 @@ fn float<'t>(
     l.count(operands, sources + 1)?;
     let wide = kind == Scalar::F64;
     // approximations round as they like; the exact result is within every documented bound
-    m.take_any(&["approx", "full"]);
+    let approximate = m.take_any(&["approx", "full"]).is_some();
     let flush = m.take("ftz");
     let saturate = m.take("sat");
+    if approximate && flush && wide && matches!(op, FloatOp::Rcp | FloatOp::Rsqrt) {
+        let root = op == FloatOp::Rsqrt;
+        return float_lanes(l, operands, LaneOp::Gross { root }, kind);
+    }
+    let xor_sign = m.take("xorsign") && m.take("abs");
+    let rounding = rounding(m);
+    let fast = match (kind, op) {
+        _ if xor_sign => false,
+        _ if rounding == Rounding::Nearest => true,
+        (Scalar::F32, FloatOp::Add | FloatOp::Sub | FloatOp::Mul | FloatOp::Fma) => true,
+        _ => false,
+    };
+    if !fast {
+        let known = match op {
+            FloatOp::Add | FloatOp::Sub | FloatOp::Mul | FloatOp::Fma => kind == Scalar::F64,
+            FloatOp::Div | FloatOp::Rcp | FloatOp::Sqrt => {
+                matches!(kind, Scalar::F32 | Scalar::F64)
+            }
+            _ => xor_sign && kind != Scalar::F64,
+        };
+        if !known {
+            return Err(lanes::unknown(m));
+        }
+        let op = LaneOp::Float {
+            op,
+            kind,
+            rounding,
+            flush,
+            saturate,
+            xor_sign,
+        };
+        return float_lanes(l, operands, op, kind);
+    }
     let d = l.out(&operands[0], wide)?;
     let mut slots = [0; 3];
     for (slot, operand) in slots.iter_mut().zip(&operands[1..]) {
@@ -61,42 +109,18 @@ fn float<'t>(
     }
     let [a, b, c] = slots;
     Ok(match kind {
-        Scalar::F32 => {
-            let rounding = rounding(m);
-            if rounding != Rounding::Nearest
-                && !matches!(
-                    op,
-                    FloatOp::Add | FloatOp::Sub | FloatOp::Mul | FloatOp::Fma
-                )
-            {
-                return Err(format!(
-                    "the opcode `{}` is emulated only with rounding to nearest",
-                    m.opcode()
-                ));
-            }
-            Code::F32 {
-                op,
-                flush,
-                saturate,
-                rounding,
-                d,
-                a,
-                b,
-                c,
-            }
-        }
-        Scalar::F64 => {
-            let rounding = rounding(m);
-            if rounding != Rounding::Nearest {
-                return Err(format!(
-                    "the opcode `{}` is emulated only with rounding to nearest",
-                    m.opcode()
-                ));
-            }
-            Code::F64 { op, d, a, b, c }
-        }
+        Scalar::F32 => Code::F32 {
+            op,
+            flush,
+            saturate,
+            rounding,
+            d,
+            a,
+            b,
+            c,
+        },
+        Scalar::F64 => Code::F64 { op, d, a, b, c },
         Scalar::F16 | Scalar::Bf16 | Scalar::F16x2 | Scalar::Bf16x2 => {
-            m.take("rn");
             m.take("noftz");
             let relu = m.take("relu");
             Code::Half {
@@ -155,6 +179,18 @@ pub(super) fn binary<'t>(
     int: IntOp,
     float_op: FloatOp,
 ) -> Lowered<Code> {
+    if int == IntOp::Add
+        && let Some(code) = lanes::packed(l, m, operands, PairOp::Add)?
+    {
+        return Ok(code);
+    }
+    if m.rest().contains(&"cc") {
+        let op = match int {
+            IntOp::Add => CarryOp::Add,
+            _ => CarryOp::Sub,
+        };
+        return lanes::add_with_carry(l, m, operands, op, false);
+    }
     let kind = m.scalar()?;
     if kind.is_float() {
         return float(l, m, operands, float_op, kind, 2);
@@ -233,6 +269,13 @@ pub(super) fn extreme<'t>(
     int: (IntOp, IntOp),
     float_ops: (FloatOp, FloatOp),
 ) -> Lowered<Code> {
+    let pair = match float_ops.0 {
+        FloatOp::Min => PairOp::Min,
+        _ => PairOp::Max,
+    };
+    if let Some(code) = lanes::packed(l, m, operands, pair)? {
+        return Ok(code);
+    }
     let kind = m.scalar()?;
     if kind.is_float() {
         let op = if m.take("NaN") {
@@ -314,6 +357,9 @@ pub(super) fn multiply_add<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
+    if m.rest().contains(&"cc") {
+        return lanes::multiply_with_carry(l, m, operands, false);
+    }
     let kind = m.scalar()?;
     if kind.is_float() {
         return float(l, m, operands, FloatOp::Fma, kind, 3);
@@ -323,6 +369,7 @@ pub(super) fn multiply_add<'t>(
     }
     let width = integer_width(m, kind)?;
     let op = match (m.take("hi"), is_signed(kind)) {
+        (true, true) if kind == Scalar::S32 && m.take("sat") => IntOp::MadHighSat,
         (false, _) => IntOp::Mad,
         (true, true) => IntOp::MadHighS,
         (true, false) => IntOp::MadHighU,

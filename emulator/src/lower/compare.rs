@@ -1,7 +1,7 @@
 //! Comparison and selection.
 
-use super::{Lowered, Lowerer, Modifiers};
-use crate::ir::{Cmp, Code, Logic, Scalar, Slot};
+use super::{Lowered, Lowerer, Modifiers, lanes};
+use crate::ir::{Cmp, Code, LaneOp, Logic, Scalar, Slot, Source, Target};
 use crate::syntax::Operand;
 
 fn comparison(m: &mut Modifiers<'_>, kind: Scalar) -> Lowered<Cmp> {
@@ -27,16 +27,50 @@ fn comparison(m: &mut Modifiers<'_>, kind: Scalar) -> Lowered<Cmp> {
         Some("nan") => Cmp::Nan,
         _ => return Err(format!("the opcode `{}` lacks a comparison", m.opcode())),
     };
-    if matches!(
-        kind,
-        Scalar::F16x2 | Scalar::Bf16x2 | Scalar::Tf32 | Scalar::U8 | Scalar::S8
-    ) {
+    if matches!(kind, Scalar::Tf32 | Scalar::U8 | Scalar::S8) {
         return Err(format!(
             "the opcode `{}` is not emulated for this type",
             m.opcode()
         ));
     }
     Ok(cmp)
+}
+
+/// The logic of `setp` and `set`, and the predicate that it takes.
+type Combination = Option<(Logic, crate::ir::Pred, bool)>;
+
+fn combination<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Combination> {
+    let logic = match m.take_any(&["and", "or", "xor"]) {
+        None => return l.count(operands, 3).map(|()| None),
+        Some("and") => Logic::And,
+        Some("or") => Logic::Or,
+        Some(_) => Logic::Xor,
+    };
+    l.count(operands, 4)?;
+    let (p, negated) = l.predicate(&operands[3])?;
+    Ok(Some((logic, p, negated)))
+}
+
+/// Both sources, and the predicate that is combined with the result.
+fn sources<'t>(
+    l: &mut Lowerer<'t>,
+    operands: &[Operand<'t>],
+    kind: Scalar,
+    combine: Combination,
+) -> Lowered<(Option<Logic>, Vec<Source>)> {
+    let mut sources = vec![
+        l.source_of(&operands[1], kind)?,
+        l.source_of(&operands[2], kind)?,
+    ];
+    let logic = combine.map(|(logic, p, negated)| {
+        sources.push(Source::Predicate(p, negated));
+        logic
+    });
+    Ok((logic, sources))
 }
 
 pub(super) fn set_predicate<'t>(
@@ -47,22 +81,7 @@ pub(super) fn set_predicate<'t>(
     let kind = m.scalar()?;
     let cmp = comparison(m, kind)?;
     let flush = m.take("ftz");
-    let combine = match m.take_any(&["and", "or", "xor"]) {
-        None => {
-            l.count(operands, 3)?;
-            None
-        }
-        Some(word) => {
-            l.count(operands, 4)?;
-            let (p, negated) = l.predicate(&operands[3])?;
-            let logic = match word {
-                "and" => Logic::And,
-                "or" => Logic::Or,
-                _ => Logic::Xor,
-            };
-            Some((logic, p, negated))
-        }
-    };
+    let combine = combination(l, m, operands)?;
     let wide = kind.bytes() == 8;
     let (d, q) = match &operands[0] {
         Operand::Pair(d, q) => (
@@ -71,6 +90,16 @@ pub(super) fn set_predicate<'t>(
         ),
         single => (l.predicate_out(single)?, crate::ir::SINK),
     };
+    if matches!(kind, Scalar::F16x2 | Scalar::Bf16x2) {
+        let (logic, sources) = sources(l, operands, kind, combine)?;
+        let op = LaneOp::ComparePair {
+            cmp,
+            kind,
+            flush,
+            logic,
+        };
+        return Ok(lanes::code(op, Target::Predicates(d, q), sources));
+    }
     let (a, b) = (l.source(&operands[1], wide)?, l.source(&operands[2], wide)?);
     Ok(Code::Compare {
         cmp,
@@ -89,28 +118,41 @@ pub(super) fn set_value<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
-    l.count(operands, 3)?;
     let kind = m.scalar()?;
     let to = m.scalar()?;
     let flush = m.take("ftz");
     let cmp = comparison(m, kind)?;
-    if to.bytes() != 4 {
-        return Err(format!(
-            "the opcode `{}` is not emulated for this type",
-            m.opcode()
-        ));
+    let combine = combination(l, m, operands)?;
+    if combine.is_none() && to.bytes() == 4 && kind.bytes() >= 4 && !is_pair(kind) {
+        let wide = kind.bytes() == 8;
+        let (a, b) = (l.source(&operands[1], wide)?, l.source(&operands[2], wide)?);
+        return Ok(Code::SetValue {
+            cmp,
+            kind,
+            flush,
+            float: to == Scalar::F32,
+            d: l.narrow_out(&operands[0])?,
+            a,
+            b,
+        });
     }
-    let wide = kind.bytes() == 8;
-    let (a, b) = (l.source(&operands[1], wide)?, l.source(&operands[2], wide)?);
-    Ok(Code::SetValue {
+    if to.bytes() > 4 || is_pair(to) != is_pair(kind) {
+        return Err(lanes::unknown(m));
+    }
+    let target = Target::Narrow(l.narrow_out(&operands[0])?);
+    let (logic, sources) = sources(l, operands, kind, combine)?;
+    let op = LaneOp::Set {
         cmp,
         kind,
+        to,
         flush,
-        float: to == Scalar::F32,
-        d: l.narrow_out(&operands[0])?,
-        a,
-        b,
-    })
+        logic,
+    };
+    Ok(lanes::code(op, target, sources))
+}
+
+fn is_pair(kind: Scalar) -> bool {
+    matches!(kind, Scalar::F16x2 | Scalar::Bf16x2)
 }
 
 pub(super) fn select<'t>(

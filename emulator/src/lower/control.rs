@@ -16,6 +16,22 @@ pub(super) fn hint<'t>(
     Ok(Code::Nop)
 }
 
+/// `createpolicy`: what it makes is read by hints only.
+pub(super) fn cache_policy<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
+    hint(l, m, operands)?;
+    let Some(d) = operands.first() else {
+        return Err("takes a destination".into());
+    };
+    Ok(Code::Move64 {
+        d: l.wide_out(d)?,
+        a: l.wide(&Operand::Integer(0))?,
+    })
+}
+
 pub(super) fn branch<'t>(
     l: &mut Lowerer<'t>,
     m: &mut Modifiers<'_>,

@@ -1,7 +1,7 @@
 //! Moves, conversions and address spaces.
 
-use super::{Lowered, Lowerer, Modifiers};
-use crate::ir::{Code, Convert, Rounding, Scalar, Space};
+use super::{Lowered, Lowerer, Modifiers, lanes};
+use crate::ir::{Code, Convert, LaneOp, Rounding, Scalar, Small, Space};
 use crate::syntax::Operand;
 
 pub(super) fn mov<'t>(
@@ -86,43 +86,40 @@ fn part_bytes(kind: Scalar, parts: usize) -> Lowered<u8> {
     }
 }
 
+/// The rounding of a conversion, and whether the result is a whole number.
+fn rounding(m: &mut Modifiers<'_>) -> (Rounding, bool) {
+    let words = ["rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi"];
+    match m.take_any(&words) {
+        Some("rna") => (Rounding::NearestAway, false),
+        Some("rz") => (Rounding::Zero, false),
+        Some("rm") => (Rounding::Down, false),
+        Some("rp") => (Rounding::Up, false),
+        Some("rni") => (Rounding::Nearest, true),
+        Some("rzi") => (Rounding::Zero, true),
+        Some("rmi") => (Rounding::Down, true),
+        Some("rpi") => (Rounding::Up, true),
+        _ => (Rounding::Nearest, false),
+    }
+}
+
 pub(super) fn cvt<'t>(
     l: &mut Lowerer<'t>,
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
+    if m.take("pack") {
+        return pack(l, m, operands);
+    }
+    if m.rest().iter().any(|word| small(word).is_some()) {
+        return convert_bytes(l, m, operands);
+    }
     let to = m.first_scalar()?;
     let from = m.scalar()?;
-    let (rounding, whole) =
-        match m.take_any(&["rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi"]) {
-            Some("rna") => (Rounding::NearestAway, false),
-            Some("rz") => (Rounding::Zero, false),
-            Some("rm") => (Rounding::Down, false),
-            Some("rp") => (Rounding::Up, false),
-            Some("rni") => (Rounding::Nearest, true),
-            Some("rzi") => (Rounding::Zero, true),
-            Some("rmi") => (Rounding::Down, true),
-            Some("rpi") => (Rounding::Up, true),
-            _ => (Rounding::Nearest, false),
-        };
+    let (rounding, whole) = rounding(m);
     let (flush, saturate) = (m.take("ftz"), m.take("sat"));
-    let relu = m.take("relu");
+    let (relu, finite) = (m.take("relu"), m.take("satfinite"));
     if matches!(to, Scalar::F16x2 | Scalar::Bf16x2) {
-        l.count(operands, 3)?;
-        if from != Scalar::F32 || rounding != Rounding::Nearest || saturate {
-            return Err(format!(
-                "the opcode `{}` is emulated only as .rn of .f32",
-                m.opcode()
-            ));
-        }
-        let (a, b) = (l.narrow(&operands[1])?, l.narrow(&operands[2])?);
-        return Ok(Code::ConvertPair {
-            to,
-            relu,
-            d: l.narrow_out(&operands[0])?,
-            a,
-            b,
-        });
+        return convert_pair(l, m, operands, (to, from), (rounding, relu, finite));
     }
     l.count(operands, 2)?;
     let known = match to {
@@ -131,27 +128,11 @@ pub(super) fn cvt<'t>(
         }
         _ => rounding != Rounding::NearestAway,
     };
-    if !known {
-        return Err(format!("the opcode `{}` is not emulated", m.opcode()));
-    }
-    let narrowing =
-        to.is_float() && (from.is_float() || !to.is_float()) && to.bytes() < from.bytes();
-    if to.is_float()
-        && !whole
-        && rounding != Rounding::Nearest
-        && (narrowing || !from.is_float())
-        && to != Scalar::F32
-    {
-        return Err(format!(
-            "the opcode `{}` is emulated only with rounding to nearest",
-            m.opcode()
-        ));
-    }
-    if matches!(from, Scalar::F16x2 | Scalar::Bf16x2 | Scalar::Tf32) {
-        return Err(format!(
-            "the opcode `{}` is not emulated for this type",
-            m.opcode()
-        ));
+    let source = !matches!(from, Scalar::F16x2 | Scalar::Bf16x2 | Scalar::Tf32);
+    let restricted = !finite && !relu
+        || from == Scalar::F32 && matches!(to, Scalar::F16 | Scalar::Bf16 | Scalar::Tf32);
+    if !known || !source || !restricted {
+        return Err(lanes::unknown(m));
     }
     let convert = Convert {
         to,
@@ -160,6 +141,7 @@ pub(super) fn cvt<'t>(
         whole,
         saturate,
         relu,
+        finite,
         flush,
     };
     // the manual lets a register be wider than the integer that is read
@@ -172,6 +154,107 @@ pub(super) fn cvt<'t>(
         d: l.out(&operands[0], to.bytes() == 8)?,
         a,
     })
+}
+
+/// Two f32 to two halves; the first goes up.
+fn convert_pair<'t>(
+    l: &mut Lowerer<'t>,
+    m: &Modifiers<'_>,
+    operands: &[Operand<'t>],
+    (to, from): (Scalar, Scalar),
+    (rounding, relu, finite): (Rounding, bool, bool),
+) -> Lowered<Code> {
+    l.count(operands, 3)?;
+    if from != Scalar::F32 || !matches!(rounding, Rounding::Nearest | Rounding::Zero) {
+        return Err(lanes::unknown(m));
+    }
+    if rounding == Rounding::Zero || finite {
+        let small = match to {
+            Scalar::F16x2 => Small::F16,
+            _ => Small::Bf16,
+        };
+        let op = LaneOp::ConvertPair {
+            to: small,
+            rounding,
+            relu,
+            finite,
+        };
+        return lanes::words(l, operands, op, 2);
+    }
+    let (a, b) = (l.narrow(&operands[1])?, l.narrow(&operands[2])?);
+    Ok(Code::ConvertPair {
+        to,
+        relu,
+        d: l.narrow_out(&operands[0])?,
+        a,
+        b,
+    })
+}
+
+/// A pair of 8-bit floats.
+fn small(word: &str) -> Option<Small> {
+    match word {
+        "e4m3x2" => Some(Small::E4m3),
+        "e5m2x2" => Some(Small::E5m2),
+        _ => None,
+    }
+}
+
+/// Conversions to and from pairs of 8-bit floats.
+fn convert_bytes<'t>(
+    l: &mut Lowerer<'t>,
+    m: &mut Modifiers<'_>,
+    operands: &[Operand<'t>],
+) -> Lowered<Code> {
+    let from = m.last()?;
+    let to = m.last()?;
+    let nearest = m.take("rn");
+    let (relu, finite) = (m.take("relu"), m.take("satfinite"));
+    let (op, sources) = match (small(to), small(from), to, from) {
+        (Some(to), _, _, "f32") if finite => {
+            let op = LaneOp::ConvertPair {
+                to,
+                rounding: Rounding::Nearest,
+                relu,
+                finite,
+            };
+            (op, 2)
+        }
+        (Some(to), _, _, "f16x2") if finite => (LaneOp::ConvertHalves { to, relu }, 1),
+        (_, Some(from), "f16x2", _) if !finite => (LaneOp::Widen { from, relu }, 1),
+        _ => return Err(lanes::unknown(m)),
+    };
+    if !nearest {
+        return Err(lanes::unknown(m));
+    }
+    lanes::words(l, operands, op, sources)
+}
+
+/// `cvt.pack.sat.to.from{.b32} d, a, b{, c}`
+fn pack<'t>(l: &mut Lowerer<'t>, m: &mut Modifiers<'_>, operands: &[Operand<'t>]) -> Lowered<Code> {
+    let keeps = m.take("b32");
+    let from = m.last()?;
+    let (bits, signed) = match m.last()? {
+        "u8" => (8, false),
+        "s8" => (8, true),
+        "u16" => (16, false),
+        "s16" => (16, true),
+        "u4" => (4, false),
+        "s4" => (4, true),
+        "u2" => (2, false),
+        "s2" => (2, true),
+        _ => return Err(lanes::unknown(m)),
+    };
+    // a whole word of two halves has no room for a third operand, and everything narrower has it
+    if !m.take("sat") || !matches!(from, "s32") || keeps != (bits < 16) {
+        return Err(lanes::unknown(m));
+    }
+    let op = LaneOp::Pack {
+        bits,
+        signed,
+        keeps,
+    };
+    lanes::words(l, operands, op, if keeps { 3 } else { 2 })
 }
 
 fn space(m: &mut Modifiers<'_>) -> Lowered<Space> {

@@ -3,10 +3,10 @@
 //! What is not here is an error when a module is loaded.
 
 use super::{
-    Lowered, Lowerer, Modifiers, arithmetic, cluster, compare, control, convert, hopper, logic,
-    memory, wgmma,
+    Lowered, Lowerer, Modifiers, arithmetic, atomic, cluster, compare, control, convert, hopper,
+    lanes, logic, matrix, memory, video, wgmma,
 };
-use crate::ir::{AtomicOp, Code, FloatOp, IntOp};
+use crate::ir::{AtomicOp, CarryOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
 
 /// Lowers one instruction from its modifiers and operands.
@@ -44,13 +44,23 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
                 (FloatOp::Max, FloatOp::MaxNan),
             )
         },
+        "addc" => |l, m, o| lanes::add_with_carry(l, m, o, CarryOp::Add, true),
+        "subc" => |l, m, o| lanes::add_with_carry(l, m, o, CarryOp::Sub, true),
+        "madc" => |l, m, o| lanes::multiply_with_carry(l, m, o, true),
+        "mul24" => |l, m, o| lanes::multiply_24(l, m, o, false),
+        "mad24" => |l, m, o| lanes::multiply_24(l, m, o, true),
         "sad" => arithmetic::sad,
         "popc" | "clz" => logic::count_bits,
         "bfind" => logic::find_bit,
         "brev" => |l, m, o| logic::logic_one(l, m, o, IntOp::Brev),
         "bfe" => logic::extract,
         "bfi" => logic::insert,
+        "fns" => lanes::fns,
+        "szext" => lanes::szext,
+        "bmsk" => lanes::bmsk,
         "dp4a" => logic::dp4a,
+        "dp2a" => lanes::dp2a,
+        "testp" => lanes::test_property,
         "rcp" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Rcp),
         "sqrt" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Sqrt),
         "rsqrt" => |l, m, o| arithmetic::unary(l, m, o, None, FloatOp::Rsqrt),
@@ -84,9 +94,11 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "ld" | "ldu" => memory::load,
         "st" => memory::store,
         "cp" => memory::copy_async,
-        "ldmatrix" => memory::load_matrix,
-        "stmatrix" => memory::store_matrix,
+        "ldmatrix" => matrix::load_matrix,
+        "stmatrix" => matrix::store_matrix,
+        "movmatrix" => matrix::move_matrix,
         "prefetch" | "prefetchu" | "applypriority" | "discard" => control::hint,
+        "createpolicy" => control::cache_policy,
         "shfl" => control::shuffle,
         // control flow: 9.7.12
         "bra" => control::branch,
@@ -101,17 +113,22 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "match" => control::matching,
         "activemask" => control::active_mask,
         "redux" => control::reduce,
-        "atom" => |l, m, o| memory::atomic(l, m, o, true),
-        "red" => |l, m, o| memory::atomic(l, m, o, false),
+        "atom" => |l, m, o| atomic::atomic(l, m, o, true),
+        "red" => |l, m, o| atomic::atomic(l, m, o, false),
+        // matrix multiply-add: 9.7.14
+        "mma" => matrix::mma,
+        "wgmma" => wgmma::wgmma,
+        // video: 9.7.18
+        "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vshl" | "vshr" | "vset" => video::scalar,
+        "vmad" => video::multiply_add,
+        "vadd2" | "vsub2" | "vavrg2" | "vabsdiff2" | "vmin2" | "vmax2" | "vset2" => video::parts,
+        "vadd4" | "vsub4" | "vavrg4" | "vabsdiff4" | "vmin4" | "vmax4" | "vset4" => video::parts,
         "mbarrier" => hopper::mbarrier,
         "elect" => hopper::elect,
         "mapa" => cluster::map,
         "getctarank" => cluster::rank,
         // registers of a warp: 9.7.19
         "setmaxnreg" => hopper::set_registers,
-        // matrix multiply-add: 9.7.14
-        "mma" => memory::mma,
-        "wgmma" => wgmma::wgmma,
         _ => return None,
     };
     Some(lower)

@@ -1,8 +1,8 @@
 //! Logic, shifts, and the bits and bytes of a word.
 
 use super::arithmetic::{integer, integer_width, is_signed};
-use super::{Lowered, Lowerer, Modifiers};
-use crate::ir::{BitOp, ByteOp, Code, IntOp, Logic, Width};
+use super::{Lowered, Lowerer, Modifiers, lanes};
+use crate::ir::{BitOp, ByteOp, Code, IntOp, LaneOp, Logic, Width};
 use crate::syntax::Operand;
 
 pub(super) fn logic<'t>(
@@ -62,10 +62,14 @@ pub(super) fn lop3<'t>(
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
     m.scalar()?;
-    l.count(operands, 5)?;
-    let Operand::Integer(table @ 0..=255) = operands[4] else {
+    let Some(&Operand::Integer(table @ 0..=255)) = operands.get(4) else {
         return Err("the table of lop3 is not a number from 0 to 255".into());
     };
+    match m.take_any(&["and", "or"]) {
+        Some("and") => return lanes::lop3_predicate(l, operands, Logic::And, table as u8),
+        Some(_) => return lanes::lop3_predicate(l, operands, Logic::Or, table as u8),
+        None => l.count(operands, 5)?,
+    }
     integer(l, &operands[..4], IntOp::Lop3(table as u8), Width::W32, 3)
 }
 
@@ -128,8 +132,17 @@ pub(super) fn permute<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
+    // the mode stands behind the type
+    let modes = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
+    let mode = m.take_any(&modes);
     m.scalar()?;
-    three(l, operands, ByteOp::Prmt)
+    match mode {
+        Some(mode) => {
+            let op = LaneOp::Prmt(lanes::permute_mode(mode));
+            lanes::words(l, operands, op, 3)
+        }
+        None => three(l, operands, ByteOp::Prmt),
+    }
 }
 
 pub(super) fn dp4a<'t>(

@@ -1,20 +1,18 @@
-//! Loads, stores, atomics, asynchronous copies and matrix instructions.
+//! Loads, stores and asynchronous copies.
 
-use super::{Kind, Lowered, Lowerer, Modifiers, Place, isa};
-use crate::ir::{
-    self, Access, AsyncCopy, Atomic, AtomicOp, Code, Constant, Matrix, Mma, Scalar, Slot, Space,
-};
+use super::{Kind, Lowered, Lowerer, Modifiers, Place};
+use crate::ir::{self, Access, AsyncCopy, Code, Constant, Scalar, Slot, Space};
 use crate::syntax::Operand;
 
 /// An address: slot, whether that slot has 32 bits, and an offset.
-struct Address {
-    slot: Slot,
-    narrow: bool,
-    offset: i64,
+pub(super) struct Address {
+    pub slot: Slot,
+    pub narrow: bool,
+    pub offset: i64,
 }
 
 impl<'t> Lowerer<'t> {
-    fn address(&mut self, operand: &Operand<'t>) -> Lowered<Address> {
+    pub(super) fn address(&mut self, operand: &Operand<'t>) -> Lowered<Address> {
         let Operand::Address { base, offset } = operand else {
             return Err("an address in brackets is missing".into());
         };
@@ -94,7 +92,7 @@ pub(super) fn map_space(l: &Lowerer<'_>, operand: &Operand<'_>) -> Space {
 }
 
 /// Takes the words that say how strong an access is; true for all but plain accesses.
-fn strength(m: &mut Modifiers<'_>) -> bool {
+pub(super) fn strength(m: &mut Modifiers<'_>) -> bool {
     m.take("weak");
     m.take_any(&["cta", "cluster", "gpu", "sys"]);
     m.take_any(&[
@@ -103,8 +101,8 @@ fn strength(m: &mut Modifiers<'_>) -> bool {
     .is_some()
 }
 
-/// Takes hints to the caches: they change no result.
-fn cache_hints(m: &mut Modifiers<'_>) {
+/// Takes hints to the caches: they change no result. True if an operand with a policy follows.
+pub(super) fn cache_hints(m: &mut Modifiers<'_>) -> bool {
     m.take_any(&["ca", "cg", "cs", "cv", "lu", "wb", "wt"]);
     m.take("nc");
     m.take_any(&["L2::64B", "L2::128B", "L2::256B"]);
@@ -115,9 +113,11 @@ fn cache_hints(m: &mut Modifiers<'_>) {
         "L1::evict_last",
         "L1::no_allocate",
     ]);
+    m.take_any(&["L2::evict_last", "L2::evict_normal", "L2::evict_first"]);
+    m.take("L2::cache_hint")
 }
 
-fn vector(m: &mut Modifiers<'_>) -> usize {
+pub(super) fn vector(m: &mut Modifiers<'_>) -> usize {
     match m.take_any(&["v2", "v4", "v8"]) {
         Some("v2") => 2,
         Some("v4") => 4,
@@ -135,7 +135,6 @@ fn access<'t>(
 ) -> Lowered<Access> {
     let kind = m.scalar()?;
     let (space, strong) = (space(m), strength(m));
-    cache_hints(m);
     let lanes = vector(m);
     if items.len() != lanes {
         return Err(format!(
@@ -161,7 +160,7 @@ fn access<'t>(
     })
 }
 
-fn items<'o, 't>(operand: &'o Operand<'t>) -> Vec<&'o Operand<'t>> {
+pub(super) fn items<'o, 't>(operand: &'o Operand<'t>) -> Vec<&'o Operand<'t>> {
     match operand {
         Operand::Vector(items) => items.iter().collect(),
         single => vec![single],
@@ -173,7 +172,8 @@ pub(super) fn load<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
-    l.count(operands, 2)?;
+    let policy = cache_hints(m);
+    l.count(operands, 2 + usize::from(policy))?;
     if let Some(code) = parameter(l, m, operands)? {
         return Ok(code);
     }
@@ -244,7 +244,8 @@ pub(super) fn store<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
-    l.count(operands, 2)?;
+    let policy = cache_hints(m);
+    l.count(operands, 2 + usize::from(policy))?;
     let items = items(&operands[1]);
     let mut access = access(l, m, &operands[0], &items)?;
     if access.space == Space::Param {
@@ -254,65 +255,6 @@ pub(super) fn store<'t>(
         access.elements.push(Some(l.source(item, access.wide)?));
     }
     Ok(Code::Store(Box::new(access)))
-}
-
-pub(super) fn atomic<'t>(
-    l: &mut Lowerer<'t>,
-    m: &mut Modifiers<'_>,
-    operands: &[Operand<'t>],
-    result: bool,
-) -> Lowered<Code> {
-    let kind = m.scalar()?;
-    let op = isa::atomic_op(m)?;
-    let space = space(m);
-    strength(m);
-    m.take("noftz");
-    cache_hints(m);
-    let sources = if op == AtomicOp::Cas { 2 } else { 1 };
-    let first = usize::from(result);
-    l.count(operands, first + 1 + sources)?;
-    let wide = kind.bytes() == 8;
-    let supported = match op {
-        AtomicOp::Inc | AtomicOp::Dec => kind == Scalar::U32,
-        AtomicOp::And | AtomicOp::Or | AtomicOp::Xor => matches!(kind, Scalar::U32 | Scalar::U64),
-        AtomicOp::Exch | AtomicOp::Cas => matches!(kind, Scalar::U16 | Scalar::U32 | Scalar::U64),
-        AtomicOp::Min | AtomicOp::Max => {
-            matches!(kind, Scalar::U32 | Scalar::S32 | Scalar::U64 | Scalar::S64)
-        }
-        AtomicOp::Add => !matches!(
-            kind,
-            Scalar::U8 | Scalar::S8 | Scalar::U16 | Scalar::S16 | Scalar::Tf32
-        ),
-    };
-    if !supported || !matches!(space, Space::Global | Space::Shared | Space::Generic) {
-        return Err(format!("the opcode `{}` is not emulated", m.opcode()));
-    }
-    let address = l.address(&operands[first])?;
-    if space != Space::Global {
-        l.shared_access(kind.bytes());
-    }
-    let value = l.source(&operands[first + 1], wide)?;
-    let second = if op == AtomicOp::Cas {
-        l.source(&operands[first + 2], wide)?
-    } else {
-        value
-    };
-    let result = if result && operands[0] != Operand::Sink {
-        Some(l.out(&operands[0], wide)?)
-    } else {
-        None
-    };
-    Ok(Code::Atomic(Box::new(Atomic {
-        space,
-        address: address.slot,
-        narrow: address.narrow,
-        offset: address.offset,
-        op,
-        kind,
-        result,
-        value,
-        second,
-    })))
 }
 
 pub(super) fn copy_async<'t>(
@@ -385,131 +327,4 @@ pub(super) fn copy_async<'t>(
         source_bytes,
         ignore,
     })))
-}
-
-fn matrix<'t>(
-    l: &mut Lowerer<'t>,
-    m: &mut Modifiers<'_>,
-    address: &Operand<'t>,
-    registers: &Operand<'t>,
-    load: bool,
-) -> Lowered<Matrix> {
-    let count = match m.take_any(&["x1", "x2", "x4"]) {
-        Some("x1") => 1,
-        Some("x2") => 2,
-        Some(_) => 4,
-        None => return Err(format!("the opcode `{}` lacks a count", m.opcode())),
-    };
-    if !(m.take("sync") && m.take("aligned") && m.take("m8n8") && m.take("b16")) {
-        return Err(format!("the opcode `{}` is not emulated", m.opcode()));
-    }
-    m.take_any(&["shared::cta", "shared"]);
-    let transposed = m.take("trans");
-    let address = l.address(address)?;
-    l.shared_access(16);
-    let items = items(registers);
-    if items.len() != count {
-        return Err(format!(
-            "takes a vector of {count} registers, found {}",
-            items.len()
-        ));
-    }
-    let registers = items
-        .into_iter()
-        .map(|item| {
-            if load {
-                l.narrow_out(item)
-            } else {
-                l.narrow(item)
-            }
-        })
-        .collect::<Lowered<_>>()?;
-    Ok(Matrix {
-        address: address.slot,
-        narrow: address.narrow,
-        offset: address.offset,
-        transposed,
-        registers,
-    })
-}
-
-pub(super) fn load_matrix<'t>(
-    l: &mut Lowerer<'t>,
-    m: &mut Modifiers<'_>,
-    operands: &[Operand<'t>],
-) -> Lowered<Code> {
-    l.count(operands, 2)?;
-    Ok(Code::LoadMatrix(Box::new(matrix(
-        l,
-        m,
-        &operands[1],
-        &operands[0],
-        true,
-    )?)))
-}
-
-pub(super) fn store_matrix<'t>(
-    l: &mut Lowerer<'t>,
-    m: &mut Modifiers<'_>,
-    operands: &[Operand<'t>],
-) -> Lowered<Code> {
-    l.count(operands, 2)?;
-    Ok(Code::StoreMatrix(Box::new(matrix(
-        l,
-        m,
-        &operands[0],
-        &operands[1],
-        false,
-    )?)))
-}
-
-/// `mma.sync.aligned.m16n8k{8,16}.row.col.{f32,f16}.AB.AB.{f32,f16}`
-pub(super) fn mma<'t>(
-    l: &mut Lowerer<'t>,
-    m: &mut Modifiers<'_>,
-    operands: &[Operand<'t>],
-) -> Lowered<Code> {
-    l.count(operands, 4)?;
-    let unknown = format!("the opcode `{}` is not emulated", m.opcode());
-    let (c_kind, b_kind, a_kind, d_kind) = (m.scalar()?, m.scalar()?, m.scalar()?, m.scalar()?);
-    if !(m.take("sync") && m.take("aligned") && m.take("row") && m.take("col"))
-        || a_kind != b_kind
-        || c_kind != d_kind
-    {
-        return Err(unknown);
-    }
-    let k = match m.take_any(&["m16n8k16", "m16n8k8"]) {
-        Some("m16n8k16") => 16,
-        Some(_) => 8,
-        None => return Err(unknown),
-    };
-    let half_accumulator = match (a_kind, d_kind) {
-        (Scalar::F16 | Scalar::Bf16, Scalar::F32) => false,
-        (Scalar::F16, Scalar::F16) => true,
-        _ => return Err(unknown),
-    };
-    let mut out = Mma {
-        kind: a_kind,
-        k,
-        half_accumulator,
-        d: [0; 4],
-        a: [0; 4],
-        b: [0; 2],
-        c: [0; 4],
-    };
-    if half_accumulator {
-        out.d[..2].copy_from_slice(&l.registers::<2>(&operands[0], true)?);
-        out.c[..2].copy_from_slice(&l.registers::<2>(&operands[3], false)?);
-    } else {
-        out.d = l.registers(&operands[0], true)?;
-        out.c = l.registers(&operands[3], false)?;
-    }
-    if k == 16 {
-        out.a = l.registers(&operands[1], false)?;
-        out.b = l.registers(&operands[2], false)?;
-    } else {
-        out.a[..2].copy_from_slice(&l.registers::<2>(&operands[1], false)?);
-        out.b[..1].copy_from_slice(&l.registers::<1>(&operands[2], false)?);
-    }
-    Ok(Code::Mma(Box::new(out)))
 }

@@ -4,6 +4,7 @@
 //! An opcode or modifier that is not in the table (`isa.rs`) is an error that names it: never a guess.
 
 mod arithmetic;
+mod atomic;
 mod bulk;
 mod cluster;
 mod compare;
@@ -11,10 +12,13 @@ mod control;
 mod convert;
 mod hopper;
 mod isa;
+mod lanes;
 mod logic;
+mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
+mod video;
 mod wgmma;
 
 use std::cell::RefCell;
@@ -100,6 +104,8 @@ pub(crate) struct Lowerer<'t> {
     /// A slot pair for results nobody wants.
     sink: Slot,
     grain: u32,
+    /// The carry flag, once an instruction has it.
+    carry: Option<Pred>,
     /// Rows of the registers that the instruction at hand names.
     named: RefCell<Vec<Slot>>,
 }
@@ -122,6 +128,7 @@ pub(crate) fn lower<'t>(
         param_bytes: 0,
         sink: 0,
         grain: 16,
+        carry: None,
         named: RefCell::default(),
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;

@@ -9,6 +9,7 @@ pub(super) fn show(operand: &Operand<'_>) -> String {
     match operand {
         Operand::Name(name) => (*name).to_string(),
         Operand::Not(name) => format!("!{name}"),
+        Operand::Minus(name) => format!("-{name}"),
         Operand::Integer(value) => value.to_string(),
         Operand::Single(bits) => format!("0f{bits:08X}"),
         Operand::Double(bits) => format!("0d{bits:016X}"),

@@ -101,6 +101,8 @@ pub(crate) enum Operand<'t> {
     Name(&'t str),
     /// `!%p`
     Not(&'t str),
+    /// `-%r`: of `vmad` only.
+    Minus(&'t str),
     Integer(i64),
     /// Bits of a 0f literal.
     Single(u32),

@@ -1,8 +1,11 @@
 //! PTX text to syntax tree. Parses and judges nothing: what an opcode means is decided in `lower`.
 
 mod ast;
+mod declarations;
 mod lexer;
+mod literals;
 mod parser;
+mod statements;
 
 pub(crate) use ast::{
     Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable,

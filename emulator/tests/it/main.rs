@@ -6,7 +6,6 @@
 
 mod case;
 mod counters;
-mod coverage;
 mod emulator;
 mod fail;
 mod hopper;
