@@ -113,6 +113,15 @@ impl Check {
         Err(self.unsupported(format!("{name} {size}"), available))
     }
 
+    /// The same where there are some for each from 1 to `largest`.
+    pub(crate) fn within(self, name: &str, size: usize, largest: usize) -> Result<()> {
+        if (1..=largest).contains(&size) {
+            return Ok(());
+        }
+        let available = format!("each from 1 to {largest}");
+        Err(self.unsupported(format!("{name} {size}"), available))
+    }
+
     /// How many of `heads`, the heads of the tensor `whole`, share one of `parts`, which `tensor` has and which
     /// are called `what`. 1 where there are no heads.
     pub(crate) fn heads_per(

@@ -64,13 +64,16 @@ __device__ __forceinline__ void map_rows(KeyTile& tile, FeatureMap map, int firs
     for (int i = lane_of_warp(); i < kChunk * KeyTile::kChunks; i += 32) {
         const int row = i / KeyTile::kChunks;
         const int chunk = i % KeyTile::kChunks;
-        if (row >= lead && row < rows && chunk * kElements < columns) {  // columns are a multiple of 8
+        const int left = columns - chunk * kElements;
+        if (row >= lead && row < rows && left > 0) {
             unsigned char* at = bytes + KeyTile::offset(first + row, chunk);
             auto pairs = Pairs<Element>::load(at);
 #pragma unroll
             for (int pair = 0; pair < Pairs<Element>::kCount; ++pair) {
                 const float2 both = part<Element>(pairs.values[pair]);
-                pairs.values[pair] = join<Element>(map_of(map, both.x), map_of(map, both.y));
+                pairs.values[pair] =
+                    join<Element>(2 * pair < left ? map_of(map, both.x) : 0.f,
+                                  2 * pair + 1 < left ? map_of(map, both.y) : 0.f);
             }
             pairs.store(at);
         }

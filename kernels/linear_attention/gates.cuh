@@ -14,6 +14,7 @@
 #include "common/warp.cuh"
 #include "linear_attention/params.h"
 #include "linear_attention/place.cuh"
+#include "linear_attention/ragged.cuh"
 #include "linear_attention/scores.cuh"
 #include "linear_attention/steps.cuh"
 
@@ -27,6 +28,18 @@ __device__ __forceinline__ void fetch_gates(GateTile& tile, const Layer& layer, 
     constexpr int kChunks = GateTile::kChunks;
     constexpr int kElements = GateTile::kChunkElements;
     auto* bytes = reinterpret_cast<unsigned char*>(tile.elements);
+    if (layer.ragged != 0 && layer.decays.channel_stride != 0) {
+        using Row = Pieces<GateTile, sizeof(float)>;
+#pragma unroll 1
+        for (int i = thread_of_block(); i < GateTile::kRows * Row::kOfRow; i += Threads) {
+            const int row = i / Row::kOfRow;
+            const int column = i % Row::kOfRow;
+            const float* from = decays_of(layer, place, first + row);
+            copy4_async(shared_address(tile.elements) + Row::offset(row, column), from + column,
+                        from != nullptr && column < layer.dk);
+        }
+        return;
+    }
 #pragma unroll 4
     for (int i = thread_of_block(); i < GateTile::kRows * kChunks; i += Threads) {
         const int row = i / kChunks;

@@ -44,7 +44,7 @@ struct GradientWalkParams {
     int late_writes;        // 1: a step's decay acts on its own update
     int parts;              // 1: out is of f32; 2: as 1, and out and dots are added to
     float weight;           // multiplies what is added to the state
-    float factor_scale;     // multiplies `factors`
+    float factor_scale;     // multiplies `factors`, and with them `own`
 };
 
 // A tensor's gradient from those of the heads that share it.
@@ -62,8 +62,9 @@ struct SumHeadsParams {
     int steps;              // as in Layer
     int heads;              // that share: of `parts` to one of `out`
     int shared;             // heads of `out`
-    int channels;           // multiple of 8
+    int channels;
     int map;                // FeatureMap of x
+    int single;             // 1: pairs of channels are not aligned
     float scale;            // of `own`
 };
 
@@ -80,7 +81,7 @@ struct DecayGradientParams {
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int heads;
-    int channels;           // dk, a multiple of 8
+    int channels;           // dk
     int query_map;
     int key_map;
     int per_channel;        // 1: a gradient for each channel; 0: their sum
@@ -147,7 +148,7 @@ struct BonusGradientParams {
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int heads;
-    int channels;           // dk, a multiple of 8
+    int channels;           // dk
     int map;                // FeatureMap of q and k
 };
 

@@ -24,6 +24,7 @@
 #include "linear_attention/gradient_place.cuh"
 #include "linear_attention/gradient_rows.cuh"
 #include "linear_attention/gradient_steps.cuh"
+#include "linear_attention/ragged.cuh"
 #include "linear_attention/scores.cuh"
 #include "linear_attention/state.cuh"
 #include "linear_attention/values.cuh"
@@ -151,10 +152,14 @@ struct GradientWalk {
                                                  Stage& stage, Mode mode, int n) {
         const int first = place.lead - n * Count;
         const int end = place.steps - n * Count;
-        const auto rows = [&](const auto& tile, const Rows& from, int channel, int channels) {
+        const auto rows = [&](auto& tile, const Rows& from, int channel, int channels) {
             using T = std::remove_reference_t<decltype(tile)>;
             const Element* at = row_of<const Element>(from, place, n * Count) + channel;
             const int64_t stride = stride_of(from, place);
+            if (layer.ragged != 0) {
+                fetch_ragged<kThreads>(tile, at, stride, first, end, channels, layer.ragged);
+                return;
+            }
 #pragma unroll 2
             for (int i = 0; i < Count * T::kChunks / kThreads; ++i) {
                 const int index = i * kThreads + thread_of_block();

@@ -49,12 +49,13 @@ struct Layer {
     const int* cu_seqlens;  // [sequences + 1] first steps of the sequences, or null
     int steps;              // of each sequence; with cu_seqlens of all together
     int heads;
-    int dk;                 // multiple of 8, at most that of the kernel
-    int dv;                 // multiple of 8
+    int dk;                 // at most that of the kernel
+    int dv;
     int segment;            // steps of a segment, a multiple of a tile
     int query_map;          // FeatureMap of the queries
     int key_map;            // FeatureMap of the keys
     int reversed;           // 1: from the last step to the first; a step's decay then comes after it
+    int ragged;             // 0: all rows are whole chunks of 16 bytes; else they are copied by so many
     float scale;            // multiplies what is read
 };
 

@@ -17,6 +17,7 @@
 #include "linear_attention/normalizer.cuh"
 #include "linear_attention/params.h"
 #include "linear_attention/place.cuh"
+#include "linear_attention/ragged.cuh"
 #include "linear_attention/scores.cuh"
 #include "linear_attention/state.cuh"
 #include "linear_attention/steps.cuh"
@@ -115,9 +116,14 @@ struct Prepare {
     // Starts the copies of the tile that begins `step` steps into the walk.
     __device__ __forceinline__ static void fetch(const Layer& layer, const Place& place,
                                                  Stage& stage, Mode mode, int step) {
-        const auto keys = [&](const KeyTile& tile, const Rows& from) {
+        const auto keys = [&](KeyTile& tile, const Rows& from) {
             const Element* row = row_of<const Element>(from, place, step);
             const int64_t stride = stride_of(from, place);
+            if (layer.ragged != 0) {
+                fetch_ragged<kThreads>(tile, row, stride, 0, place.steps - step, layer.dk,
+                                       layer.ragged);
+                return;
+            }
             KeyCopy::start(tile, KeyCopy::source(row, stride), stride, place.steps - step,
                            layer.dk / kElements);
         };

@@ -62,22 +62,21 @@ struct State {
     __device__ __forceinline__ void for_each(float* at, const States& states, int channels, int dk,
                                              const With& with) {
         const int rows = channels - lane_row();
+        const int columns = dk - lane_column();
         at += lane_row() * states.value_stride + lane_column() * states.key_stride;
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
             if (part % 4 == 0) {
                 __syncwarp();  // 16 accesses are on their way: addresses of more take registers
             }
-            if (8 * part < dk) {  // a multiple of 8
 #pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile) {
+            for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const int row = 16 * tile + 8 * (i / 2);
-                        if (row < rows) {
-                            with(values[tile][part][i],
-                                 at + row * states.value_stride + i % 2 * states.key_stride);
-                        }
+                for (int i = 0; i < 4; ++i) {
+                    const int row = 16 * tile + 8 * (i / 2);
+                    if (row < rows && 8 * part + i % 2 < columns) {
+                        with(values[tile][part][i],
+                             at + row * states.value_stride + i % 2 * states.key_stride);
                     }
                 }
             }

@@ -154,6 +154,20 @@ struct Step {
                                                       const Place& place, int slice) {
         const int column = slice + column_of();
         const float* from = address(params.state, place) + column;
+        if (params.ragged != 0) {
+            from += row_of(0) * params.state.key_stride;
+#pragma unroll
+            for (int n = 0; n < kRows; ++n) {
+                __syncwarp();  // four accesses are on their way: addresses of more take registers
+                const int columns = row_of(n) < params.dk ? params.dv - column : 0;
+#pragma unroll
+                for (int i = 0; i < kPiece; ++i) {
+                    state[n][i] = i < columns ? from[i] : 0.f;
+                }
+                from += kGroups * params.state.key_stride;
+            }
+            return;
+        }
 #pragma unroll
         for (int n = 0; n < kRows; ++n) {
             float4 four = make_float4(0.f, 0.f, 0.f, 0.f);
@@ -298,6 +312,23 @@ struct Step {
 #pragma unroll
         for (int i = 0; i < kPiece; ++i) {
             u[i] = update(params, smem, column_of() + i, beta);
+        }
+        if (params.ragged != 0) {
+            to += row_of(0) * params.state.key_stride;
+#pragma unroll
+            for (int n = 0; n < kRows; ++n) {
+                __syncwarp();  // as where it is read
+                const float k = smem.k[row_of(n)];
+                const int columns = row_of(n) < params.dk ? params.dv - column : 0;
+#pragma unroll
+                for (int i = 0; i < kPiece; ++i) {
+                    if (i < columns) {
+                        to[i] = fmaf(k, u[i], state[n][i]);
+                    }
+                }
+                to += kGroups * params.state.key_stride;
+            }
+            return;
         }
 #pragma unroll
         for (int n = 0; n < kRows; ++n) {

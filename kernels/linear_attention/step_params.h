@@ -31,6 +31,7 @@ struct StepParams {
     int blocks_of_head;
     int feature_map;     // FeatureMap
     int dtype;           // ElementType of q, k, v, beta and out
+    int ragged;          // 0: rows of the state are whole pieces of 16 bytes
     float scale;
     float eps;           // added to what outputs are divided by
 };

@@ -2,7 +2,7 @@
 // own key and value give; and goes back through the feature map.
 //
 // grid    x: spans of steps; y: heads of the tensor; z: sequences
-// thread  takes two neighbouring channels of a step at a time
+// thread  takes two neighbouring channels of a step at a time, or one where pairs would not be aligned
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,20 @@ __device__ __forceinline__ Element* row_at(const Rows& rows, int step, int head)
            step * rows.step_stride + head / static_cast<int>(rows.shared) * rows.head_stride;
 }
 
-// Two neighbours, as the walks see them: mapped and rounded.
-template <typename Element>
-__device__ __forceinline__ float2 mapped_pair(const Element* at, FeatureMap map) {
-    const float2 both = part<Element>(*reinterpret_cast<const Pair<Element>*>(at));
+// Two neighbours; or if `Width` is 1 the number itself, and 0.
+template <int Width, typename Element>
+__device__ __forceinline__ float2 neighbours(const Element* at) {
+    if constexpr (Width == 2) {
+        return part<Element>(*reinterpret_cast<const Pair<Element>*>(at));
+    } else {
+        return make_float2(load(at), 0.f);
+    }
+}
+
+// The same as the walks see them: mapped and rounded.
+template <int Width, typename Element>
+__device__ __forceinline__ float2 mapped_neighbours(const Element* at, FeatureMap map) {
+    const float2 both = neighbours<Width>(at);
     return part<Element>(join<Element>(map_of(map, both.x), map_of(map, both.y)));
 }
 
@@ -41,52 +51,69 @@ struct SumHeads {
     struct Smem {};
 
     __device__ __forceinline__ static void run(const SumHeadsParams& params, Smem&) {
+        if (params.single != 0) {
+            add<1>(params);
+        } else {
+            add<2>(params);
+        }
+    }
+
+    // `Width` channels at a time.
+    template <int Width>
+    __device__ __forceinline__ static void add(const SumHeadsParams& params) {
         const Sequence all = sequence_of(params.cu_seqlens, params.steps, kSpan,
                                          static_cast<int>(blockIdx.z));
         const int first = static_cast<int>(blockIdx.x) * kSpan;
-        const int pairs = params.channels / 2;
-        const int count = min(all.steps - first, kSpan) * pairs;
+        const int of_row = params.channels / Width;
+        const int count = min(all.steps - first, kSpan) * of_row;
         const auto map = static_cast<FeatureMap>(params.map);
         const int head = static_cast<int>(blockIdx.y);
 #pragma unroll 1
         for (int i = thread_of_block(); i < count; i += kThreads) {
-            const int step = all.start + first + i / pairs;
-            const int channel = 2 * (i % pairs);
+            const int step = all.start + first + i / of_row;
+            const int channel = Width * (i % of_row);
             float2 sum = make_float2(0.f, 0.f);
 #pragma unroll 1
             for (int j = head * params.heads; j < (head + 1) * params.heads; ++j) {
-                const float* part = row_at<float>(params.parts, step, j) + channel;
-                const float2 both = *reinterpret_cast<const float2*>(part);
+                const float2 both =
+                    neighbours<Width>(row_at<const float>(params.parts, step, j) + channel);
                 sum.x += both.x;
                 sum.y += both.y;
                 if (params.more.at != nullptr) {
-                    const float2 rest = *reinterpret_cast<const float2*>(
-                        row_at<float>(params.more, step, j) + channel);
+                    const float2 rest =
+                        neighbours<Width>(row_at<const float>(params.more, step, j) + channel);
                     sum.x += rest.x;
                     sum.y += rest.y;
                 }
                 if (params.own.at != nullptr) {
                     const float own = params.scale * *row_at<float>(params.own, step, j);
-                    const float2 other = mapped_pair(
+                    const float2 other = mapped_neighbours<Width>(
                         row_at<const Element>(params.other, step, j) + channel, map);
                     float2 factor = make_float2(own, own);
                     if (params.bonus != nullptr) {
                         const float* bonus = params.bonus + j * params.bonus_stride + channel;
                         factor.x *= bonus[0];
-                        factor.y *= bonus[1];
+                        factor.y *= bonus[Width - 1];
                     }
                     sum.x += factor.x * other.x;
                     sum.y += factor.y * other.y;
                 }
             }
             if (params.x.at != nullptr) {
-                const float2 x = seqmix::part<Element>(*reinterpret_cast<const Pair<Element>*>(
-                    row_at<const Element>(params.x, step, head) + channel));
+                const float2 x =
+                    neighbours<Width>(row_at<const Element>(params.x, step, head) + channel);
                 sum.x *= slope_of(map, x.x);
                 sum.y *= slope_of(map, x.y);
             }
-            *reinterpret_cast<Pair<Element>*>(row_at<Element>(params.out, step, head) + channel) =
-                join<Element>(sum.x, sum.y);
+            Element* to = row_at<Element>(params.out, step, head) + channel;
+            if constexpr (Width == 2) {
+                *reinterpret_cast<Pair<Element>*>(to) = join<Element>(sum.x, sum.y);
+            } else if constexpr (sizeof(Element) == 4) {
+                *to = sum.x;
+            } else {
+                *reinterpret_cast<uint16_t*>(to) =
+                    static_cast<uint16_t>(pack<Element>(sum.x, 0.f));
+            }
         }
     }
 };

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/operands.cuh"
 #include "common/tile.cuh"
 #include "common/warp.cuh"
 #include "linear_attention/params.h"
 #include "linear_attention/place.cuh"
+#include "linear_attention/ragged.cuh"
 #include "linear_attention/state.cuh"
 
 namespace seqmix::linear_attention {
@@ -34,6 +36,11 @@ struct Values {
         using TileCopy = Copy<Threads, Tile>;
         const Element* first = row_of<const Element>(layer.v, place, step) + place.channel;
         const int64_t stride = stride_of(layer.v, place);
+        if (layer.ragged != 0) {
+            fetch_ragged<Threads>(tile, first, stride, 0, place.steps - step,
+                                  layer.dv - place.channel, layer.ragged);
+            return;
+        }
         TileCopy::start(tile, TileCopy::source(first, stride), stride, place.steps - step,
                         min(layer.dv - place.channel, kWidth) / kElements);
     }
@@ -75,6 +82,13 @@ struct Values {
         const int rows = place.steps - step - kChunk * chunk;
         const int channels = layer.dv - place.channel;
         Element* to = row_of<Element>(out, place, step + kChunk * chunk) + place.channel;
+        if (layer.ragged != 0) {
+            by_width<Element>(layer.ragged, [&](auto width) {
+                store_pieces<decltype(width)::value>(to, stride_of(out, place), kChunk * chunk,
+                                    lead - step - kChunk * chunk, rows, channels);
+            });
+            return;
+        }
 #pragma unroll
         for (int pass = 0; pass < kChunk * kOwn / 32; ++pass) {
             const int eight = 4 * pass + lane_of_warp() / 8;
@@ -118,6 +132,26 @@ struct Values {
     }
 
 private:
+    // The same in pieces of `Bytes`, of the rows from `first` up to `rows` and of `channels`: those of the
+    // chunk that begins at row `chunk_row` of the tile.
+    template <int Bytes>
+    __device__ __forceinline__ void store_pieces(Element* to, int64_t stride, int chunk_row,
+                                                 int first, int rows, int channels) const {
+        using Piece = std::conditional_t<Bytes == 4, uint32_t, uint16_t>;
+        using Row = Pieces<Tile, Bytes>;
+        constexpr int kOwn = kWarpChannels / Row::kElements;
+        const auto* bytes = reinterpret_cast<const unsigned char*>(tile.elements);
+#pragma unroll 1
+        for (int i = lane_of_warp(); i < kChunk * kOwn; i += 32) {
+            const int row = i / kOwn;
+            const int column = warp_channel() + i % kOwn * Row::kElements;
+            if (row >= first && row < rows && column < channels) {
+                *reinterpret_cast<Piece*>(to + row * stride + column) =
+                    *reinterpret_cast<const Piece*>(bytes + Row::offset(chunk_row + row, column));
+            }
+        }
+    }
+
     __device__ __forceinline__ void put_element(int row, int column, float number) {
         auto* bytes = reinterpret_cast<unsigned char*>(tile.elements) +
                       Tile::offset(row, column / kElements);

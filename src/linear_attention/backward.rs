@@ -9,6 +9,7 @@ use super::backward_plan::{self, Asked, BackwardPlan, DecayGradient};
 use super::delta::DeltaCall;
 use super::forward::{COPY_BYTES, read_beta};
 use super::problem::{DecayLayout, Problem};
+use super::ragged::ragged;
 use super::{
     Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer,
     read_z,
@@ -282,10 +283,8 @@ impl LinearAttention {
             None => None,
         };
         let rows = |at, rows: Rows| Rows { at, ..rows };
-        let dout = rows(
-            launch.read("dout", &tensors.dout, COPY_BYTES)?,
-            outputs.dout,
-        );
+        let element = size_of::<T>() as u64;
+        let dout = rows(launch.read("dout", &tensors.dout, element)?, outputs.dout);
         let mut ends = Ends {
             initial,
             initial_z,
@@ -298,9 +297,9 @@ impl LinearAttention {
             ends.dlast_z.at = launch.read("dfinal_z", z, 4)?;
         }
         let gradients = [
-            rows(launch.write("dq", &mut tensors.dq, COPY_BYTES)?, outputs.dq),
-            rows(launch.write("dk", &mut tensors.dk, COPY_BYTES)?, outputs.dk),
-            rows(launch.write("dv", &mut tensors.dv, COPY_BYTES)?, outputs.dv),
+            rows(launch.write("dq", &mut tensors.dq, element)?, outputs.dq),
+            rows(launch.write("dk", &mut tensors.dk, element)?, outputs.dk),
+            rows(launch.write("dv", &mut tensors.dv, element)?, outputs.dv),
         ];
         let ddecay = match &mut tensors.ddecay {
             None => 0,
@@ -318,7 +317,7 @@ impl LinearAttention {
         let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
         let mut dbeta = outputs.dbeta;
         if let Some(tensor) = &mut tensors.dbeta {
-            dbeta.at = launch.write("dbeta", tensor, size_of::<T>() as u64)?;
+            dbeta.at = launch.write("dbeta", tensor, element)?;
         }
         let delta = plan.delta.zip(beta);
         let delta = delta.map(|(plan, beta)| DeltaCall { plan, beta, dbeta });
@@ -338,6 +337,7 @@ impl LinearAttention {
             None => 0,
         };
         launch.check()?;
+        let [dq, dk, dv] = gradients;
         let call = Call {
             kernels: self,
             launch: &launch,
@@ -345,6 +345,7 @@ impl LinearAttention {
             plan: &plan,
             layer: abi::Layer {
                 segment: plan.segment as i32, // at most the steps and a span, which fit
+                ragged: ragged(problem.dtype, &layer, &[dout, dq, dk, dv]),
                 ..layer
             },
             normalized,
@@ -457,6 +458,14 @@ impl Call<'_> {
         (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
     }
 
+    /// What multiplies queries, but by the factors of a normaliser, which have the scale.
+    fn scale(&self) -> f32 {
+        match self.normalized {
+            Some(_) => 1.0,
+            None => self.layer.scale,
+        }
+    }
+
     /// The walks that compute dq, dk and dv.
     pub(super) fn walks(&self, ends: &Ends) -> [GradientWalkParams; 3] {
         let (layer, memory) = (self.layer, &self.plan.memory);
@@ -505,14 +514,14 @@ impl Call<'_> {
             factor_scale: layer.scale,
             ..GradientWalkParams::default()
         };
-        // with factors that have it, the scale is none of the weights
-        let weight = if normalizes { 1.0 } else { layer.scale };
+        let scale = self.scale();
         let z_segments = |which: usize| exists(passes && normalizes, memory.zs[which]);
         let dq = GradientWalkParams {
             layer: abi::Layer {
                 q: self.dout,
                 k: layer.v,
                 v: layer.k,
+                scale,
                 ..of_keys
             },
             out: out(0, self.problem.dk),
@@ -532,7 +541,6 @@ impl Call<'_> {
             value_map: map,
             normalize: normalizes.into(),
             factored_keys: 0,
-            factor_scale: 1.0,
             ..of_values(0)
         };
         let dk = GradientWalkParams {
@@ -554,11 +562,10 @@ impl Call<'_> {
             decays: exists(passes, memory.decays[1]),
             dots: exists(bordered, memory.dots),
             factored_keys: 1,
-            factor_scale: layer.scale,
             late_reads: 1,
             late_writes: late,
             parts: self.plan.parts[1].into(),
-            weight,
+            weight: scale,
             ..dq
         };
         let dv = GradientWalkParams {
@@ -576,7 +583,7 @@ impl Call<'_> {
             value_map: identity,
             late_reads: 1,
             late_writes: 1,
-            weight,
+            weight: scale,
             ..of_values(2)
         };
         [dq, dk, dv]
@@ -680,7 +687,9 @@ impl Call<'_> {
             shared: shared as i32,
             channels: channels as i32, // as checked with those of a key and a value
             map: self.problem.config.feature_map as i32,
-            scale: layer.scale,
+            // rows of an odd number of elements, or an odd address
+            single: (layer.ragged as usize == self.problem.dtype.bytes()).into(),
+            scale: self.scale(),
             bonus: layer.bonus,
             bonus_stride: layer.bonus_head_stride,
         };

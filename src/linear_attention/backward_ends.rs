@@ -2,7 +2,6 @@
 
 use super::Backward;
 use super::backward::{Call, of_steps};
-use super::forward::COPY_BYTES;
 use super::problem::Problem;
 use crate::abi::linear_attention::{NormalizerGradientParams, Rows, SPAN, States};
 use crate::error::{Error, Result};
@@ -94,7 +93,7 @@ impl Normalized {
     ) -> Result<Self> {
         let mut result = self;
         if let Some(out) = out {
-            result.out.at = launch.read("out", out, COPY_BYTES)?;
+            result.out.at = launch.read("out", out, size_of::<T>() as u64)?;
         }
         if let Some(normalizer) = normalizer {
             result.normalizer.at = launch.read("normalizer", normalizer, 4)?;

@@ -6,6 +6,7 @@ use cudarc::driver::CudaStream;
 
 use super::plan::Plan;
 use super::problem::Problem;
+use super::ragged::ragged;
 use super::{Config, Forward, LinearAttention, Rule, layouts, read_layer, read_z};
 use crate::abi::linear_attention::{
     CarryParams, DeltaParams, Layer, Mode, Rows, States, WalkParams,
@@ -17,7 +18,7 @@ use crate::workspace::Workspace;
 
 const OP: &str = "linear_attention::forward";
 
-/// Alignment of what the kernels copy 16 bytes at a time.
+/// Alignment of workspaces.
 pub(super) const COPY_BYTES: u64 = 16;
 
 /// How the outputs of a forward call lie.
@@ -122,7 +123,7 @@ impl LinearAttention {
         let beta = read_beta(&mut launch, &problem, &tensors.layer)?;
         let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
         let out = Rows {
-            at: launch.write("out", &mut tensors.out, COPY_BYTES)?,
+            at: launch.write("out", &mut tensors.out, size_of::<T>() as u64)?,
             ..outputs.out
         };
         let last = match &mut tensors.final_state {
@@ -158,6 +159,7 @@ impl LinearAttention {
         let whole = WalkParams {
             layer: Layer {
                 segment: plan.segment as i32, // at most the steps and a tile, which fit
+                ragged: ragged(problem.dtype, &layer, &[out]),
                 ..layer
             },
             out,

@@ -45,6 +45,7 @@ mod forward;
 mod last;
 mod plan;
 mod problem;
+mod ragged;
 mod step;
 mod tensors;
 
@@ -62,7 +63,6 @@ use crate::launch::{Kernel, Launch};
 use crate::tensor::{Float, Layout, TensorRef};
 use backward::Gradients;
 use delta::Delta;
-use forward::COPY_BYTES;
 use problem::{DecayLayout, Layouts, Problem};
 
 pub use backward_plan::BackwardPlan;
@@ -194,14 +194,15 @@ fn read_layer<'a, T: Float>(
     tensors: &'a Layer<'_, T>,
 ) -> Result<(abi::Layer, States)> {
     let mut layer = problem.layer;
-    layer.q.at = launch.read("q", &tensors.q, COPY_BYTES)?;
-    layer.k.at = launch.read("k", &tensors.k, COPY_BYTES)?;
-    layer.v.at = launch.read("v", &tensors.v, COPY_BYTES)?;
+    let element = size_of::<T>() as u64;
+    layer.q.at = launch.read("q", &tensors.q, element)?;
+    layer.k.at = launch.read("k", &tensors.k, element)?;
+    layer.v.at = launch.read("v", &tensors.v, element)?;
     layer.decays.at = match &tensors.decay {
         Decay::None => 0,
         Decay::PerHead(decay) => launch.read("decay", decay, 4)?,
         Decay::PerStep(decay) => launch.read("decay", decay, 4)?,
-        Decay::PerChannel(decay) => launch.read("decay", decay, COPY_BYTES)?,
+        Decay::PerChannel(decay) => launch.read("decay", decay, 4)?,
     };
     if let Some(bonus) = &tensors.bonus {
         layer.bonus = launch.read("bonus", bonus, 4)?;

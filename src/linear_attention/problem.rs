@@ -13,12 +13,6 @@ const MAX_STEPS: usize = 1 << 30;
 /// Heads, channels of a value: the kernels multiply their numbers of slices in 32 bits.
 const MAX_HEADS: usize = 1 << 15;
 
-/// What dk and dv are multiples of: products take eight columns at a time.
-const COLUMNS: usize = 8;
-
-/// Bytes of a copy.
-const COPY: usize = 16;
-
 /// Shapes and strides of the inputs of a layer, and of its output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layouts {
@@ -102,8 +96,8 @@ impl Problem {
             shared("v", heads_v)?,
         ];
         let largest = WALK.iter().map(|row| row.size).max().unwrap_or(0);
-        check.multiple("dk", dk, COLUMNS, largest)?;
-        check.multiple("dv", dv, COLUMNS, MAX_HEADS)?;
+        check.within("dk", dk, largest)?;
+        check.within("dv", dv, MAX_HEADS)?;
         check.at_most("q", steps, MAX_STEPS, "steps")?;
         check.at_most("out", heads, MAX_HEADS, "heads")?;
         checked(check, config)?;
@@ -213,7 +207,7 @@ impl Problem {
         let check = self.check();
         let shape = [self.batch, self.steps, heads, channels];
         check.sizes(name, shape, layout.shape)?;
-        let [batch, step, head, _] = check.row_strides(name, &layout, COPY / self.dtype.bytes())?;
+        let [batch, step, head, _] = check.row_strides(name, &layout, 1)?;
         Ok(Rows {
             at: 0,
             batch_stride: self.of_batch(batch),
@@ -266,7 +260,7 @@ impl Problem {
             DecayLayout::PerChannel(decay) => {
                 let shape = [self.batch, self.steps, self.heads, self.dk];
                 check.sizes(name, shape, decay.shape)?;
-                let [batch, step, head, _] = check.row_strides(name, &decay, COPY / 4)?;
+                let [batch, step, head, _] = check.row_strides(name, &decay, 1)?;
                 [self.of_batch(batch), step, head, 1]
             }
         };

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::LinearAttention;
 use super::tensors::{Config, Decay, Rule, Step};
-use super::{LinearAttention, forward::COPY_BYTES};
 use crate::abi::Dtype;
 use crate::abi::linear_attention::{Decays, Rows, STEP_SIZES, STEP_WIDTH, States, StepParams};
 use crate::check::Check;
@@ -23,8 +23,8 @@ const MAX_ROWS: usize = 1 << 30;
 /// The most heads, and channels of a value.
 const MAX_HEADS: usize = 1 << 15;
 
-/// What `dk` and `dv` are multiples of, as in the other passes.
-const COLUMNS: usize = 8;
+/// Bytes of a state that a thread reads at once, if rows allow it.
+const PIECE: u64 = 16;
 
 impl LinearAttention {
     /// Queues one step on `stream`: what [`LinearAttention::forward`] does for a sequence of one step whose initial
@@ -75,7 +75,8 @@ impl LinearAttention {
         if let Some(indices) = state_batch_indices {
             params.entries_of_rows = launch.read("state_batch_indices", indices, 4)?;
         }
-        params.state.at = launch.write("state", state, COPY_BYTES)?;
+        params.state.at = launch.write("state", state, 4)?;
+        params.ragged = ragged(&params.state, params.dv).into();
         if let Some(z) = z {
             params.z.at = launch.write("z", z, 4)?;
         }
@@ -91,8 +92,7 @@ impl LinearAttention {
             return launch.check();
         };
         // SAFETY: `describe` checked that the tensors have the sizes and strides that the parameters tell the kernel,
-        // which skips rows of no entry and accesses no index beyond them; a state's address and strides are those of
-        // whole pieces of 16 bytes.
+        // which skips rows of no entry and accesses no index beyond them.
         unsafe { launch.run(kernel, [blocks, 1, 1], &params) }
     }
 }
@@ -103,8 +103,8 @@ fn describe<T: Float>(config: Config, tensors: &Step<'_, T>) -> Result<StepParam
     let ([_, _, heads_k, _], [_, _, heads_v, dv]) = (tensors.k.shape(), tensors.v.shape());
     let [_, _, heads, _] = tensors.out.shape();
     let largest = STEP_SIZES.into_iter().max().unwrap_or(0);
-    CHECK.multiple("dk", dk, COLUMNS, largest)?;
-    CHECK.multiple("dv", dv, COLUMNS, MAX_HEADS)?;
+    CHECK.within("dk", dk, largest)?;
+    CHECK.within("dv", dv, MAX_HEADS)?;
     let entries = match &tensors.state_batch_indices {
         Some(indices) => {
             CHECK.sizes("state_batch_indices", [batch], indices.shape())?;
@@ -135,9 +135,7 @@ fn describe<T: Float>(config: Config, tensors: &Step<'_, T>) -> Result<StepParam
     };
     let state = tensors.state.layout();
     CHECK.sizes("state", [entries, heads, dk, dv], state.shape)?;
-    let pieces = COPY_BYTES as usize / size_of::<f32>();
-    let [sequence_stride, head_stride, key_stride, _] =
-        CHECK.row_strides("state", &state, pieces)?;
+    let [sequence_stride, head_stride, key_stride, _] = CHECK.row_strides("state", &state, 1)?;
     Ok(StepParams {
         q: rows("q", tensors.q.layout(), heads_q, dk)?,
         k: rows("k", tensors.k.layout(), heads_k, dk)?,
@@ -175,9 +173,17 @@ fn describe<T: Float>(config: Config, tensors: &Step<'_, T>) -> Result<StepParam
             Dtype::BF16 => 1,
             _ => 2,
         },
+        ragged: 0,
         scale: config.scale.unwrap_or(1.0 / (dk as f32).sqrt()),
         eps: config.normalize.unwrap_or(0.0),
     })
+}
+
+/// Whether rows of these states, which have `dv` numbers, are no whole pieces.
+fn ragged(states: &States, dv: i32) -> bool {
+    let strides = states.sequence_stride | states.head_stride | states.key_stride;
+    let bytes = (i64::from(dv) | strides) as u64 * size_of::<f32>() as u64;
+    !(states.at | bytes).is_multiple_of(PIECE)
 }
 
 fn beta_of(layout: &Layout<3>, sizes: [usize; 3]) -> Result<Rows> {

@@ -70,9 +70,10 @@ pub enum Rule<'a, T> {
 /// `heads_q`, `heads_k` and `heads_v` divide `heads`, and state `h` takes its key from head `h / (heads / heads_k)`,
 /// and so on.
 ///
-/// `dk` and `dv` are multiples of 8, `dk` up to 256. The last axis of `q`, `k` and `v` is contiguous, and their other
-/// strides and addresses are multiples of 16 bytes: parts of one projection's output will do. The same holds for
-/// outputs and gradients of these shapes.
+/// `dk` is at most 256. The last axis of `q`, `k` and `v` is contiguous: parts of one projection's output will do. The
+/// same holds for outputs and gradients of these shapes. Where all rows of these tensors, and of decays per channel,
+/// have a multiple of 16 bytes, and so have their strides and addresses, they are copied by that; otherwise by 4 bytes
+/// or by an element, which takes longer.
 ///
 /// With `cu_seqlens` the batch is 1, and its steps are those of several sequences, one after the other: sequence
 /// `i` has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`, maybe none. They do not see each other, and
@@ -229,7 +230,8 @@ pub struct Step<'a, T> {
     /// As [`Layer::bonus`].
     pub bonus: Option<TensorRef<'a, f32, 2>>,
     /// `[batch, heads, dk, dv]`, or `[entries, heads, dk, dv]` with `state_batch_indices`: the state, read and
-    /// replaced. The last axis is contiguous; other strides and the address are multiples of 16 bytes.
+    /// replaced. The last axis is contiguous; it is fastest where its size, other strides and the address are multiples
+    /// of 16 bytes.
     pub state: TensorMut<'a, f32, 4>,
     /// `[batch, heads, dk]`, or `[entries, heads, dk]`: the normaliser's state, read and replaced; with
     /// [`normalize`](Config::normalize), and only then.

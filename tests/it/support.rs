@@ -131,6 +131,14 @@ impl<const N: usize> Place<N> {
         }
     }
 
+    /// The same an element further on, where no address is a multiple of 4 bytes if elements are of 16 bits.
+    pub(crate) fn shifted(self) -> Self {
+        Self {
+            offset: self.offset + 1,
+            ..self
+        }
+    }
+
     /// One tensor that stands for all indices of `axis`, whose stride is 0.
     pub(crate) fn repeated(shape: [usize; N], axis: usize) -> Self {
         let mut one = shape;

@@ -61,7 +61,7 @@ params! {
         pub parts: i32,
         /// Multiplies what is added to the state.
         pub weight: f32,
-        /// Multiplies `factors`.
+        /// Multiplies `factors`, and with them `own`.
         pub factor_scale: f32,
     }
 }
@@ -93,10 +93,12 @@ params! {
         pub heads: i32,
         /// Heads of `out`.
         pub shared: i32,
-        /// A multiple of 8.
+        /// Channels of all of these but `own`.
         pub channels: i32,
         /// The number of a [`FeatureMap`](super::FeatureMap).
         pub map: i32,
+        /// 1: pairs of channels are not aligned, in any of these.
+        pub single: i32,
         /// Multiplies `own`.
         pub scale: f32,
     }
@@ -127,7 +129,7 @@ params! {
         pub steps: i32,
         /// Heads of the output.
         pub heads: i32,
-        /// `dk`, a multiple of 8.
+        /// `dk`
         pub channels: i32,
         /// The number of the [`FeatureMap`](super::FeatureMap) of the queries.
         pub query_map: i32,
@@ -251,7 +253,7 @@ params! {
         pub steps: i32,
         /// Heads of the output.
         pub heads: i32,
-        /// `dk`, a multiple of 8.
+        /// `dk`
         pub channels: i32,
         /// The number of the [`FeatureMap`](super::FeatureMap) of queries and keys.
         pub map: i32,

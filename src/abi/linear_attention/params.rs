@@ -73,9 +73,9 @@ params! {
         pub steps: i32,
         /// Heads of the output.
         pub heads: i32,
-        /// Channels of queries and keys, a multiple of 8.
+        /// Channels of queries and keys.
         pub dk: i32,
-        /// Channels of values, a multiple of 8.
+        /// Channels of values.
         pub dv: i32,
         /// Steps of a segment, a multiple of a tile of the kernel.
         pub segment: i32,
@@ -85,6 +85,9 @@ params! {
         pub key_map: i32,
         /// 1: from the last step to the first; a step's decay then comes after it.
         pub reversed: i32,
+        /// 0: rows of all tensors, decays of channels among them, are chunks of 16 bytes at addresses that are
+        /// multiples of that. Else the bytes that they are copied by: 4, or those of an element.
+        pub ragged: i32,
         /// Multiplies what is read.
         pub scale: f32,
     }

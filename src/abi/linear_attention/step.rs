@@ -44,6 +44,8 @@ params! {
         pub feature_map: i32,
         /// Of all elements: 0 f16, 1 bf16, 2 f32.
         pub dtype: i32,
+        /// 0: rows of the state are pieces of 16 bytes at addresses that are multiples of that. 1: they are not.
+        pub ragged: i32,
         /// Multiplies mapped queries.
         pub scale: f32,
         /// Added to what outputs are divided by.

@@ -45,6 +45,33 @@ fn every_size_of_heads() {
     }
 }
 
+/// Rows that are copied by 16, 4 or 2 bytes.
+#[test]
+fn sizes_that_end_within_a_copy() {
+    for (i, (dk, dv)) in [(1, 3), (7, 20), (20, 66), (100, 100), (16, 24)]
+        .into_iter()
+        .enumerate()
+    {
+        let case = Case {
+            seqlen: 35,
+            dk,
+            dv,
+            shared: [[2, 2, 2], [1, 2, 1]][i % 2],
+            layout: match i {
+                1 => Layout::Projection,
+                4 => Layout::Shifted,
+                _ => Layout::Contiguous,
+            },
+            ..CASE
+        };
+        check::<f16>(case);
+        check::<bf16>(case);
+        if i != 3 {
+            check::<f32>(Case { seqlen: 18, ..case });
+        }
+    }
+}
+
 #[test]
 fn every_gate_from_weak_to_strong() {
     let gates = [

@@ -51,6 +51,28 @@ fn every_size_of_heads() {
     }
 }
 
+/// Rows that are copied by 16, 4 or 2 bytes.
+#[test]
+fn sizes_that_end_within_a_copy() {
+    for (i, (dk, dv)) in [(1, 3), (7, 100), (20, 5), (100, 100), (130, 1)]
+        .into_iter()
+        .enumerate()
+    {
+        let case = Case {
+            seqlen: 35,
+            dk,
+            dv,
+            layout: [Layout::Contiguous, Layout::Projection, Layout::Shifted][i % 3],
+            ..CASE
+        };
+        check::<f16>(case);
+        check::<bf16>(case);
+        if i < 3 {
+            check::<f32>(Case { seqlen: 18, ..case });
+        }
+    }
+}
+
 #[test]
 fn every_gate_from_weak_to_strong() {
     let gates = [

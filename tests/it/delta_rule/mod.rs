@@ -74,6 +74,8 @@ enum Layout {
     Projection,
     /// `[seqlen, batch, ...]`, and states `[heads, sequences, ...]`.
     StepsFirst,
+    /// As `Contiguous`, but each tensor begins an element further on.
+    Shifted,
 }
 
 const CASE: Case = Case {
@@ -205,6 +207,7 @@ impl Case {
             Layout::Contiguous => Place::contiguous(shape),
             Layout::Projection => Place::packed(shape, 2, part, 3),
             Layout::StepsFirst => Place::in_order(shape, [1, 0, 2, 3]),
+            Layout::Shifted => Place::contiguous(shape).shifted(),
         }
     }
 
@@ -213,6 +216,7 @@ impl Case {
             Layout::Contiguous => Place::contiguous(self.states_shape()),
             Layout::Projection => Place::packed(self.states_shape(), 3, 1, 2),
             Layout::StepsFirst => Place::in_order(self.states_shape(), [1, 0, 2, 3]),
+            Layout::Shifted => Place::contiguous(self.states_shape()).shifted(),
         }
     }
 
@@ -220,7 +224,7 @@ impl Case {
         let [batch, steps] = self.steps();
         let shape = [batch, steps, self.heads];
         match self.layout {
-            Layout::Contiguous => Place::contiguous(shape),
+            Layout::Contiguous | Layout::Shifted => Place::contiguous(shape),
             Layout::Projection => Place::in_order(shape, [2, 0, 1]),
             Layout::StepsFirst => Place::in_order(shape, [1, 0, 2]),
         }

@@ -76,6 +76,40 @@ fn every_size_of_heads() {
     }
 }
 
+/// Rows that are copied by 16, 4 or 2 bytes, and feature maps that do not map 0 to 0.
+#[test]
+fn sizes_that_end_within_a_copy() {
+    for (i, (dk, dv)) in [(1, 3), (7, 20), (100, 100), (20, 1), (16, 24)]
+        .into_iter()
+        .enumerate()
+    {
+        let case = Case {
+            seqlen: 35,
+            dk,
+            dv,
+            shared: [[2, 2, 2], [1, 2, 1]][i % 2],
+            feature_map: [FeatureMap::Exp, FeatureMap::EluPlusOne][i % 2],
+            decay: [Fades::PerStep, Fades::None][i / 3],
+            projection: i == 1,
+            shifted: i == 4,
+            segment: (i == 2).then_some(32),
+            ..CASE
+        };
+        let gated = Case {
+            decay: [Fades::PerChannel, Fades::PerStep][i / 4],
+            bonus: i == 1 || i == 4,
+            ..case
+        };
+        for case in [case, gated] {
+            check::<f16>(case);
+            check::<bf16>(case);
+            if i != 2 {
+                check::<f32>(Case { seqlen: 17, ..case });
+            }
+        }
+    }
+}
+
 #[test]
 fn every_form_of_decays_with_and_without_what_may_be_absent() {
     let forms = [

@@ -21,6 +21,8 @@ pub(super) struct Layer {
     inputs: Inputs<f16>,
     /// Whether it walks from the last step to the first.
     reversed: bool,
+    /// As the kernel is told.
+    ragged: i32,
     expected: reference::Output,
     bounds: [Bound; 3],
 }
@@ -30,32 +32,54 @@ impl Layer {
     pub(super) fn step() -> Self {
         let case = Case {
             config: NORMALIZED,
+            dk: 64,
+            dv: 40,
             ..CASE
         };
-        Self::new("linear_attention_walk_step_f16_n64", case, false)
+        Self::new("linear_attention_walk_step_f16_n64", case, false, 0)
     }
 
     /// The one that takes those of each channel.
     pub(super) fn channel() -> Self {
         let case = Case {
             decay: Fades::PerChannel,
+            dk: 64,
+            dv: 40,
             ..CASE
         };
-        Self::new("linear_attention_walk_channel_f16_n64", case, false)
+        Self::new("linear_attention_walk_channel_f16_n64", case, false, 0)
     }
 
     /// The same from the last step to the first, as gradients go.
     pub(super) fn reversed(self) -> Self {
-        Self::new(self.kernel, self.case, true)
+        Self::new(self.kernel, self.case, true, self.ragged)
     }
 
-    fn new(kernel: &'static str, case: Case, reversed: bool) -> Self {
+    /// The same with rows that are copied by 4 bytes.
+    pub(super) fn in_pairs(self) -> Self {
+        let case = Case {
+            dk: 50,
+            dv: 38,
+            ..self.case
+        };
+        Self::new(self.kernel, case, self.reversed, 4)
+    }
+
+    /// The same with rows that are copied by an element.
+    pub(super) fn by_elements(self) -> Self {
+        let case = Case {
+            dk: 51,
+            dv: 37,
+            ..self.case
+        };
+        Self::new(self.kernel, case, self.reversed, 2)
+    }
+
+    fn new(kernel: &'static str, case: Case, reversed: bool, ragged: i32) -> Self {
         let case = Case {
             seqlen: 100,
             heads: 1,
             shared: [1; 3],
-            dk: 64,
-            dv: 40,
             ..case
         };
         let inputs = case.inputs::<f16>();
@@ -80,6 +104,7 @@ impl Layer {
             case,
             inputs,
             reversed,
+            ragged,
             expected,
             bounds,
         }
@@ -162,6 +187,7 @@ impl Problem for Layer {
             ("query_map", map),
             ("key_map", map),
             ("reversed", self.reversed.into()),
+            ("ragged", self.ragged),
         ];
         for (name, size) in sizes {
             arguments.set(&format!("layer.{name}"), size);

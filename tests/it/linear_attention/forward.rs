@@ -81,6 +81,52 @@ fn every_size_of_heads() {
     }
 }
 
+/// Rows that are copied by 16, 4 or 2 bytes, and feature maps that do not map 0 to 0.
+#[test]
+fn sizes_that_end_within_a_copy() {
+    for (i, (dk, dv)) in [(1, 3), (7, 100), (20, 5), (100, 100), (130, 1)]
+        .into_iter()
+        .enumerate()
+    {
+        for decay in [Fades::PerStep, Fades::PerChannel] {
+            let case = Case {
+                seqlen: 35,
+                dk,
+                dv,
+                decay,
+                layout: [Order::Contiguous, Order::Projection][i % 2],
+                config: Config {
+                    feature_map: [FeatureMap::Exp, FeatureMap::EluPlusOne][i % 2],
+                    // a sum of exponentials of a few channels may be as small as any of them
+                    normalize: Some(1.0),
+                    segment: (i == 1).then_some(32),
+                    causal: i != 2,
+                    ..CASE.config
+                },
+                ..CASE
+            };
+            check::<f16>(case);
+            check::<bf16>(case);
+            if i < 3 {
+                check::<f32>(case);
+            }
+        }
+    }
+}
+
+#[test]
+fn tensors_at_any_address() {
+    for decay in FADES {
+        check_all(Case {
+            decay,
+            seqlen: 20,
+            bonus: decay == Fades::PerStep,
+            layout: Order::Shifted,
+            ..CASE
+        });
+    }
+}
+
 #[test]
 fn heads_share_queries_keys_and_values() {
     for (heads, shared) in [

@@ -14,8 +14,6 @@ use crate::planted::{
     Mutant, Problem, Ptx, assert_caught, assert_clean, half_of_each_warp, to_move, wait_alone,
 };
 
-const DK: usize = 40;
-const DV: usize = 64;
 const STEPS: usize = 70;
 
 #[rustfmt::skip]
@@ -57,6 +55,10 @@ fn share_nothing(ptx: &mut Ptx) {
 /// The walk that gives the gradients of keys and of the initial state: from the last step, with steps before it that
 /// are not there.
 struct Keys {
+    dk: usize,
+    dv: usize,
+    /// As the kernel is told.
+    ragged: i32,
     decay: Fades,
     inputs: Inputs<f16>,
     runs: Vec<reference::Gradients>,
@@ -64,17 +66,24 @@ struct Keys {
 
 impl Keys {
     fn new(decay: Fades) -> Self {
+        Self::of(decay, [40, 64], 0)
+    }
+
+    fn of(decay: Fades, [dk, dv]: [usize; 2], ragged: i32) -> Self {
         let case = Case {
             seqlen: STEPS,
             heads: 1,
             shared: [1; 3],
-            dk: DK,
-            dv: DV,
+            dk,
+            dv,
             decay,
             ..CASE
         };
         let inputs = Inputs::new(case);
         Self {
+            dk,
+            dv,
+            ragged,
             decay,
             runs: expected(case, &inputs).into(),
             inputs,
@@ -95,28 +104,29 @@ impl Problem for Keys {
     }
 
     fn run(&self, bare: &Bare<'_>) -> Result<Vec<Verdict>, Box<Fault>> {
+        let (dk, dv) = (self.dk, self.dv);
         let buffers = Buffers::new();
         let mut arguments = Arguments::new(GradientWalkParams::PARAMS);
-        let out = buffers.output::<f16>(STEPS * DK);
-        let last = buffers.output::<f32>(DK * DV);
+        let out = buffers.output::<f16>(STEPS * dk);
+        let last = buffers.output::<f32>(dk * dv);
         let mut rows = |name: &str, at: u64, stride: usize| {
             arguments.set(&format!("{name}.at"), at);
             arguments.set(&format!("{name}.step_stride"), stride as i64);
             arguments.set(&format!("{name}.shared"), 1_i64);
         };
-        rows("layer.q", buffers.upload(&self.inputs.v), DV);
-        rows("layer.k", buffers.upload(&self.inputs.dout), DV);
-        rows("layer.v", buffers.upload(&self.inputs.q), DK);
-        rows("out", out, DK);
+        rows("layer.q", buffers.upload(&self.inputs.v), dv);
+        rows("layer.k", buffers.upload(&self.inputs.dout), dv);
+        rows("layer.v", buffers.upload(&self.inputs.q), dk);
+        rows("out", out, dk);
         let initial = buffers.upload(&self.inputs.dfinal_state);
         for (name, at) in [("initial", initial), ("last", last)] {
             arguments.set(&format!("{name}.at"), at);
-            arguments.set(&format!("{name}.value_stride"), DV as i64);
+            arguments.set(&format!("{name}.value_stride"), dv as i64);
             arguments.set(&format!("{name}.key_stride"), 1_i64);
         }
         arguments.set("layer.decays.at", buffers.upload(&self.inputs.decay));
         let channels = match self.decay {
-            Fades::PerChannel => DK,
+            Fades::PerChannel => dk,
             _ => 1,
         };
         arguments.set("layer.decays.step_stride", channels as i64);
@@ -126,10 +136,11 @@ impl Problem for Keys {
         let sizes = [
             ("layer.steps", STEPS),
             ("layer.heads", 1),
-            ("layer.dk", DV),
-            ("layer.dv", DK),
+            ("layer.dk", dv),
+            ("layer.dv", dk),
             ("layer.segment", 128),
             ("layer.reversed", 1),
+            ("layer.ragged", self.ragged as usize),
             ("span", 64),
             ("late_reads", 1),
             ("late_writes", 1),
@@ -138,7 +149,7 @@ impl Problem for Keys {
             arguments.set(name, size as i32);
         }
         arguments.set("layer.scale", 1.0_f32);
-        arguments.set("weight", 1.0 / (DK as f32).sqrt());
+        arguments.set("weight", 1.0 / (dk as f32).sqrt());
         bare.launch(&buffers, &arguments.bytes)?;
 
         fn widen<T: Pod + Into<f64>>(x: Vec<T>) -> Vec<f64> {
@@ -148,11 +159,11 @@ impl Problem for Keys {
             let runs: Vec<&[f64]> = self.runs.iter().map(of).collect();
             Verdict::of(&found, runs[0], row, bound::<f16>(runs[0], &runs[1..]))
         };
-        let dk = widen(buffers.download::<f16>(out, STEPS * DK));
-        let dinitial = widen(buffers.download::<f32>(last, DK * DV));
+        let keys = widen(buffers.download::<f16>(out, STEPS * dk));
+        let dinitial = widen(buffers.download::<f32>(last, dk * dv));
         Ok(vec![
-            judge(dk, DK, |run| &run.dk),
-            judge(dinitial, DV, |run| &run.dinitial_state),
+            judge(keys, dk, |run| &run.dk),
+            judge(dinitial, dv, |run| &run.dinitial_state),
         ])
     }
 }
@@ -169,5 +180,7 @@ fn bugs_planted_in_walks_of_gradients_are_caught() {
 fn nothing_is_found_where_nothing_was_planted() {
     for decay in [Fades::PerStep, Fades::PerChannel] {
         assert_clean(&Keys::new(decay));
+        assert_clean(&Keys::of(decay, [38, 50], 4));
+        assert_clean(&Keys::of(decay, [39, 51], 2));
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Case {
     pub(super) lengths: Option<&'static [usize]>,
     /// Whether tensors lie as parts of projections, side by side along heads.
     pub(super) projection: bool,
+    /// Whether they begin an element further on.
+    pub(super) shifted: bool,
     /// Standard deviation of the gradients that are given.
     pub(super) deviation: f64,
 }
@@ -76,6 +78,7 @@ pub(super) const CASE: Case = Case {
     segment: None,
     lengths: None,
     projection: false,
+    shifted: false,
     deviation: 1.0,
 };
 
@@ -128,9 +131,13 @@ impl Case {
     }
 
     fn place<const N: usize>(&self, shape: [usize; N], part: usize) -> Place<N> {
-        match self.projection {
+        let place = match self.projection {
             true => Place::packed(shape, 2, part, 3),
             false => Place::contiguous(shape),
+        };
+        match self.shifted {
+            true => place.shifted(),
+            false => place,
         }
     }
 }

@@ -55,6 +55,8 @@ pub(super) enum Order {
     Projection,
     /// Steps outermost; states by heads first.
     StepsFirst,
+    /// As `Contiguous`, but each tensor begins an element further on.
+    Shifted,
 }
 
 pub(super) const CASE: Case = Case {
@@ -171,6 +173,7 @@ impl Case {
             Order::Contiguous => Place::contiguous(shape),
             Order::Projection => Place::packed(shape, 2, part, 3),
             Order::StepsFirst => Place::in_order(shape, [1, 0, 2, 3]),
+            Order::Shifted => Place::contiguous(shape).shifted(),
         }
     }
 
@@ -179,6 +182,7 @@ impl Case {
             Order::Contiguous => Place::contiguous(self.states()),
             Order::Projection => Place::packed(self.states(), 3, 1, 2),
             Order::StepsFirst => Place::in_order(self.states(), [1, 0, 2, 3]),
+            Order::Shifted => Place::contiguous(self.states()).shifted(),
         }
     }
 
@@ -186,7 +190,7 @@ impl Case {
         let [batch, steps] = self.steps();
         let shape = [batch, steps, self.heads];
         match self.layout {
-            Order::Contiguous => Place::contiguous(shape),
+            Order::Contiguous | Order::Shifted => Place::contiguous(shape),
             Order::Projection => Place::in_order(shape, [2, 0, 1]),
             Order::StepsFirst => Place::in_order(shape, [1, 0, 2]),
         }

@@ -49,6 +49,33 @@ const CHANNEL: &[Mutant] = &[
     ("lanes do not share their sums", share_nothing, Numbers),
 ];
 
+#[rustfmt::skip]
+const IN_PAIRS: &[Mutant] = &[
+    ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Race)),
+    ("no wait before a tile is read", |ptx| ptx.delete("cp.async.wait_group", 0), By(FaultKind::MissingWait)),
+    ("rows are read past their last channel", |ptx| copy_whole(ptx, 1), By(FaultKind::OutOfBounds)),
+    ("out is written past its last channel", |ptx| ptx.delete_guard("st.global.u32", 0), By(FaultKind::OutOfBounds)),
+];
+
+#[rustfmt::skip]
+const BY_ELEMENTS: &[Mutant] = &[
+    ("no barrier before a tile is read", |ptx| ptx.delete("bar.sync", 0), By(FaultKind::Uninitialised)),
+    ("rows are read past their last channel", |ptx| (0..ptx.find("ld.global.u16").len()).for_each(|load| ptx.delete_guard("ld.global.u16", load)), By(FaultKind::OutOfBounds)),
+    ("out is written past its last channel", |ptx| ptx.delete_guard("st.global.u16", 0), By(FaultKind::OutOfBounds)),
+];
+
+/// Lets every copy of 4 bytes of the `which`-th group read them, wherever the row ends.
+fn copy_whole(ptx: &mut Ptx, which: usize) {
+    let ends = ptx.find("cp.async.commit_group");
+    let start = if which == 0 { 0 } else { ends[which - 1] };
+    for at in ptx.find("cp.async.ca") {
+        if start < at && at < ends[which] {
+            let operands = ptx.lines[at].rfind(',').unwrap();
+            ptx.lines[at].replace_range(operands.., ", 4;");
+        }
+    }
+}
+
 /// Every minimum before the first copy becomes its first operand: lengths are clamped there.
 fn trust_lengths(ptx: &mut Ptx) {
     let first_copy = ptx.find("cp.async.cg")[0];
@@ -78,6 +105,12 @@ fn bugs_planted_where_decays_are_a_number_a_channel_are_caught() {
     assert_caught(&Layer::channel(), CHANNEL);
 }
 
+#[test]
+fn bugs_planted_where_rows_are_no_whole_copies_are_caught() {
+    assert_caught(&Layer::step().in_pairs(), IN_PAIRS);
+    assert_caught(&Layer::step().by_elements(), BY_ELEMENTS);
+}
+
 /// Without a bug, no order of the lanes makes a fault or a wrong number.
 #[test]
 fn nothing_is_found_where_nothing_was_planted() {
@@ -85,4 +118,8 @@ fn nothing_is_found_where_nothing_was_planted() {
     assert_clean(&Layer::channel());
     assert_clean(&Layer::step().reversed());
     assert_clean(&Layer::channel().reversed());
+    assert_clean(&Layer::step().in_pairs());
+    assert_clean(&Layer::channel().in_pairs());
+    assert_clean(&Layer::step().by_elements().reversed());
+    assert_clean(&Layer::channel().by_elements());
 }

@@ -58,6 +58,23 @@ fn lengths_around_chunks_and_spans() {
     }
 }
 
+/// Rows that are copied by 4 or 2 bytes.
+#[test]
+fn sizes_that_end_within_a_copy() {
+    for (i, (dk, dv)) in [(7, 20), (20, 6), (16, 24)].into_iter().enumerate() {
+        let case = |layer: Case| Case {
+            seqlen: 20,
+            dk,
+            dv,
+            shifted: i == 2,
+            ..layer
+        };
+        check::<f16>(case(LAYERS[i]));
+        check::<bf16>(case(LAYERS[(i + 1) % 3]));
+        check::<f32>(case(LAYERS[(i + 2) % 3]));
+    }
+}
+
 #[test]
 fn every_size_of_heads() {
     for (i, (dk, dv)) in [(8, 8), (40, 128), (128, 40), (72, 16), (256, 8), (8, 256)]

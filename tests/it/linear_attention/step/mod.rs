@@ -96,6 +96,9 @@ fn any_size() {
         (128, 104),
         (136, 8),
         (256, 72),
+        (1, 3),
+        (20, 100),
+        (131, 33),
     ] {
         for delta in [false, true] {
             check_all(Case {
