@@ -6,7 +6,9 @@
 //! # What it finds
 //! - accesses out of bounds, misaligned, to freed memory, or of bytes that nobody wrote: global, shared and local memory;
 //! - races on shared memory between barriers, within a warp too;
-//! - reads of bytes that a `cp.async` is still writing;
+//! - reads of bytes that a `cp.async` or a bulk copy is still writing, writes to bytes that one is still reading;
+//! - the async proxy reading what no `fence.proxy.async` has shown it;
+//! - registers and tiles of a `wgmma` that are touched before its wait, or without a `wgmma.fence` before it;
 //! - deadlocks, barriers that not all threads reach, `.sync` instructions that diverged lanes never reach together;
 //! - launches that ask for more than the device has.
 //!
@@ -15,8 +17,20 @@
 //! # What it does not see
 //! It runs PTX, not SASS: mistakes of ptxas, occupancy and the reordering of weak memory operations stay invisible. Races
 //! on global memory are not judged. Tensor cores and approximate functions round within the documented bounds, not bit
-//! for bit as hardware does. Hopper's wgmma, TMA, mbarriers and clusters are not there yet: a kernel that uses them is
-//! refused at load with the opcode's name.
+//! for bit as hardware does.
+//!
+//! # Hopper
+//! On a device that poses as sm_90: mbarriers in all forms; `cp.async.bulk` between global memory, shared memory and the
+//! shared memory of a cluster, with multicast and reductions; tensor maps of rank 1 to 5 with every swizzle of 16-byte
+//! chunks, element strides and both fills; clusters of up to 8 blocks with their barrier, `mapa` and accesses to each
+//! other's memory; `wgmma` of f16, bf16, tf32, both 8-bit floats and 8-bit integers, with operands in every layout, A in
+//! registers too; `setmaxnreg`, `elect.sync`, `stmatrix`. Not emulated, and refused by name: im2col and interleaved tensor
+//! maps, packed elements, `tensormap.replace`, sparse `wgmma`, `st.async` and `red.async`, clusters of 16.
+//!
+//! What is asynchronous ends as late as the program allows, or at random in an adversarial [`Schedule`]. Products are
+//! computed at their issue, from what shared memory holds then; that nobody changes it before their end is judged. A
+//! matrix descriptor's base offset is taken as the line of the pattern that address 0 would lie in: the manual does not
+//! say more. Loads and stores with `.shared` accept addresses of the whole cluster.
 //!
 //! # Life of a launch
 //! `cuModuleLoadData` picks the PTX of the device posed as (`image`), parses it (`syntax`) and lowers it to flat operations

@@ -13,8 +13,10 @@
 //! other means is marked until a fence.proxy.async follows it: the async proxy may not touch it before.
 
 mod agent;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use agent::ReadMark;
+pub(crate) use agent::AgentLane;
 
 use std::collections::HashMap;
 
@@ -189,6 +191,8 @@ pub(crate) struct Detector {
     remote: HashMap<usize, Vec<Event>>,
     /// The last read by the async proxy; empty if the kernel has no such instruction.
     agent_reads: Vec<Event>,
+    /// Reads by the async proxy that are under way.
+    readers: Vec<u32>,
     /// Grains that may be marked as unfenced.
     dirty: Vec<u32>,
 }
@@ -221,6 +225,7 @@ impl Detector {
             reads: vec![Event(0); agent * grains],
             remote: HashMap::new(),
             agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
+            readers: vec![0; if asynchronous { blocks * grains } else { 0 }],
             dirty: Vec::new(),
         };
         detector.reset();
@@ -240,6 +245,7 @@ impl Detector {
         self.reads.fill(Event(0));
         self.remote.clear();
         self.agent_reads.fill(Event(0));
+        self.readers.fill(0);
         self.dirty.clear();
     }
 
@@ -341,7 +347,7 @@ impl Detector {
     }
 
     /// Is `event` ordered before an access of `by`?
-    #[inline]
+    #[inline(always)]
     fn ordered(&self, event: Event, by: Accessor) -> bool {
         let warp = event.warp();
         if warp != by.warp {
@@ -354,6 +360,7 @@ impl Detector {
             || self.partly_seen(event, warp)
     }
 
+    #[cold]
     fn partly_seen(&self, event: Event, by: usize) -> bool {
         event.lane() < 32
             && self.parts[by].iter().any(|part| {
@@ -541,124 +548,5 @@ impl Detector {
         let grains = self.grains_of(address, bytes);
         self.mark_unfenced(grains.clone(), &mut event);
         self.writes[grains].fill(event);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lane(warp: usize, lane: u32) -> Accessor {
-        Accessor {
-            warp,
-            lane,
-            pc: 7,
-            collective: false,
-            strong: false,
-        }
-    }
-
-    fn collective(warp: usize) -> Accessor {
-        Accessor {
-            collective: true,
-            ..lane(warp, 0)
-        }
-    }
-
-    #[test]
-    fn a_barrier_orders_a_write_before_a_read_of_another_warp() {
-        let mut detector = Detector::new(64, 4, 2);
-        detector.write(0, 4, lane(0, 0)).unwrap();
-        assert!(matches!(
-            detector.read(0, 4, lane(1, 0)),
-            Err(Refusal::Conflict(Conflict {
-                write: true,
-                warp: 0,
-                ..
-            }))
-        ));
-        assert!(detector.barrier(0, 0b11, 0b11));
-        detector.read(0, 4, lane(1, 0)).unwrap();
-        assert!(matches!(
-            detector.write(0, 4, lane(0, 0)),
-            Err(Refusal::Conflict(Conflict {
-                write: false,
-                warp: 1,
-                ..
-            }))
-        ));
-        assert!(detector.barrier(0, 0b11, 0b11));
-        detector.write(0, 4, lane(0, 0)).unwrap();
-    }
-
-    #[test]
-    fn arriving_releases_and_only_waiting_acquires() {
-        let mut detector = Detector::new(64, 4, 2);
-        detector.write(0, 4, lane(0, 0)).unwrap();
-        // warp 0 only arrives, warp 1 waits: 0 is before 1, not the other way round
-        detector.barrier(0, 0b11, 0b10);
-        detector.read(0, 4, lane(1, 0)).unwrap();
-        assert!(detector.write(0, 4, lane(0, 0)).is_err());
-    }
-
-    #[test]
-    fn lanes_of_a_warp_race_until_it_synchronises() {
-        let mut detector = Detector::new(64, 4, 1);
-        detector.write(0, 4, lane(0, 3)).unwrap();
-        detector.read(0, 4, lane(0, 3)).unwrap();
-        assert!(detector.read(0, 4, lane(0, 4)).is_err());
-        assert!(detector.read(0, 4, collective(0)).is_err());
-        detector.warp_sync(0);
-        detector.read(0, 4, lane(0, 4)).unwrap();
-        detector.read(0, 4, lane(0, 5)).unwrap();
-        assert!(
-            detector.write(0, 4, lane(0, 4)).is_err(),
-            "lane 5 reads it too"
-        );
-    }
-
-    #[test]
-    fn a_collective_read_orders_itself_but_hides_no_lane() {
-        let mut detector = Detector::new(64, 4, 1);
-        detector.write(0, 4, lane(0, 0)).unwrap();
-        detector.warp_sync(0);
-        detector.read(0, 4, collective(0)).unwrap();
-        detector.write(0, 4, lane(0, 9)).unwrap();
-        detector.warp_sync(0);
-        detector.read(0, 4, lane(0, 3)).unwrap();
-        detector.read(0, 4, collective(0)).unwrap();
-        assert!(detector.write(0, 4, lane(0, 9)).is_err());
-    }
-
-    #[test]
-    fn bytes_under_way_are_untouchable_until_waited_for() {
-        let mut detector = Detector::new(64, 16, 2);
-        assert!(matches!(
-            detector.read(16, 16, lane(0, 0)),
-            Err(Refusal::Uninitialised)
-        ));
-        detector.issue(16, 16, lane(0, 0)).unwrap();
-        for warp in 0..2 {
-            let refusal = detector.read(16, 16, lane(warp, 0)).unwrap_err();
-            assert!(matches!(
-                refusal,
-                Refusal::Conflict(Conflict { pending: true, .. })
-            ));
-        }
-        detector.complete(16, 16, lane(0, 0));
-        detector.read(16, 16, lane(0, 0)).unwrap();
-        assert!(
-            detector.read(16, 16, lane(1, 0)).is_err(),
-            "only a barrier shows it to another warp"
-        );
-    }
-
-    #[test]
-    fn events_keep_their_fields() {
-        let event = Event(Event::new(CLOCK_LIMIT, 31, 33, (1 << 24) - 1).0 | PENDING | STRONG);
-        assert_eq!(
-            (event.clock(), event.warp(), event.lane(), event.pc()),
-            (CLOCK_LIMIT, 31, 33, (1 << 24) - 1)
-        );
     }
 }

@@ -9,11 +9,12 @@ use super::context::{Context, Done, Trouble, lanes, refused};
 use super::copy;
 use super::mbarrier;
 use super::memory::addresses;
-use super::reads::ReadId;
+use super::reads::Read;
 use super::registers::LANES;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ir::{Address, AtomicOp, Bulk, Pc, Route, Scalar};
+use crate::race::AgentLane;
 
 /// What addresses and sizes of bulk copies are multiples of.
 const ALIGN: u64 = 16;
@@ -43,7 +44,7 @@ enum What {
         /// Bytes that the mbarrier is told of.
         bytes: u32,
         /// The read of the source, if that is shared memory.
-        read: Option<ReadId>,
+        read: Option<Read>,
         reduce: Option<Reduce>,
     },
 }
@@ -73,7 +74,7 @@ struct Store {
     group: u32,
     pc: Pc,
     /// The read of its source, until that has ended.
-    read: Option<ReadId>,
+    read: Option<Read>,
     /// Global addresses with the bytes that go there.
     writes: Vec<(u64, Vec<u8>)>,
     reduce: Option<Reduce>,
@@ -140,7 +141,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
             }
             Route::Across => {
                 let at = context.shared_place(lane as u32, from, size, false)?;
-                let read = read_shared(warp, context, lane, &[(at, size)])?;
+                let read = read_shared(warp, context, lane, vec![(at, size)])?;
                 let data = Data {
                     bytes: context.shared[at..at + size].to_vec(),
                     valid: vec![true; size],
@@ -151,7 +152,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
             Route::Store => {
                 let at = context.shared_place(lane as u32, from, size, false)?;
                 context.check_global(lane as u32, to, size, true)?;
-                let read = read_shared(warp, context, lane, &[(at, size)])?;
+                let read = read_shared(warp, context, lane, vec![(at, size)])?;
                 let writes = vec![(to, context.shared[at..at + size].to_vec())];
                 store(warp, lane, read, writes, reduce);
             }
@@ -216,7 +217,7 @@ fn begin(
     bulk: &Bulk,
     lane: usize,
     data: Data,
-    read: Option<ReadId>,
+    read: Option<Read>,
     reduce: Option<Reduce>,
 ) -> Done {
     let Some(mbarrier) = &bulk.mbarrier else {
@@ -233,7 +234,7 @@ fn push(
     lane: usize,
     mbarrier: usize,
     data: Data,
-    read: Option<ReadId>,
+    read: Option<Read>,
     reduce: Option<Reduce>,
 ) -> Done {
     mbarrier::check(warp, context, mbarrier, lane)?;
@@ -263,8 +264,8 @@ pub(super) fn read_shared(
     warp: &Warp,
     context: &mut Context<'_>,
     lane: usize,
-    ranges: &[(usize, usize)],
-) -> Done<ReadId> {
+    ranges: Vec<(usize, usize)>,
+) -> Done<Read> {
     let by = mbarrier::accessor(warp, lane);
     context.begin_read(by, ranges, "copies")
 }
@@ -273,7 +274,7 @@ pub(super) fn read_shared(
 pub(super) fn store(
     warp: &mut Warp,
     lane: usize,
-    read: ReadId,
+    read: Read,
     writes: Vec<(u64, Vec<u8>)>,
     reduce: Option<Reduce>,
 ) {
@@ -297,6 +298,7 @@ pub(super) fn wait(
 ) -> Done {
     let mut stores = std::mem::take(&mut warp.stores.pending);
     context.detector.agent_period();
+    let lane = AgentLane::of_stores(warp.index);
     let mut ended = Ok(());
     stores.retain_mut(|store| {
         let committed = u64::from(warp.stores.committed[store.lane]);
@@ -306,7 +308,7 @@ pub(super) fn wait(
             return true;
         }
         if let Some(read) = store.read.take() {
-            context.end_read(read);
+            context.end_read(read, lane);
         }
         if !read_only {
             ended = write(context, store);
@@ -314,7 +316,7 @@ pub(super) fn wait(
         read_only
     });
     warp.stores.pending = stores;
-    context.detector.acquire_agent(warp.index);
+    context.detector.acquire_agent(warp.index, Some(lane));
     ended
 }
 
@@ -383,10 +385,13 @@ pub(super) fn copy_arrive(
 pub(super) fn complete(context: &mut Context<'_>, warps: &mut [Warp], at: usize) -> Done {
     let pending = context.pending.remove(at);
     context.detector.agent_period();
-    let lane = pending.lane as usize;
+    let (lane, agent) = (
+        pending.lane as usize,
+        AgentLane::of_mbarrier(pending.mbarrier),
+    );
     match pending.what {
         What::Copies { until } => {
-            copy::finish(&mut warps[pending.warp], context, lane, until);
+            copy::finish(&mut warps[pending.warp], context, lane, until, agent);
             mbarrier::signal(context, pending.mbarrier, None, lane)
         }
         What::Load {
@@ -396,16 +401,16 @@ pub(super) fn complete(context: &mut Context<'_>, warps: &mut [Warp], at: usize)
             reduce,
         } => {
             if let Some(read) = read {
-                context.end_read(read);
+                context.end_read(read, agent);
             }
-            arrive(context, pending.pc, &data, reduce);
+            arrive(context, pending.pc, agent, &data, reduce);
             mbarrier::signal(context, pending.mbarrier, Some(bytes), lane)
         }
     }
 }
 
 /// Bytes arrive in shared memory.
-fn arrive(context: &mut Context<'_>, pc: Pc, data: &Data, reduce: Option<Reduce>) {
+fn arrive(context: &mut Context<'_>, pc: Pc, lane: AgentLane, data: &Data, reduce: Option<Reduce>) {
     let mut start = 0;
     for &(at, size) in &data.pieces {
         let (bytes, valid) = (&data.bytes[start..][..size], &data.valid[start..][..size]);
@@ -422,6 +427,6 @@ fn arrive(context: &mut Context<'_>, pc: Pc, data: &Data, reduce: Option<Reduce>
                 }
             }
         }
-        context.detector.complete_write(at, valid, pc);
+        context.detector.complete_write(at, valid, pc, lane);
     }
 }

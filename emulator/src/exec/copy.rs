@@ -6,7 +6,7 @@ use super::registers::LANES;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ir::AsyncCopy;
-use crate::race::Accessor;
+use crate::race::{Accessor, AgentLane};
 
 /// One instruction's copies that nobody has waited for.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, act
         ..
     } = &mut warp.copies;
     if *told {
-        context.detector.acquire_agent(index);
+        context.detector.acquire_agent(index, None);
     }
     pending.retain_mut(|copy| {
         for lane in lanes(copy.lanes & active) {
@@ -165,7 +165,13 @@ pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, act
 }
 
 /// The copies of one lane up to number `until` arrive, for an mbarrier to tell of.
-pub(super) fn finish(warp: &mut Warp, context: &mut Context<'_>, lane: usize, until: u64) {
+pub(super) fn finish(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    lane: usize,
+    until: u64,
+    agent: AgentLane,
+) {
     let Copies { pending, told, .. } = &mut warp.copies;
     *told = true;
     pending.retain_mut(|copy| {
@@ -174,7 +180,7 @@ pub(super) fn finish(warp: &mut Warp, context: &mut Context<'_>, lane: usize, un
         }
         let (to, size) = (copy.to[lane] as usize, usize::from(copy.size));
         context.shared[to..to + size].copy_from_slice(&copy.bytes[lane][..size]);
-        context.detector.complete_copy(to, size, copy.pc);
+        context.detector.complete_copy(to, size, copy.pc, agent);
         copy.lanes &= !(1 << lane);
         copy.lanes != 0
     });

@@ -9,7 +9,7 @@ use super::registers::LANES;
 use super::warp::{Stop, Warp};
 use crate::fault::FaultKind;
 use crate::ir::{Address, Mbarrier as Instruction, MbarrierOp, Space};
-use crate::race::{Accessor, Seen};
+use crate::race::{Accessor, AgentLane, Seen};
 
 /// The most arrivals, and the most bytes either way, that an mbarrier counts.
 const MOST: u32 = (1 << 20) - 1;
@@ -361,7 +361,7 @@ pub(super) fn signal(
         let message = "an asynchronous copy ends at an mbarrier that was invalidated meanwhile";
         return trap(lane, message.into());
     };
-    context.detector.release_agent(&mut barrier.gathered);
+    (context.detector).release_agent(AgentLane::of_mbarrier(at), &mut barrier.gathered);
     match bytes {
         Some(bytes) => add_bytes(barrier, -i64::from(bytes), lane)?,
         None => arrive(barrier, 1, false, false, lane)?,

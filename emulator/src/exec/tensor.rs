@@ -223,7 +223,7 @@ fn scatter(
         context.check_global(lane as u32, row.address, inside.len(), true)?;
         writes.push((row.address, bytes[inside].to_vec()));
     }
-    let read = bulk::read_shared(warp, context, lane, &ranges)?;
+    let read = bulk::read_shared(warp, context, lane, ranges)?;
     bulk::store(warp, lane, read, writes, reduce);
     Ok(())
 }

@@ -3,23 +3,25 @@
 //! Each warp computes its 16 of the 64 rows when it issues the instruction. What may not be touched until the wait is
 //! guarded instead: the registers by [`touch`], the operands in shared memory by the race detector.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::context::{Context, Done, Trouble};
 use super::descriptor::Descriptor;
-use super::reads::ReadId;
+use super::reads::Read;
 use super::registers::{LANES, Registers};
 use super::warp::{Stop, Warp};
 use crate::fault::FaultKind;
 use crate::ir::{Accumulator, MatrixElement, Pc, Slot, Wgmma, WgmmaSource};
-use crate::race::Accessor;
+use crate::race::{Accessor, AgentLane};
 
 /// Warps of a warpgroup.
 pub(super) const WARPS: usize = 4;
 /// Rows of the product that a warp computes.
 const ROWS: usize = 16;
+/// Bytes that lie together in shared memory, whatever the layout.
+const UNIT: usize = 16;
 /// Bytes of K that an instruction takes of each row.
 const DEPTH_BYTES: usize = 32;
 
@@ -28,12 +30,22 @@ const DEPTH_BYTES: usize = 32;
 pub(super) struct Products {
     /// A wgmma.fence has been executed.
     fenced: bool,
-    /// Registers of products that were accessed since the last fence, and where.
-    touched: BTreeMap<Slot, Pc>,
-    /// Registers of products under way.
-    busy: BTreeMap<Slot, Busy>,
+    /// Registers of products, by their slots; empty until the first access.
+    registers: Vec<Register>,
+    /// Slots that were accessed since the last fence, and those of products under way.
+    touched: Vec<Slot>,
+    busy: Vec<Slot>,
     /// Groups that were committed.
     committed: u64,
+}
+
+/// What is known of a register.
+#[derive(Debug, Clone, Copy, Default)]
+struct Register {
+    /// Where it was accessed since the last fence.
+    touched: Option<Pc>,
+    /// The product under way that it belongs to.
+    busy: Option<Busy>,
 }
 
 /// A register of a product under way.
@@ -55,7 +67,7 @@ pub(super) struct Warpgroup {
     executed: [u64; WARPS],
     committed: [u64; WARPS],
     /// Reads of shared memory that are under way, with their groups.
-    reads: Vec<(u64, ReadId)>,
+    reads: Vec<(u64, Read)>,
 }
 
 impl Warpgroup {
@@ -84,23 +96,37 @@ impl Warpgroup {
 
 /// Guards registers of products: those of products under way may not be touched, others only before a fence.
 pub(super) fn touch(warp: &mut Warp, context: &Context<'_>, pc: Pc) -> Done {
-    for slot in &context.body.product_slots[pc as usize] {
-        if let Some(busy) = warp.products.busy.get(slot) {
+    let slots = &context.body.product_slots[pc as usize];
+    if slots.is_empty() {
+        return Ok(());
+    }
+    let products = &mut warp.products;
+    products
+        .registers
+        .resize(context.body.rows as usize, Register::default());
+    for &slot in slots {
+        let register = &mut products.registers[usize::from(slot)];
+        if let Some(busy) = register.busy {
             let message = format!(
                 "accesses a register of a wgmma.mma_async that was not waited for: {}",
                 context.place(busy.pc)
             );
             return Err(Trouble::new(FaultKind::MissingWait, None, message));
         }
-        warp.products.touched.insert(*slot, pc);
+        if register.touched.replace(pc).is_none() {
+            products.touched.push(slot);
+        }
     }
     Ok(())
 }
 
 /// `wgmma.fence`
 pub(super) fn fence(warp: &mut Warp) {
-    warp.products.fenced = true;
-    warp.products.touched.clear();
+    let products = &mut warp.products;
+    products.fenced = true;
+    for slot in products.touched.drain(..) {
+        products.registers[usize::from(slot)].touched = None;
+    }
 }
 
 /// Notes an instruction that all warps of a warpgroup must execute alike; the number of the warpgroup.
@@ -148,11 +174,19 @@ pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, pending: u32) -> 
     let (ended, reads) = (group.reads.drain(..)).partition::<Vec<_>, _>(|&(at, _)| at < until);
     group.reads = reads;
     context.detector.agent_period();
+    let lane = AgentLane::of_products(number);
     for (_, read) in ended {
-        context.end_read(read);
+        context.end_read(read, lane);
     }
-    context.detector.acquire_agent(warp.index);
-    warp.products.busy.retain(|_, busy| busy.group >= until);
+    context.detector.acquire_agent(warp.index, Some(lane));
+    let Products {
+        registers, busy, ..
+    } = &mut warp.products;
+    busy.retain(|&slot| {
+        let register = &mut registers[usize::from(slot)];
+        register.busy = register.busy.filter(|busy| busy.group >= until);
+        register.busy.is_some()
+    });
     None
 }
 
@@ -190,7 +224,7 @@ pub(super) fn multiply(warp: &mut Warp, context: &mut Context<'_>, wgmma: &Wgmma
         collective: true,
         strong: false,
     };
-    let read = context.begin_read(by, &merged(ranges), "multiplies")?;
+    let read = context.begin_read(by, merged(ranges), "multiplies")?;
     context.warpgroups[group]
         .reads
         .push((warp.products.committed, read));
@@ -217,36 +251,37 @@ fn claim(warp: &mut Warp, context: &Context<'_>, wgmma: &Wgmma) -> Done {
         WgmmaSource::Registers(slots) => slots,
         WgmmaSource::Descriptor(_) => &[],
     };
-    for slot in wgmma.d.iter().chain(a) {
-        if let Some(&pc) = products.touched.get(slot) {
+    let shape = (wgmma.n, wgmma.accumulator);
+    products
+        .registers
+        .resize(context.body.rows as usize, Register::default());
+    let accumulators = wgmma.d.iter().map(|slot| (slot, Some(shape)));
+    for (&slot, shape) in accumulators.chain(a.iter().map(|slot| (slot, None))) {
+        let register = &mut products.registers[usize::from(slot)];
+        if let Some(pc) = register.touched {
             let message = format!(
                 "takes a register that was accessed since the last wgmma.fence: {}",
                 context.place(pc)
             );
             return Err(Trouble::new(FaultKind::Race, None, message));
         }
-    }
-    let shape = (wgmma.n, wgmma.accumulator);
-    let busy = |shape| Busy {
-        group: products.committed,
-        pc: warp.at,
-        shape,
-    };
-    for (slot, kind) in
-        (wgmma.d.iter().map(|slot| (slot, Some(shape)))).chain(a.iter().map(|slot| (slot, None)))
-    {
-        if let Some(before) = products.busy.get(slot)
-            && before.shape != kind
-        {
-            let message = format!(
-                "takes a register of another wgmma.mma_async that was not waited for, as other than an accumulator of the \
-                 same shape: {}",
-                context.place(before.pc)
-            );
-            return Err(Trouble::new(FaultKind::MissingWait, None, message));
+        match register.busy {
+            Some(before) if before.shape != shape => {
+                let message = format!(
+                    "takes a register of another wgmma.mma_async that was not waited for, as other than an accumulator \
+                     of the same shape: {}",
+                    context.place(before.pc)
+                );
+                return Err(Trouble::new(FaultKind::MissingWait, None, message));
+            }
+            Some(_) => {}
+            None => products.busy.push(slot),
         }
-        let busy = busy(kind);
-        products.busy.insert(*slot, busy);
+        register.busy = Some(Busy {
+            group: products.committed,
+            pc: warp.at,
+            shape,
+        });
     }
     Ok(())
 }
@@ -277,40 +312,31 @@ struct Tile {
 impl Tile {
     /// The elements row by row, and the places they were read from.
     fn read(&self, context: &Context<'_>, ranges: &mut Vec<(usize, usize)>) -> Done<Vec<f32>> {
-        let size = self.element.bytes();
-        let depth = DEPTH_BYTES / size;
+        let depth = DEPTH_BYTES / self.element.bytes();
+        let each = UNIT / self.element.bytes();
         let mut out = vec![0.0; self.rows.len() * depth];
-        let mut unit = |address: u64, mut put: Box<dyn FnMut(usize, f32) + '_>| -> Done {
-            let at = context.shared_place(0, address, 16, false)?;
-            ranges.push((at, 16));
-            for (index, bytes) in context.shared[at..at + 16].chunks_exact(size).enumerate() {
-                put(index, self.element.value(bytes));
-            }
+        let mut values = [0.0; UNIT];
+        let mut unit = |address: u64, values: &mut [f32]| -> Done {
+            let at = context.shared_place(0, address, UNIT, false)?;
+            ranges.push((at, UNIT));
+            self.element.decode(&context.shared[at..at + UNIT], values);
             Ok(())
         };
-        let out_cell = std::cell::RefCell::new(&mut out);
         if self.transposed {
-            for block in self.rows.clone().step_by(8) {
+            for start in self.rows.clone().step_by(8) {
+                let first = start - self.rows.start;
                 for k in 0..depth {
-                    let address = self.descriptor.unit_of_column(block as u64 / 8, k as u64);
-                    let row = block - self.rows.start;
-                    unit(
-                        address,
-                        Box::new(|index, value| {
-                            out_cell.borrow_mut()[(row + index) * depth + k] = value;
-                        }),
-                    )?;
+                    let address = self.descriptor.unit_of_column(start as u64 / 8, k as u64);
+                    unit(address, &mut values[..each])?;
+                    for (index, &value) in values[..each].iter().enumerate() {
+                        out[(first + index) * depth + k] = value;
+                    }
                 }
             }
         } else {
-            for row in self.rows.clone() {
-                for half in 0..2 {
-                    let address = self.descriptor.unit_of_row(row as u64, half as u64);
-                    let start = (row - self.rows.start) * depth + half * 16 / size;
-                    unit(
-                        address,
-                        Box::new(|index, value| out_cell.borrow_mut()[start + index] = value),
-                    )?;
+            for (row, out) in self.rows.clone().zip(out.chunks_exact_mut(depth)) {
+                for (half, out) in out.chunks_exact_mut(each).enumerate() {
+                    unit(self.descriptor.unit_of_row(row as u64, half as u64), out)?;
                 }
             }
         }
@@ -391,14 +417,7 @@ fn multiply_floats(r: &mut Registers, wgmma: &Wgmma, a: &[f32], b: &[f32], adds:
             columns[k * n + column] = value;
         }
     }
-    for (row, sums) in sums.chunks_exact_mut(n).enumerate() {
-        for (k, values) in columns.chunks_exact(n).enumerate() {
-            let factor = sign * a[row * depth + k];
-            for (sum, &value) in sums.iter_mut().zip(values) {
-                *sum += factor * value;
-            }
-        }
-    }
+    accumulate(&mut sums, a, &columns, (n, sign));
     for (register, &slot) in wgmma.d.iter().enumerate() {
         let words: [u32; LANES] = std::array::from_fn(|lane| {
             let sum = |at| {
@@ -413,6 +432,35 @@ fn multiply_floats(r: &mut Registers, wgmma: &Wgmma, a: &[f32], b: &[f32], adds:
             }
         });
         r.put(u32::MAX, slot, words);
+    }
+}
+
+/// Adds the product of A, times a sign, and the columns of B to rows of `n` sums, by the host's means.
+fn accumulate(sums: &mut [f32], a: &[f32], columns: &[f32], (n, sign): (usize, f32)) {
+    #[cfg(target_arch = "x86_64")]
+    if super::interpret::has_avx2() {
+        // SAFETY: the features were just detected.
+        return unsafe { accumulate_avx2(sums, a, columns, (n, sign)) };
+    }
+    accumulate_on(sums, a, columns, (n, sign));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn accumulate_avx2(sums: &mut [f32], a: &[f32], columns: &[f32], (n, sign): (usize, f32)) {
+    accumulate_on(sums, a, columns, (n, sign));
+}
+
+#[inline(always)]
+fn accumulate_on(sums: &mut [f32], a: &[f32], columns: &[f32], (n, sign): (usize, f32)) {
+    let depth = columns.len() / n;
+    for (sums, a) in sums.chunks_exact_mut(n).zip(a.chunks_exact(depth)) {
+        for (values, &a) in columns.chunks_exact(n).zip(a) {
+            let factor = sign * a;
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum += factor * value;
+            }
+        }
     }
 }
 
@@ -440,58 +488,9 @@ fn multiply_integers(r: &mut Registers, wgmma: &Wgmma, a: &[f32], b: &[f32], add
     }
 }
 
-impl MatrixElement {
-    /// The value of an element's bytes.
-    fn value(self, bytes: &[u8]) -> f32 {
-        let half = || u16::from_le_bytes([bytes[0], bytes[1]]);
-        match self {
-            MatrixElement::F16 => f16::from_bits(half()).to_f32(),
-            MatrixElement::Bf16 => bf16::from_bits(half()).to_f32(),
-            MatrixElement::Tf32 => {
-                let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                // the low 13 bits are not read
-                f32::from_bits(bits & !0x1fff)
-            }
-            MatrixElement::E4m3 => e4m3(bytes[0]),
-            // the upper byte of an f16
-            MatrixElement::E5m2 => f16::from_bits(u16::from(bytes[0]) << 8).to_f32(),
-            MatrixElement::S8 => f32::from(bytes[0] as i8),
-            MatrixElement::U8 => f32::from(bytes[0]),
-        }
-    }
-}
-
-/// Four bits of exponent with bias 7, three of mantissa, no infinities; all ones is NaN.
-fn e4m3(bits: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
-    let value = match (exponent, bits & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if bits & 0x80 != 0 { -value } else { value }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn eight_bit_floats_have_their_range() {
-        for (bits, value) in [
-            (0x00, 0.0),
-            (0x01, 1.0 / 512.0),
-            (0x08, 1.0 / 64.0),
-            (0x38, 1.0),
-            (0xb9, -1.125),
-            (0x7e, 448.0),
-        ] {
-            assert_eq!(e4m3(bits), value, "{bits:#x}");
-        }
-        assert!(e4m3(0xff).is_nan());
-        assert_eq!(MatrixElement::E5m2.value(&[0x7b]), 57344.0);
-        assert_eq!(MatrixElement::E5m2.value(&[0xfc]), f32::NEG_INFINITY);
-    }
 
     #[test]
     fn warps_of_a_warpgroup_keep_step() {

@@ -1,12 +1,30 @@
 //! What the async proxy does to shared memory, and the mbarriers that live there.
 
 use super::{
-    Accessor, CLOCK_LIMIT, Clock, Conflict, Detector, Event, OBJECT, PENDING, Refusal, Seen,
+    Accessor, CLOCK_LIMIT, Conflict, Detector, Event, OBJECT, PENDING, Part, Refusal, Seen,
 };
 
-/// A mark of a read by the async proxy, to be found again when it has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ReadMark(Event);
+/// One of the agent's lanes: what ends with one of them is told apart from what ends with another. mbarriers share the
+/// first 24, four lanes serve groups of stores and four those of wgmma.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AgentLane(u32);
+
+impl AgentLane {
+    /// For what the mbarrier at an address tells of.
+    pub(crate) fn of_mbarrier(address: usize) -> AgentLane {
+        AgentLane((address / 8 % 24) as u32)
+    }
+
+    /// For the stores of a warp.
+    pub(crate) fn of_stores(warp: usize) -> AgentLane {
+        AgentLane(24 + (warp % 4) as u32)
+    }
+
+    /// For the products of a warpgroup.
+    pub(crate) fn of_products(warpgroup: usize) -> AgentLane {
+        AgentLane(28 + (warpgroup % 4) as u32)
+    }
+}
 
 impl Detector {
     /// `fence.proxy.async` by `lanes` of a warp: what they did and saw, the async proxy now sees.
@@ -17,16 +35,21 @@ impl Detector {
             if !event.unfenced() {
                 return false;
             }
-            let seen = (0..32).any(|lane| {
-                let by = Accessor {
-                    warp,
-                    lane,
-                    pc,
-                    collective: false,
-                    strong: false,
-                };
-                lanes >> lane & 1 != 0 && self.ordered(event, by)
-            });
+            // most were written by one of these lanes, or long ago
+            let own = event.warp() == warp && event.lane() < 32;
+            let first = if own && lanes >> event.lane() & 1 != 0 {
+                event.lane() as u32
+            } else {
+                lanes.trailing_zeros()
+            };
+            let by = Accessor {
+                warp,
+                lane: first,
+                pc,
+                collective: false,
+                strong: false,
+            };
+            let seen = self.ordered(event, by);
             if seen {
                 self.writes[grain as usize].0 &= !super::UNFENCED;
             }
@@ -62,36 +85,27 @@ impl Detector {
         Ok(())
     }
 
-    /// Marks bytes that the async proxy is reading.
-    pub(crate) fn mark_read(&mut self, address: usize, bytes: usize, by: Accessor) -> ReadMark {
+    /// Marks bytes that the async proxy is reading; several reads may meet.
+    pub(crate) fn mark_read(&mut self, address: usize, bytes: usize, by: Accessor) {
         let lane = if by.collective {
             super::COLLECTIVE
         } else {
             by.lane.into()
         };
         let mark = Event(Event::new(self.now(by.warp), by.warp, lane, by.pc).0 | PENDING);
-        self.set_read(address, bytes, ReadMark(mark));
-        ReadMark(mark)
-    }
-
-    /// Puts a mark again that the end of another read of the same bytes has taken.
-    pub(crate) fn set_read(&mut self, address: usize, bytes: usize, mark: ReadMark) {
-        let grains = self.grains_of(address, bytes);
-        self.agent_reads[grains].fill(mark.0);
+        for grain in self.grains_of(address, bytes) {
+            self.agent_reads[grain] = mark;
+            self.readers[grain] += 1;
+        }
     }
 
     /// A read by the async proxy has ended.
-    pub(crate) fn complete_read(&mut self, address: usize, bytes: usize, mark: ReadMark) {
-        let event = Event::new(
-            self.now(self.agent),
-            self.agent,
-            super::COLLECTIVE,
-            mark.0.pc(),
-        );
-        let grains = self.grains_of(address, bytes);
-        for slot in &mut self.agent_reads[grains] {
-            if *slot == mark.0 || !slot.pending() {
-                *slot = event;
+    pub(crate) fn complete_read(&mut self, address: usize, bytes: usize, pc: u32, lane: AgentLane) {
+        let event = self.agent_event(lane, pc);
+        for grain in self.grains_of(address, bytes) {
+            self.readers[grain] = self.readers[grain].saturating_sub(1);
+            if self.readers[grain] == 0 {
+                self.agent_reads[grain] = event;
             }
         }
     }
@@ -118,8 +132,14 @@ impl Detector {
     }
 
     /// A write by the async proxy has arrived; bytes that had no value at its source have none here.
-    pub(crate) fn complete_write(&mut self, address: usize, valid: &[bool], pc: u32) {
-        let event = Event::new(self.now(self.agent), self.agent, super::COLLECTIVE, pc);
+    pub(crate) fn complete_write(
+        &mut self,
+        address: usize,
+        valid: &[bool],
+        pc: u32,
+        lane: AgentLane,
+    ) {
+        let event = self.agent_event(lane, pc);
         let grains = self.grains_of(address, valid.len());
         let states = valid.chunks_exact(1 << self.grain_shift);
         for (slot, valid) in self.writes[grains].iter_mut().zip(states) {
@@ -129,8 +149,8 @@ impl Detector {
     }
 
     /// A cp.async that an mbarrier tells of has arrived: the agent's write, but not by the async proxy.
-    pub(crate) fn complete_copy(&mut self, address: usize, bytes: usize, pc: u32) {
-        let mut event = Event::new(self.now(self.agent), self.agent, super::COLLECTIVE, pc);
+    pub(crate) fn complete_copy(&mut self, address: usize, bytes: usize, pc: u32, lane: AgentLane) {
+        let mut event = self.agent_event(lane, pc);
         let grains = self.grains_of(address, bytes);
         self.mark_unfenced(grains.clone(), &mut event);
         self.writes[grains].fill(event);
@@ -142,18 +162,27 @@ impl Detector {
         self.new_period(self.agent)
     }
 
-    /// Adds all that the agent has ended to what a wait will show.
-    pub(crate) fn release_agent(&self, into: &mut Seen) {
-        let mut clocks = vec![0; self.agent + 1];
-        clocks[self.agent] = self.now(self.agent);
-        into.join_clocks(&clocks);
+    fn agent_event(&self, lane: AgentLane, pc: u32) -> Event {
+        Event::new(self.now(self.agent), self.agent, lane.0.into(), pc)
     }
 
-    /// A warp has waited for what the agent did.
-    pub(crate) fn acquire_agent(&mut self, warp: usize) {
-        let now: Clock = self.now(self.agent);
-        let slot = &mut self.clocks[warp * (self.agent + 1) + self.agent];
-        *slot = now.max(*slot);
+    fn agent_part(&self, lanes: u32) -> Part {
+        Part {
+            warp: self.agent,
+            lanes,
+            clock: self.now(self.agent),
+        }
+    }
+
+    /// Adds what a lane of the agent has ended to what a wait will show.
+    pub(crate) fn release_agent(&self, lane: AgentLane, into: &mut Seen) {
+        super::join_parts(&mut into.parts, &[self.agent_part(1 << lane.0)]);
+    }
+
+    /// A warp has waited for what a lane of the agent did; for all it did, if none is named.
+    pub(crate) fn acquire_agent(&mut self, warp: usize, lane: Option<AgentLane>) {
+        let part = self.agent_part(lane.map_or(u32::MAX, |lane| 1 << lane.0));
+        super::join_parts(&mut self.parts[warp], &[part]);
     }
 
     fn hidden(&self, event: Event) -> Refusal {

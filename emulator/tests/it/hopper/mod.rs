@@ -1,4 +1,5 @@
 //! What came with Hopper, beyond single instructions: boxes of tensors, warpgroup products, whole pipelines.
 
+mod pipeline;
 mod tensor;
 mod wgmma;

@@ -1,0 +1,133 @@
+//! Counts what accesses of memory cost: sectors of global memory, passes over the banks of shared memory.
+
+use super::context::lanes;
+use super::registers::LANES;
+use crate::report::{GlobalTraffic, SharedTraffic};
+
+/// Adds one request of global memory: its 32-byte sectors.
+pub(super) fn count_global(
+    traffic: &mut GlobalTraffic,
+    addresses: &[u64; LANES],
+    mask: u32,
+    bytes: u64,
+) {
+    let mut sectors = [0u64; 2 * LANES];
+    let (mut count, mut sorted) = (0, true);
+    for lane in lanes(mask) {
+        for sector in addresses[lane] / 32..=(addresses[lane] + bytes - 1) / 32 {
+            if count > 0 && sectors[count - 1] == sector {
+                continue;
+            }
+            sorted &= count == 0 || sectors[count - 1] < sector;
+            sectors[count] = sector;
+            count += 1;
+        }
+    }
+    let list = &mut sectors[..count];
+    if !sorted {
+        list.sort_unstable();
+    }
+    let distinct = list.chunk_by(|a, b| a == b).count();
+    traffic.requests += 1;
+    traffic.sectors += distinct as u64;
+    traffic.bytes += bytes * u64::from(mask.count_ones());
+}
+
+/// Adds a bulk access of global memory: a request of its own.
+pub(super) fn count_range(traffic: &mut GlobalTraffic, address: u64, bytes: usize) {
+    traffic.requests += 1;
+    traffic.sectors += (address + bytes as u64).div_ceil(32) - address / 32;
+    traffic.bytes += bytes as u64;
+}
+
+/// Adds one request of shared memory: its passes over the banks, in phases of 128 bytes.
+pub(super) fn count_shared(
+    traffic: &mut SharedTraffic,
+    addresses: &[u64; LANES],
+    mask: u32,
+    bytes: u64,
+) {
+    traffic.requests += 1;
+    // a phase moves at most 128 bytes: 32 lanes of 4, 16 of 8 or 8 of 16
+    let unit = bytes.max(4);
+    let banks = 128 / unit;
+    let group = LANES.min(banks as usize);
+    for start in (0..LANES).step_by(group) {
+        let phase = mask >> start & (u32::MAX >> (LANES - group));
+        if phase == 0 {
+            continue;
+        }
+        // most accesses meet every bank once, or not at all
+        let met = lanes(phase).fold(0u32, |met, lane| {
+            met | 1 << (addresses[start + lane] / unit % banks)
+        });
+        if met.count_ones() == phase.count_ones() {
+            traffic.wavefronts += 1;
+            traffic.ideal_wavefronts += 1;
+            continue;
+        }
+        // the first unit that each bank serves, and those that come on top
+        let mut first = [0; LANES];
+        let mut depth = [0u64; LANES];
+        let mut more = [0; LANES];
+        let mut extra = 0;
+        for lane in lanes(phase) {
+            let chunk = addresses[start + lane] / unit;
+            let bank = (chunk % banks) as usize;
+            if depth[bank] == 0 {
+                first[bank] = chunk;
+            } else if first[bank] == chunk || more[..extra].contains(&chunk) {
+                continue;
+            } else {
+                more[extra] = chunk;
+                extra += 1;
+            }
+            depth[bank] += 1;
+        }
+        let distinct: u64 = depth.iter().sum();
+        traffic.wavefronts += depth.into_iter().max().unwrap_or(1);
+        traffic.ideal_wavefronts += (distinct * unit).div_ceil(128);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(f: impl Fn(u64) -> u64) -> [u64; LANES] {
+        std::array::from_fn(|lane| f(lane as u64))
+    }
+
+    #[test]
+    fn wavefronts_follow_the_banks() {
+        let passes = |f: fn(u64) -> u64, bytes| {
+            let mut traffic = SharedTraffic::default();
+            count_shared(&mut traffic, &addresses(f), u32::MAX, bytes);
+            (traffic.wavefronts, traffic.ideal_wavefronts)
+        };
+        assert_eq!(passes(|lane| 4 * lane, 4), (1, 1));
+        assert_eq!(passes(|_| 64, 4), (1, 1), "one word for all is a broadcast");
+        assert_eq!(passes(|lane| 8 * lane, 4), (2, 1));
+        assert_eq!(passes(|lane| 128 * lane, 4), (32, 1));
+        assert_eq!(passes(|lane| 16 * lane, 16), (4, 4));
+        assert_eq!(
+            passes(|lane| 128 * lane, 16),
+            (32, 4),
+            "eight rows at one bank a phase"
+        );
+        assert_eq!(passes(|lane| 2 * lane, 2), (1, 1));
+    }
+
+    #[test]
+    fn sectors_are_counted_once() {
+        let sectors = |f: fn(u64) -> u64, bytes| {
+            let mut traffic = GlobalTraffic::default();
+            count_global(&mut traffic, &addresses(f), u32::MAX, bytes);
+            traffic.sectors
+        };
+        assert_eq!(sectors(|lane| 4 * lane, 4), 4);
+        assert_eq!(sectors(|lane| 128 - 4 * (lane + 1), 4), 4);
+        assert_eq!(sectors(|lane| 1024 * lane, 4), 32);
+        assert_eq!(sectors(|lane| 16 * lane, 16), 16);
+    }
+}
