@@ -144,9 +144,12 @@ impl Class {
             | Code::CopyWait { .. }
             | Code::CopyWaitAll
             | Code::Fence => Class::Barrier,
-            Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
-                Class::Control
-            }
+            Code::Branch { .. }
+            | Code::BranchIndex { .. }
+            | Code::Call(_)
+            | Code::Return
+            | Code::Exit
+            | Code::Trap => Class::Control,
         }
     }
 

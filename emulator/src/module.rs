@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::ir::{Body, Constant};
-use crate::lower::{self, LowerError, Place};
+use crate::lower::{self, Functions, LowerError, Place};
 use crate::memory::{Memory, MemoryError};
 use crate::syntax::{self, Initial, ParseError, Variable};
 
@@ -60,8 +60,10 @@ pub struct Kernel {
     pub params: Vec<Param>,
     /// Bytes of statically declared shared memory.
     pub static_shared: u32,
-    /// Bytes of local memory a thread.
+    /// Bytes of local memory a thread, with the frames of the functions it calls.
     pub local_bytes: u32,
+    /// Bytes of local memory of the entry alone.
+    pub(crate) frame_bytes: u32,
     /// `.maxntid` or `.reqntid`: the most threads a block may have.
     pub max_threads: Option<u32>,
     pub(crate) body: Body,
@@ -108,13 +110,14 @@ impl Program {
                 variables.push(variable);
             }
         }
+        let functions = Functions::new(&ast);
         let globals = variables
             .iter()
-            .map(|variable| global(variable, &places))
+            .map(|variable| global(variable, &places, &functions))
             .collect::<Result<Vec<_>, _>>()?;
         let mut kernels = Vec::new();
         for function in ast.functions.iter().filter(|function| function.entry) {
-            let lowered = lower::lower(function, &places, &shared).map_err(
+            let lowered = lower::lower(function, &functions, &places, &shared).map_err(
                 |LowerError { line, message }| LoadError::Lower {
                     kernel: function.name.into(),
                     line,
@@ -134,6 +137,7 @@ impl Program {
                     .collect(),
                 static_shared: lowered.static_shared,
                 local_bytes: lowered.local_bytes,
+                frame_bytes: lowered.frame_bytes,
                 max_threads: function.max_threads,
                 body: lowered.body,
             });
@@ -172,7 +176,11 @@ impl Program {
     }
 }
 
-fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Global, LoadError> {
+fn global(
+    variable: &Variable<'_>,
+    places: &HashMap<&str, Place>,
+    functions: &Functions<'_, '_>,
+) -> Result<Global, LoadError> {
     let error = |message: String| LoadError::Variable {
         name: variable.name.into(),
         message,
@@ -189,6 +197,9 @@ fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Glob
                 Some(Place::Global(index)) => {
                     addresses.push((bytes.len(), *index, *offset));
                     bytes.extend_from_slice(&[0; 8]);
+                }
+                None if functions.addresses.contains_key(name) => {
+                    bytes.extend_from_slice(&functions.addresses[name].to_le_bytes());
                 }
                 _ => {
                     return Err(error(format!(

@@ -23,6 +23,8 @@ pub(super) struct Launch {
     dynamic_shared: u32,
     parameters: Arc<[u8]>,
     cooperative: bool,
+    /// The context's limit on the stack of a thread.
+    stack_bytes: u32,
 }
 
 impl Launch {
@@ -41,6 +43,7 @@ impl Launch {
             params: &self.parameters,
             dynamic_shared_limit: self.function.dynamic_shared_limit(),
             cooperative: self.cooperative,
+            stack_bytes: self.stack_bytes,
         };
         match exec::launch(&launch, &driver.device, &driver.memory, &config()?.options) {
             Ok(report) => {
@@ -195,6 +198,7 @@ impl Request<'_> {
             dynamic_shared: self.dynamic_shared,
             parameters: bytes.into(),
             cooperative: self.cooperative,
+            stack_bytes: context.stack_bytes(),
         };
         submit(&driver, &context, self.stream, Work::Launch(launch))
     }

@@ -4,6 +4,7 @@ mod atomic;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod block;
+mod call;
 mod context;
 mod convert;
 mod copy;
@@ -15,6 +16,7 @@ mod interpret;
 mod lanes;
 mod matrix;
 mod memory;
+mod printf;
 mod product;
 mod registers;
 mod rounding;
@@ -27,7 +29,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::device::Device;
 use crate::fault::{Fault, FaultKind};
-use crate::ir::Constant;
+use crate::ir::{Constant, Special};
 use crate::memory::{Allocations, Memory};
 use crate::module::{Kernel, Module};
 use crate::report::Report;
@@ -56,6 +58,8 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// All blocks are resident at once and may wait for each other.
     pub cooperative: bool,
+    /// Bytes of local memory that functions which call themselves may take.
+    pub stack_bytes: u32,
 }
 
 /// How the lanes of a diverged warp take turns.
@@ -114,6 +118,8 @@ struct Shared<'l> {
     device: &'l Device,
     options: &'l Options,
     allocations: &'l Allocations,
+    /// Address of the memory that a cooperative launch synchronises by; 0 for other launches.
+    workspace: u64,
     /// Slots and values of the constants that are the same in every lane and block.
     constants: Vec<(crate::ir::Slot, crate::ir::Constant, u64)>,
     /// Warp instructions of all blocks so far.
@@ -134,6 +140,7 @@ pub fn launch(
 ) -> Result<Report, Fault> {
     let kernel = check(launch, device)?;
     let _alone = memory.one_launch();
+    let workspace = Workspace::new(launch, kernel, memory)?;
     let allocations = memory.lock();
     let shared = Shared {
         launch,
@@ -141,6 +148,7 @@ pub fn launch(
         device,
         options,
         allocations: &allocations,
+        workspace: workspace.address,
         constants: constants(launch, kernel),
         spent: AtomicU64::new(0),
         stop: AtomicBool::new(false),
@@ -176,6 +184,10 @@ pub fn launch(
     let (read, written) = memory.take_marks();
     let mut faults = faults.into_inner().unwrap_or_else(PoisonError::into_inner);
     faults.sort_by_key(|&(block, _)| block);
+    let reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for part in &reports {
+        print!("{}", part.printed);
+    }
     if let Some((_, fault)) = faults.into_iter().next() {
         return Err(fault);
     }
@@ -188,12 +200,54 @@ pub fn launch(
         shared_bytes: kernel.shared_bytes(launch.dynamic_shared),
         ..Report::default()
     };
-    for part in reports.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        report.add(&part);
+    for part in &reports {
+        report.add(part);
     }
     report.global_loads.unique_bytes = read;
     report.global_stores.unique_bytes = written;
     Ok(report)
+}
+
+/// 16 bytes of zeros in global memory, where a kernel that synchronises its grid keeps the count of blocks.
+struct Workspace<'m> {
+    memory: &'m Memory,
+    address: u64,
+}
+
+impl<'m> Workspace<'m> {
+    fn new(launch: &Launch<'_>, kernel: &Kernel, memory: &'m Memory) -> Result<Self, Fault> {
+        let asks = |&(_, constant): &(_, Constant)| {
+            matches!(constant, Constant::Special(Special::Workspace { .. }))
+        };
+        let mut workspace = Workspace { memory, address: 0 };
+        if !launch.cooperative || !kernel.body.constants.iter().any(asks) {
+            return Ok(workspace);
+        }
+        let made = memory.alloc(16).and_then(|address| {
+            workspace.address = address;
+            memory.write(address, &[0; 16])
+        });
+        match made {
+            Ok(()) => Ok(workspace),
+            Err(error) => Err(Fault {
+                kind: FaultKind::Resources,
+                kernel: launch.kernel.into(),
+                thread: None,
+                site: None,
+                message: format!("no memory to synchronise the grid by: {error}"),
+                others: Vec::new(),
+            }),
+        }
+    }
+}
+
+impl Drop for Workspace<'_> {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            // it was allocated by `new`, and kernels cannot free
+            let _ = self.memory.free(self.address);
+        }
+    }
 }
 
 impl Kernel {
@@ -312,6 +366,18 @@ fn constants(launch: &Launch<'_>, kernel: &Kernel) -> Vec<(crate::ir::Slot, Cons
 }
 
 impl<'l> Shared<'l> {
+    /// Bytes of local memory a thread, with the frames of functions.
+    fn local_bytes(&self) -> u32 {
+        let functions = &self.kernel.body.functions;
+        let recursive = functions.iter().any(|function| function.recursive);
+        self.kernel.local_bytes
+            + if recursive {
+                self.launch.stack_bytes
+            } else {
+                0
+            }
+    }
+
     /// Takes blocks until none is left; the counters, and the fault with its block's number.
     fn worker(&'l self, blocks: u64, workers: u64) -> (Report, Option<(u64, Fault)>) {
         // blocks of a cooperative launch wait for each other: a worker turns over all of its blocks
@@ -346,7 +412,11 @@ impl<'l> Shared<'l> {
                     Ok(Outcome::Yielded) => at += 1,
                     Err(fault) => {
                         self.stop.store(true, Ordering::Relaxed);
-                        return (report, Some((running[at].index(), *fault)));
+                        let index = running[at].index();
+                        for block in running.into_iter().chain(spare) {
+                            report.add(&block.into_report());
+                        }
+                        return (report, Some((index, *fault)));
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! A warp: its registers, and which of its lanes stand where.
 
+use super::call::Calls;
 use super::context::{Context, Done, Trouble, lanes};
 use super::copy::Copies;
 use super::registers::{LANES, Registers};
@@ -50,6 +51,8 @@ pub(super) struct Warp {
     pub local_written: Vec<bool>,
     pub local_bytes: u32,
     pub copies: Copies,
+    /// What functions return to.
+    pub calls: Calls,
     /// Where the warp stands, for faults.
     pub at: Pc,
     random: u64,
@@ -60,7 +63,8 @@ pub(super) struct Warp {
 impl Warp {
     pub(super) fn new(shared: &Shared<'_>, index: usize) -> Self {
         let body = &shared.kernel.body;
-        let local = shared.kernel.local_bytes as usize * LANES;
+        let local_bytes = shared.local_bytes();
+        let local = local_bytes as usize * LANES;
         Warp {
             index,
             state: State::Running,
@@ -71,7 +75,8 @@ impl Warp {
             groups: Vec::new(),
             local: vec![0; local],
             local_written: vec![false; local],
-            local_bytes: shared.kernel.local_bytes,
+            local_bytes,
+            calls: Calls::new(shared.kernel.frame_bytes),
             copies: Copies::default(),
             at: 0,
             random: 0,
@@ -95,12 +100,13 @@ impl Warp {
         self.state = State::Running;
         self.groups.clear();
         self.groups.push(Group {
-            pc: 0,
+            pc: shared.kernel.body.entry,
             mask: self.live,
             parked: false,
         });
         self.local_written.fill(false);
         self.copies = Copies::default();
+        self.calls.reset();
         self.rotate = false;
         if let Schedule::Adversarial(seed) = shared.options.schedule {
             // splitmix64 of seed, block and warp: every warp has its own order
@@ -155,6 +161,8 @@ impl Warp {
             Special::LaneMaskGt => !(bit | (bit - 1)),
             Special::DynamicShared => launch.dynamic_shared,
             Special::TotalShared => shared.kernel.shared_bytes(launch.dynamic_shared),
+            Special::Workspace { high: true } => (shared.workspace >> 32) as u32,
+            Special::Workspace { high: false } => shared.workspace as u32,
             Special::ClusterIndex => 0,
             Special::ClusterSize => 1,
         }

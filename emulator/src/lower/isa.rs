@@ -3,7 +3,7 @@
 //! What is not here is an error when a module is loaded.
 
 use super::{
-    Lowered, Lowerer, Modifiers, arithmetic, atomic, compare, control, convert, lanes, logic,
+    Lowered, Lowerer, Modifiers, arithmetic, atomic, call, compare, control, convert, lanes, logic,
     matrix, memory, video,
 };
 use crate::ir::{AtomicOp, CarryOp, Code, FloatOp, IntOp};
@@ -103,7 +103,9 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         // control flow: 9.7.12
         "bra" => control::branch,
         "brx" => control::branch_index,
-        "ret" | "exit" => control::exit,
+        "call" => call::call,
+        "ret" => call::ret,
+        "exit" => control::exit,
         "trap" => control::trap,
         "nanosleep" | "griddepcontrol" | "pmevent" => control::hint,
         // synchronisation: 9.7.13

@@ -82,17 +82,9 @@ impl<'t> Parser<'t> {
     fn function(&mut self) -> Result<Option<Function<'t>>> {
         let line = self.line();
         let entry = self.word()? == ".entry";
-        if self.accept(b'(') {
-            self.skip_past(b')');
-        }
+        let returns = self.parameters()?;
         let name = self.word()?;
-        let mut parameters = Vec::new();
-        if self.accept(b'(') {
-            while !self.accept(b')') {
-                parameters.push(self.variable(false)?);
-                self.accept(b',');
-            }
-        }
+        let parameters = self.parameters()?;
         let mut max_threads = None;
         loop {
             match self.peek() {
@@ -130,11 +122,24 @@ impl<'t> Parser<'t> {
         Ok(Some(Function {
             name,
             entry,
+            returns,
             parameters,
             max_threads,
             body,
             line,
         }))
+    }
+
+    /// A list of variables in parentheses, or none.
+    fn parameters(&mut self) -> Result<Vec<Variable<'t>>> {
+        let mut out = Vec::new();
+        if self.accept(b'(') {
+            while !self.accept(b')') {
+                out.push(self.variable(false)?);
+                self.accept(b',');
+            }
+        }
+        Ok(out)
     }
 
     /// `.space .align n .type name[count] = {…}` without the semicolon.

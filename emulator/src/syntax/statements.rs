@@ -122,6 +122,11 @@ impl<'t> Parser<'t> {
                 });
                 return self.expect(b';');
             }
+            // what a call through a register may reach is seen when it gets there
+            if matches!(self.peek_word(), Some(".callprototype" | ".calltargets")) {
+                self.skip_past(b';');
+                return Ok(());
+            }
             out.push(Statement::Label(word));
             return Ok(());
         }

@@ -87,6 +87,7 @@ impl Bench {
             dynamic_shared_limit: call.dynamic_limit,
             params: &call.params,
             cooperative: call.cooperative,
+            stack_bytes: 1024,
         };
         launch(&asked, &call.device, &self.memory, &call.options)
     }

@@ -8,6 +8,7 @@ mod case;
 mod counters;
 mod emulator;
 mod fail;
+mod functions;
 mod launch;
 mod matrix;
 mod mutants;
