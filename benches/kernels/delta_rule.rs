@@ -311,16 +311,11 @@ impl<T: Number> bench::Problem for Problem<T> {
             workspace.reserve(plan.workspace_bytes())?;
             return Ok(op.forward(stream, config, tensors, workspace)?);
         }
+        let gradients = [self.out.view_mut(), self.dk.view_mut(), self.dv.view_mut()];
         let tensors = Backward {
-            layer,
-            dout: self.dout.view(),
-            dfinal_state: None,
-            dq: self.out.view_mut(),
-            dk: self.dk.view_mut(),
-            dv: self.dv.view_mut(),
             ddecay: Some(DecayMut::PerStep(self.ddecay.view_mut())),
             dbeta: Some(self.dbeta.view_mut()),
-            dinitial_state: None,
+            ..Backward::new(layer, self.dout.view(), gradients)
         };
         let plan = op.backward_plan(config, &tensors)?;
         self.plan = plan.to_string();

@@ -73,6 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<gated_attention_unit::Shape>(&mut criterion, &gpu, &gau);
             bench::time::<gemm::Shape>(&mut criterion, &gpu, &gemm);
             bench::time::<linear_attention::ForwardShape>(&mut criterion, &gpu, &linear);
+            bench::time::<linear_attention::BackwardShape>(&mut criterion, &gpu, &linear);
             bench::time::<linear_attention::StepShape>(&mut criterion, &gpu, &linear);
             bench::time::<lru::Shape>(&mut criterion, &gpu, &lru);
             bench::time::<rwkv4::ForwardShape>(&mut criterion, &gpu, &rwkv4);
@@ -95,6 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<gated_attention_unit::Shape>(&stream, &filter, &gau)?;
             bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
             bench::count::<linear_attention::ForwardShape>(&stream, &filter, &linear)?;
+            bench::count::<linear_attention::BackwardShape>(&stream, &filter, &linear)?;
             bench::count::<linear_attention::StepShape>(&stream, &filter, &linear)?;
             bench::count::<lru::Shape>(&stream, &filter, &lru)?;
             bench::count::<rwkv4::ForwardShape>(&stream, &filter, &rwkv4)?;

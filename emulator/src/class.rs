@@ -1,12 +1,12 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, Collective, FloatOp, LaneOp, Scalar, Space};
+use crate::ir::{Code, Collective, FloatOp, Hopper, LaneOp, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Tensor-core multiply-add (mma).
+    /// Tensor-core multiply-add (mma, wgmma).
     Mma,
     /// Multi-function unit: ex2, lg2, rcp, rsqrt, sin, cos, tanh.
     Mufu,
@@ -72,6 +72,24 @@ impl Class {
             Class::Shuffle => "shuffle",
             Class::Barrier => "barrier",
             Class::Control => "control",
+        }
+    }
+
+    fn of_hopper(op: &Hopper) -> Class {
+        match op {
+            Hopper::Mbarrier(_)
+            | Hopper::PendingCount { .. }
+            | Hopper::CopyArrive { .. }
+            | Hopper::FenceProxy
+            | Hopper::FenceInit
+            | Hopper::SetRegisters { .. } => Class::Barrier,
+            Hopper::ClusterArrive { .. } | Hopper::ClusterWait { .. } => Class::Barrier,
+            Hopper::MapAddress { .. } | Hopper::RankOf { .. } => Class::Move,
+            Hopper::Wgmma(_) => Class::Mma,
+            Hopper::WgmmaFence | Hopper::WgmmaCommit | Hopper::WgmmaWait { .. } => Class::Barrier,
+            Hopper::BulkCommit | Hopper::BulkWait { .. } => Class::Barrier,
+            Hopper::Bulk(_) => Class::Global,
+            Hopper::Elect { .. } => Class::Shuffle,
         }
     }
 
@@ -144,6 +162,7 @@ impl Class {
             | Code::CopyWait { .. }
             | Code::CopyWaitAll
             | Code::Fence => Class::Barrier,
+            Code::Hopper(op) => Class::of_hopper(op),
             Code::Branch { .. }
             | Code::BranchIndex { .. }
             | Code::Call(_)

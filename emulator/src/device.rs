@@ -18,6 +18,8 @@ pub struct Device {
     pub compute_capability: (u32, u32),
     /// Number of multiprocessors (SMs).
     pub multiprocessors: u32,
+    /// Most blocks of a cluster that every kernel may use; 1 without clusters.
+    pub max_cluster: u32,
     /// Threads in a warp.
     pub warp_size: u32,
     /// Most threads in a block.
@@ -71,6 +73,7 @@ impl Device {
             name: "Emulated sm_80 (no GPU)".to_owned(),
             compute_capability: (8, 0),
             multiprocessors: 108,
+            max_cluster: 1,
             warp_size: 32,
             max_threads_per_block: 1024,
             max_threads_per_multiprocessor: 2048,
@@ -101,6 +104,7 @@ impl Device {
             name: "Emulated sm_90 (no GPU)".to_owned(),
             compute_capability: (9, 0),
             multiprocessors: 132,
+            max_cluster: 8,
             shared_per_block_optin: 227 * KIB,
             shared_per_multiprocessor: 228 * KIB,
             l2_bytes: 50 * KIB * KIB,

@@ -41,6 +41,7 @@ mod module;
 mod race;
 mod report;
 mod syntax;
+mod tensor_map;
 
 pub use class::Class;
 pub use device::Device;
@@ -56,3 +57,4 @@ pub use memory::{Memory, MemoryError};
 pub use module::{Kernel, LoadError, Module, Param, Program};
 pub use report::{GlobalTraffic, Report, SharedTraffic};
 pub use syntax::ParseError;
+pub use tensor_map::{TENSOR_MAP_BYTES, TensorMap, TensorType};

@@ -7,6 +7,16 @@
 //!
 //! Accesses of one warp between two of its barriers are ordered only within a lane. A read by ldmatrix gathers all lanes
 //! before it and so orders itself before later writes of its warp.
+//!
+//! Bulk copies and wgmma reach shared memory by the async proxy. Each is pending from its issue until it is waited for;
+//! then it counts as an access of one more warp, the agent, whose clock travels with what was waited for. A write by
+//! other means is marked until a fence.proxy.async follows it: the async proxy may not touch it before.
+
+mod agent;
+
+pub(crate) use agent::ReadMark;
+
+use std::collections::HashMap;
 
 /// A period counter; 0 is before everything.
 type Clock = u32;
@@ -18,10 +28,17 @@ const SEVERAL: u64 = 33;
 
 const PC_BITS: u32 = 24;
 const LANE_BITS: u32 = 6;
-const WARP_BITS: u32 = 5;
-const CLOCK_BITS: u32 = 26;
+const WARP_BITS: u32 = 9;
+const CLOCK_BITS: u32 = 22;
 const PENDING: u64 = 1 << 63;
 const STRONG: u64 = 1 << 62;
+/// A write that no fence.proxy.async has followed.
+const UNFENCED: u64 = 1 << 61;
+/// No access: the bytes hold an mbarrier.
+const OBJECT: u64 = PENDING | STRONG;
+
+/// The most warps that run together, in a block or a cluster; one number is left for the agent.
+pub(crate) const WARP_LIMIT: usize = (1 << WARP_BITS) - 1;
 
 /// The most periods a warp may have: more are a fault, never a wrong answer.
 pub(crate) const CLOCK_LIMIT: u32 = (1 << CLOCK_BITS) - 1;
@@ -63,6 +80,53 @@ impl Event {
     fn strong(self) -> bool {
         self.0 & STRONG != 0
     }
+
+    fn unfenced(self) -> bool {
+        self.0 & UNFENCED != 0
+    }
+}
+
+/// What some lanes of a warp did up to a period.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    warp: usize,
+    lanes: u32,
+    clock: Clock,
+}
+
+/// What a release made visible: whoever acquires it comes after.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen {
+    clocks: Vec<Clock>,
+    parts: Vec<Part>,
+}
+
+impl Seen {
+    fn join_clocks(&mut self, clocks: &[Clock]) {
+        self.clocks.resize(clocks.len().max(self.clocks.len()), 0);
+        for (slot, &clock) in self.clocks.iter_mut().zip(clocks) {
+            *slot = clock.max(*slot);
+        }
+    }
+
+    /// Everything in `other` as well.
+    pub(crate) fn join(&mut self, other: &Seen) {
+        self.join_clocks(&other.clocks);
+        join_parts(&mut self.parts, &other.parts);
+    }
+}
+
+/// One entry a warp and set of lanes is enough: what they did later includes what they did before.
+fn join_parts(to: &mut Vec<Part>, from: &[Part]) {
+    for part in from {
+        match to
+            .iter_mut()
+            .find(|old| old.warp == part.warp && old.lanes == part.lanes)
+        {
+            Some(old) => old.clock = old.clock.max(part.clock),
+            None => to.push(*part),
+        }
+    }
 }
 
 /// An access that conflicts with the one at hand.
@@ -73,8 +137,14 @@ pub(crate) struct Conflict {
     pub lane: Option<u32>,
     pub pc: u32,
     pub write: bool,
-    /// It is a cp.async that has not been waited for.
+    /// It is asynchronous and has not been waited for.
     pub pending: bool,
+    /// No access: the bytes hold an mbarrier since then.
+    pub object: bool,
+    /// It was a write that the async proxy does not see yet.
+    pub unfenced: bool,
+    /// It was the agent's: a bulk copy or wgmma that somebody has waited for.
+    pub agent: bool,
 }
 
 /// Why an access is refused.
@@ -96,82 +166,178 @@ pub(crate) struct Accessor {
     pub strong: bool,
 }
 
-/// Clocks and marks of one block's shared memory.
+/// Clocks and marks of the shared memory of blocks that run together: one, or those of a cluster.
 #[derive(Debug)]
 pub(crate) struct Detector {
     grain_shift: u32,
+    /// Grains of one block.
     grains: usize,
+    /// Warps of one block.
     warps: usize,
-    /// `clocks[w * warps + v]`: the last period of warp v that warp w has seen.
+    /// Warps of all blocks; also the number of the agent.
+    agent: usize,
+    /// `clocks[w * (agent + 1) + v]`: the last period of warp v that warp w has seen. The last row is the agent's own.
     clocks: Vec<Clock>,
+    /// The first period of each warp since its lanes last met.
+    synced: Vec<Clock>,
+    /// What each warp has seen of single lanes beyond `clocks`.
+    parts: Vec<Vec<Part>>,
     writes: Vec<Event>,
-    /// `reads[w * grains + g]`: the last read of grain g by warp w.
+    /// `reads[w * grains + g]`: the last read of grain g of its own block by warp w.
     reads: Vec<Event>,
+    /// Last reads by warps of other blocks, by grain.
+    remote: HashMap<usize, Vec<Event>>,
+    /// The last read by the async proxy; empty if the kernel has no such instruction.
+    agent_reads: Vec<Event>,
+    /// Grains that may be marked as unfenced.
+    dirty: Vec<u32>,
 }
 
 impl Detector {
-    pub(crate) fn new(bytes: usize, grain: u32, warps: usize) -> Self {
+    #[cfg(test)]
+    fn new(bytes: usize, grain: u32, warps: usize) -> Self {
+        Self::cluster(1, bytes, grain, warps, false)
+    }
+
+    /// For `blocks` blocks of `bytes` bytes and `warps` warps each; `asynchronous` if the async proxy is used.
+    pub(crate) fn cluster(
+        blocks: usize,
+        bytes: usize,
+        grain: u32,
+        warps: usize,
+        asynchronous: bool,
+    ) -> Self {
         let grains = bytes.div_ceil(grain as usize);
-        let mut clocks = vec![0; warps * warps];
-        for warp in 0..warps {
-            clocks[warp * warps + warp] = 1;
-        }
-        Detector {
+        let agent = blocks * warps;
+        let mut detector = Detector {
             grain_shift: grain.trailing_zeros(),
             grains,
             warps,
-            clocks,
-            writes: vec![Event(0); grains],
-            reads: vec![Event(0); grains * warps],
-        }
+            agent,
+            clocks: vec![0; (agent + 1) * (agent + 1)],
+            synced: vec![0; agent],
+            parts: vec![Vec::new(); agent],
+            writes: vec![Event(0); blocks * grains],
+            reads: vec![Event(0); agent * grains],
+            remote: HashMap::new(),
+            agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
+            dirty: Vec::new(),
+        };
+        detector.reset();
+        detector
     }
 
-    /// Forgets everything: the shared memory of a new block.
+    /// Forgets everything: the shared memory of new blocks.
     pub(crate) fn reset(&mut self) {
         self.clocks.fill(0);
-        for warp in 0..self.warps {
-            self.clocks[warp * self.warps + warp] = 1;
+        for warp in 0..=self.agent {
+            let own = warp * (self.agent + 1) + warp;
+            self.clocks[own] = 1;
         }
+        self.synced.fill(1);
+        self.parts.iter_mut().for_each(Vec::clear);
         self.writes.fill(Event(0));
         self.reads.fill(Event(0));
+        self.remote.clear();
+        self.agent_reads.fill(Event(0));
+        self.dirty.clear();
     }
 
     fn now(&self, warp: usize) -> Clock {
-        self.clocks[warp * self.warps + warp]
+        self.clocks[warp * (self.agent + 1) + warp]
     }
 
-    /// A barrier of the warps in `arrivals`; those in `waits` see all that was done before it. Returns false when a
-    /// clock is used up.
-    pub(crate) fn barrier(&mut self, arrivals: u32, waits: u32) -> bool {
-        let members = |mask: u32| (0..32usize).filter(move |warp| mask >> warp & 1 != 0);
-        let mut joined = vec![0; self.warps];
+    fn seen(&self, warp: usize) -> &[Clock] {
+        &self.clocks[warp * (self.agent + 1)..][..=self.agent]
+    }
+
+    /// A barrier of the warps in `arrivals`, counted from warp `first`; those in `waits` see all that was done before it.
+    /// Returns false when a clock is used up.
+    pub(crate) fn barrier(&mut self, first: usize, arrivals: u32, waits: u32) -> bool {
+        let members = |mask: u32| {
+            (0..32usize).filter_map(move |at| (mask >> at & 1 != 0).then_some(first + at))
+        };
+        let mut joined = Seen::default();
         for warp in members(arrivals) {
-            for (slot, &clock) in joined
-                .iter_mut()
-                .zip(&self.clocks[warp * self.warps..][..self.warps])
-            {
-                *slot = clock.max(*slot);
-            }
+            joined.join_clocks(self.seen(warp));
+            join_parts(&mut joined.parts, &self.parts[warp]);
         }
         let mut room = true;
         for warp in members(arrivals | waits) {
-            if waits >> warp & 1 != 0 {
-                self.clocks[warp * self.warps..][..self.warps].copy_from_slice(&joined);
+            if waits >> (warp - first) & 1 != 0 {
+                self.acquire(warp, &joined);
             }
             room &= self.warp_sync(warp);
         }
         room
     }
 
-    /// A new period of one warp. Returns false when its clock is used up.
+    /// The lanes of a warp have met: a new period. Returns false when its clock is used up.
     pub(crate) fn warp_sync(&mut self, warp: usize) -> bool {
-        let clock = &mut self.clocks[warp * self.warps + warp];
+        let room = self.new_period(warp);
+        self.synced[warp] = self.now(warp);
+        room
+    }
+
+    fn new_period(&mut self, warp: usize) -> bool {
+        let clock = &mut self.clocks[warp * (self.agent + 1) + warp];
         *clock += 1;
         *clock < CLOCK_LIMIT
     }
 
+    /// `lanes` of a warp, of which `live` are left, release what they have done and seen. Returns false when its clock is
+    /// used up.
+    pub(crate) fn release(&mut self, warp: usize, lanes: u32, live: u32, into: &mut Seen) -> bool {
+        let own = into.clocks.get(warp).copied().unwrap_or(0);
+        into.join_clocks(&self.clocks[warp * (self.agent + 1)..][..=self.agent]);
+        join_parts(&mut into.parts, &self.parts[warp]);
+        if lanes & live != live {
+            // lanes that have not met these since are not part of it
+            into.clocks[warp] = own.max(self.synced[warp] - 1);
+            let clock = self.now(warp);
+            join_parts(&mut into.parts, &[Part { warp, lanes, clock }]);
+        }
+        self.new_period(warp)
+    }
+
+    /// What a warp does from now on comes after `from`.
+    pub(crate) fn acquire(&mut self, warp: usize, from: &Seen) {
+        let row = &mut self.clocks[warp * (self.agent + 1)..][..=self.agent];
+        for (at, (slot, &clock)) in row.iter_mut().zip(&from.clocks).enumerate() {
+            if at != warp {
+                *slot = clock.max(*slot);
+            }
+        }
+        // what all lanes of this warp had released, each of them comes after
+        let own = from.clocks.get(warp).map_or(0, |&clock| clock + 1);
+        self.synced[warp] = self.synced[warp].max(own.min(self.now(warp)));
+        if !from.parts.is_empty() || !self.parts[warp].is_empty() {
+            let mut parts = std::mem::take(&mut self.parts[warp]);
+            join_parts(&mut parts, &from.parts);
+            let (row, synced) = (self.seen(warp), self.synced[warp]);
+            parts.retain(|part| {
+                if part.warp == warp {
+                    part.clock >= synced
+                } else {
+                    part.clock > row[part.warp]
+                }
+            });
+            self.parts[warp] = parts;
+        }
+    }
+
     fn grains_of(&self, address: usize, bytes: usize) -> std::ops::Range<usize> {
         address >> self.grain_shift..(address + bytes) >> self.grain_shift
+    }
+
+    /// The block whose memory a grain is.
+    #[inline]
+    fn block_of(&self, grain: usize) -> usize {
+        if self.agent == self.warps {
+            0
+        } else {
+            grain / self.grains
+        }
     }
 
     /// Is `event` ordered before an access of `by`?
@@ -179,21 +345,36 @@ impl Detector {
     fn ordered(&self, event: Event, by: Accessor) -> bool {
         let warp = event.warp();
         if warp != by.warp {
-            return event.clock() <= self.clocks[by.warp * self.warps + warp];
+            return event.clock() <= self.clocks[by.warp * (self.agent + 1) + warp]
+                || self.partly_seen(event, by.warp);
         }
-        event.clock() < self.now(warp)
+        event.clock() < self.synced[warp]
             || event.lane() == COLLECTIVE
             || (event.lane() == u64::from(by.lane) && !by.collective)
+            || self.partly_seen(event, warp)
     }
 
-    fn conflict(event: Event, write: bool) -> Refusal {
+    fn partly_seen(&self, event: Event, by: usize) -> bool {
+        event.lane() < 32
+            && self.parts[by].iter().any(|part| {
+                part.warp == event.warp()
+                    && event.clock() <= part.clock
+                    && part.lanes >> event.lane() & 1 != 0
+            })
+    }
+
+    fn conflict(&self, event: Event, write: bool) -> Refusal {
         let lane = u32::try_from(event.lane()).ok().filter(|&lane| lane < 32);
+        let object = event.0 & OBJECT == OBJECT;
         Refusal::Conflict(Conflict {
             warp: event.warp(),
             lane,
             pc: event.pc(),
             write,
-            pending: event.pending(),
+            pending: event.pending() && !object,
+            object,
+            unfenced: false,
+            agent: event.warp() == self.agent,
         })
     }
 
@@ -216,7 +397,7 @@ impl Detector {
                 return Err(Refusal::Uninitialised);
             }
             if event.pending() || !(self.ordered(event, by) || (by.strong && event.strong())) {
-                return Err(Self::conflict(event, true));
+                return Err(self.conflict(event, true));
             }
         }
         let now = self.now(by.warp);
@@ -226,14 +407,26 @@ impl Detector {
             u64::from(by.lane)
         };
         let event = Event::new(now, by.warp, lane, by.pc);
-        let reads = &mut self.reads[by.warp * self.grains..][grains];
         if by.strong {
             return Ok(());
         }
-        for slot in reads {
+        let block = self.block_of(grains.start);
+        if self.agent != self.warps && by.warp / self.warps != block {
+            for grain in grains {
+                let list = self.remote.entry(grain).or_default();
+                list.retain(|old| {
+                    old.warp() != by.warp || old.lane() != lane && old.lane() != COLLECTIVE
+                });
+                list.push(event);
+            }
+            return Ok(());
+        }
+        let synced = self.synced[by.warp];
+        let own = grains.start - block * self.grains..grains.end - block * self.grains;
+        for slot in &mut self.reads[by.warp * self.grains..][own] {
             let old = *slot;
             // a collective read orders itself, so it must not hide the plain read of a lane
-            if old.clock() == now && old.lane() != lane {
+            if old.clock() >= synced && old.lane() != lane {
                 if lane != COLLECTIVE {
                     *slot = if old.lane() == COLLECTIVE {
                         event
@@ -258,22 +451,55 @@ impl Detector {
             }
             seen = event;
             if event.pending() || !(self.ordered(event, by) || (by.strong && event.strong())) {
-                return Err(Self::conflict(event, true));
+                return Err(self.conflict(event, true));
             }
         }
-        for warp in 0..self.warps {
+        let block = self.block_of(grains.start);
+        let own = grains.start - block * self.grains..grains.end - block * self.grains;
+        for warp in block * self.warps..(block + 1) * self.warps {
             let mut seen = Event(0);
-            for &event in &self.reads[warp * self.grains..][grains.clone()] {
+            for &event in &self.reads[warp * self.grains..][own.clone()] {
                 if event == seen || event.0 == 0 {
                     continue;
                 }
                 seen = event;
                 if !self.ordered(event, by) {
-                    return Err(Self::conflict(event, false));
+                    return Err(self.conflict(event, false));
+                }
+            }
+        }
+        if !self.remote.is_empty() {
+            let lists = grains.clone().filter_map(|grain| self.remote.get(&grain));
+            if let Some(&event) = lists.flatten().find(|&&event| !self.ordered(event, by)) {
+                return Err(self.conflict(event, false));
+            }
+        }
+        if !self.agent_reads.is_empty() {
+            let mut seen = Event(0);
+            for &event in &self.agent_reads[grains] {
+                if event == seen || event.0 == 0 {
+                    continue;
+                }
+                seen = event;
+                if event.pending() || !self.ordered(event, by) {
+                    return Err(self.conflict(event, false));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Marks writes that the async proxy does not see yet.
+    fn mark_unfenced(&mut self, grains: std::ops::Range<usize>, event: &mut Event) {
+        if self.agent_reads.is_empty() {
+            return;
+        }
+        event.0 |= UNFENCED;
+        for grain in grains {
+            if !self.writes[grain].unfenced() {
+                self.dirty.push(grain as u32);
+            }
+        }
     }
 
     /// Judges and notes a write.
@@ -286,8 +512,10 @@ impl Detector {
     ) -> Result<(), Refusal> {
         self.may_write(address, bytes, by)?;
         let strong = if by.strong { STRONG } else { 0 };
-        let event = Event(Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc).0 | strong);
+        let mut event =
+            Event(Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc).0 | strong);
         let grains = self.grains_of(address, bytes);
+        self.mark_unfenced(grains.clone(), &mut event);
         self.writes[grains].fill(event);
         Ok(())
     }
@@ -309,8 +537,9 @@ impl Detector {
 
     /// An asynchronous write that its thread has waited for.
     pub(crate) fn complete(&mut self, address: usize, bytes: usize, by: Accessor) {
-        let event = Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc);
+        let mut event = Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc);
         let grains = self.grains_of(address, bytes);
+        self.mark_unfenced(grains.clone(), &mut event);
         self.writes[grains].fill(event);
     }
 }
@@ -348,7 +577,7 @@ mod tests {
                 ..
             }))
         ));
-        assert!(detector.barrier(0b11, 0b11));
+        assert!(detector.barrier(0, 0b11, 0b11));
         detector.read(0, 4, lane(1, 0)).unwrap();
         assert!(matches!(
             detector.write(0, 4, lane(0, 0)),
@@ -358,7 +587,7 @@ mod tests {
                 ..
             }))
         ));
-        assert!(detector.barrier(0b11, 0b11));
+        assert!(detector.barrier(0, 0b11, 0b11));
         detector.write(0, 4, lane(0, 0)).unwrap();
     }
 
@@ -367,7 +596,7 @@ mod tests {
         let mut detector = Detector::new(64, 4, 2);
         detector.write(0, 4, lane(0, 0)).unwrap();
         // warp 0 only arrives, warp 1 waits: 0 is before 1, not the other way round
-        detector.barrier(0b11, 0b10);
+        detector.barrier(0, 0b11, 0b10);
         detector.read(0, 4, lane(1, 0)).unwrap();
         assert!(detector.write(0, 4, lane(0, 0)).is_err());
     }

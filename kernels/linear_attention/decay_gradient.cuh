@@ -96,11 +96,9 @@ struct DecayGradient {
                                                       int channel) {
         const int head = static_cast<int>(blockIdx.y);
         const auto product = [&](const Rows& x, const Rows& dx, int map) {
-            const float raw = load(row_at<const Element>(x, step, head) + channel);
-            const float mapped = map_of(static_cast<FeatureMap>(map), raw);
-            // as the walks see it
-            const float rounded = part<Element>(join<Element>(mapped, 0.f)).x;
-            return rounded * row_at<const float>(dx, step, head)[channel];
+            const Element* at = row_at<const Element>(x, step, head) + channel;
+            return mapped_number(at, static_cast<FeatureMap>(map)) *
+                   row_at<const float>(dx, step, head)[channel];
         };
         float read = product(params.q, params.dq, params.query_map);
         if (params.lookups.at != nullptr) {

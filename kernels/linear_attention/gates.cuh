@@ -92,12 +92,13 @@ __device__ __forceinline__ void fade_queries(KeyTile& queries, const GateTile& g
     });
 }
 
-// Multiplies the 16 rows of keys from `first` on by all decays behind them in the chunk.
+// Multiplies the 16 rows of keys from `first` on by a weight, and by all decays behind them in the chunk.
 template <int Size, typename KeyTile, typename GateTile>
-__device__ __forceinline__ void fade_keys(KeyTile& keys, const GateTile& gates, int first) {
+__device__ __forceinline__ void fade_keys(KeyTile& keys, const GateTile& gates, int first,
+                                          float weight) {
     using Element = typename KeyTile::Element;
     for_pairs<Size>([&](int column) {
-        float2 product = make_float2(1.f, 1.f);
+        float2 product = make_float2(weight, weight);
 #pragma unroll 4
         for (int row = kChunk - 1; row >= 0; --row) {
             const float2 gate = pair_of(gates, first + row, column);

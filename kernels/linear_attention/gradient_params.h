@@ -20,22 +20,31 @@ struct GradientWalkParams {
     Rows out;               // [batch, steps, heads, dv]
     Rows own;               // [batch, steps, heads] of f32, or none: products of each step's query and
                             // key, which are then left out
+    Rows factors;           // [batch, steps, heads, 2] of f32, or none: of the gradient of each step's
+                            // output, what multiplies it, and its channel of the normaliser
     States initial;         // before the walk, or none: zeros
     States last;            // after the walk, or none
+    States initial_z;       // the same of the normaliser, without keys
+    States last_z;
     States segments;        // as in WalkParams, a slot for each sequence stride
-    float* decays;          // as in WalkParams
+    float* z_segments;      // [slot, head, dv], likewise
+    float* decays;          // as in WalkParams; by Mode::Read those of segments from the first step on
     void* spans;            // [span slot, head, ...]: the states at the borders of spans, as lanes hold
                             // them, or null
     float* span_units;      // [span slot, head, slice, warp]: what they were divided by
+    float* z_spans;         // [span slot, head, dv]: the normaliser's
     float* dots;            // [span slot, head, dv]: the products of these states with those of this
                             // walk; null: this walk stores them
     int span;               // steps of a span: a multiple of a chunk that divides kSpan
-    int mode;               // Mode::Whole or Mode::States
+    int mode;               // Mode
+    int normalize;          // 1: the state has a channel of the normaliser
+    int factored_keys;      // 1: `factors` are those of keys; 0: of queries
     int value_map;          // FeatureMap of the values
     int late_reads;         // 1: a query meets the state before the decay of its step
     int late_writes;        // 1: a step's decay acts on its own update
     int parts;              // 1: out is of f32; 2: as 1, and out and dots are added to
     float weight;           // multiplies what is added to the state
+    float factor_scale;     // multiplies `factors`
 };
 
 // A tensor's gradient from those of the heads that share it.
@@ -80,16 +89,66 @@ struct DecayGradientParams {
     int late_reads;         // as in GradientWalkParams
 };
 
+// What the normaliser makes of the gradient of the output.
+struct NormalizerGradientParams {
+    Rows out;               // [batch, steps, heads, channels]
+    Rows dout;              // as out
+    Rows normalizer;        // [batch, steps, heads] of f32: what outputs were divided by, less eps
+    Rows factors;           // [batch, steps, heads, 2] of f32, written: 1 / (n + eps), and the gradient
+                            // of n
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int channels;           // dv
+    float eps;
+};
+
+// The gradients of decays where attention is not causal.
+struct LastDecaysParams {
+    Rows k;                 // [batch, steps, heads_k, dk]
+    Rows dk;                // [batch, steps, heads, dk] of f32, by the mapped keys
+    Rows products;          // [batch, steps, heads] of f32: written, and then added up
+    Decays out;             // as the decays, written
+    States initial;         // before each sequence, or none: zeros
+    States initial_z;       // the same of the normaliser, without values
+    const float* gradients;    // [slot, head, dk, dv]: in a sequence's first slot, of its last state
+    const float* z_gradients;  // [slot, head, dk]
+    const float* decays;    // [slot, head]: of segments
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int sequences;
+    int heads;
+    int channels;           // dk
+    int values;             // dv
+    int segment;            // as in Layer
+    int key_map;
+    int per_head;           // 1: a number a head, the sum over all steps
+};
+
 // Sums over all spans, in order.
 struct SumSpansParams {
     const float* parts;     // [span slot, numbers]
-    float* out;             // [numbers]
+    float* out;             // [numbers / columns, columns]
     const int* cu_seqlens;  // or null
-    int64_t out_stride;     // from one number to the next
+    int64_t out_stride;     // from one row of out to the next
     int steps;              // as in Layer
     int sequences;
     int numbers;
+    int columns;            // of a row of out
     int span;               // as in GradientWalkParams
+    float scale;            // of the sums
+};
+
+// The gradient of the bonus, span by span.
+struct BonusGradientParams {
+    Rows q;                 // [batch, steps, heads_q, dk]
+    Rows k;                 // [batch, steps, heads_k, dk]
+    Rows own;               // [batch, steps, heads] of f32: each step's value times its output's gradient
+    float* parts;           // [span slot, head, dk]
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int heads;
+    int channels;           // dk, a multiple of 8
+    int map;                // FeatureMap of q and k
 };
 
 }  // namespace seqmix::linear_attention

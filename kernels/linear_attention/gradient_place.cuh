@@ -26,19 +26,24 @@ __device__ __forceinline__ int64_t span_slot(const int* starts, int steps, int s
 }
 
 struct GradientPlace : Place {
+    int segment;        // of the walk
+    int segments;
     int lead;           // steps of the walk before the first one that is there
     int64_t span;       // slot of the border where the walk begins
     int spans;          // from there to the end of the walk, in its direction
 };
 
-__device__ __forceinline__ GradientPlace gradient_place(const Layer& layer, int width, int span) {
+__device__ __forceinline__ GradientPlace gradient_place(const Layer& layer, int width, int span,
+                                                        Mode mode) {
     const int slices = (layer.dv + width - 1) / width;
     const int index = static_cast<int>(blockIdx.y);
     const int sequence = static_cast<int>(blockIdx.z);
     const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, layer.segment, sequence);
     const bool reversed = layer.reversed != 0;
     const int begin = index < all.segments ? index * layer.segment : 0;
-    const int end = reversed ? spans_of(all.steps, kSpan) * kSpan : all.steps;
+    // what only reads need not have the chunks of another walk, but it has its segments
+    const int unit = mode == Mode::Read ? layer.segment : kSpan;
+    const int end = reversed ? spans_of(all.steps, unit) * unit : all.steps;
     GradientPlace place;
     place.head = static_cast<int>(blockIdx.x) / slices;
     place.channel = static_cast<int>(blockIdx.x) % slices * width;
@@ -50,11 +55,21 @@ __device__ __forceinline__ GradientPlace gradient_place(const Layer& layer, int 
     place.first = index == 0;
     place.last = index + 1 == all.segments;
     place.exists = index < all.segments;
+    place.segment = index;
+    place.segments = all.segments;
     place.lead = reversed && index == 0 ? end - all.steps : 0;
     place.span = span_slot(layer.cu_seqlens, layer.steps, span, sequence) +
                  (reversed ? end - begin : begin) / span;
     place.spans = spans_of(place.steps, span);
     return place;
+}
+
+// The block's decays in the n-th step of the walk.
+__device__ __forceinline__ const float* decays_at(const Layer& layer, const GradientPlace& place,
+                                                  int n) {
+    return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
+           (place.start + place.direction * n) * layer.decays.step_stride +
+           place.head * layer.decays.head_stride;
 }
 
 }  // namespace seqmix::linear_attention

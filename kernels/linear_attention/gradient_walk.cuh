@@ -19,96 +19,34 @@
 #include "common/tile.cuh"
 #include "common/warp.cuh"
 #include "linear_attention/features.cuh"
-#include "linear_attention/gradient_place.cuh"
 #include "linear_attention/gradient_params.h"
+#include "linear_attention/gradient_normalizer.cuh"
+#include "linear_attention/gradient_place.cuh"
+#include "linear_attention/gradient_rows.cuh"
+#include "linear_attention/gradient_steps.cuh"
 #include "linear_attention/scores.cuh"
 #include "linear_attention/state.cuh"
-#include "linear_attention/steps.cuh"
 #include "linear_attention/values.cuh"
 
 namespace seqmix::linear_attention {
 
-// The decays of a tile of steps, a number a step, as reads and writes of the state see them.
-//
-// In chunk `c`, `high` and `low` at i are the sums of the exponents of its first i steps (steps.cuh);
-// a step's read counts those up to its own or, if it is late, the one before; its write likewise.
-template <int Count>
-struct alignas(16) Fading {
-    static constexpr int kSums = 20;  // 17, aligned
-    float high[Count / kChunk][kSums];
-    float low[Count / kChunk][kSums];
-    float inflow[Count];  // what a read finds of the state before the chunk
-    float weight[Count];  // with how much of it a write is in the state after the chunk
-    float decay[4];       // of each chunk
-
-    // Of the chunk `chunk`, whose exponents lanes 0 to 15 give; all lanes of a warp.
-    __device__ __forceinline__ void scan(int chunk, float exponent, int late_reads,
-                                         int late_writes, float scale) {
-        constexpr float kUnits = 64.f;
-        float high_sum = rintf(exponent * kUnits) / kUnits;
-        float low_sum = exponent - high_sum;
-#pragma unroll
-        for (int distance = 1; distance < kChunk; distance *= 2) {
-            const float high_before = __shfl_up_sync(kAllLanes, high_sum, distance, kChunk);
-            const float low_before = __shfl_up_sync(kAllLanes, low_sum, distance, kChunk);
-            if (lane_of_warp() % kChunk >= distance) {
-                high_sum += high_before;
-                low_sum += low_before;
-            }
-        }
-        const float high_end = __shfl_sync(kAllLanes, high_sum, kChunk - 1);
-        const float low_end = __shfl_sync(kAllLanes, low_sum, kChunk - 1);
-        const int lane = lane_of_warp();
-        if (lane < kChunk) {
-            high[chunk][lane + 1] = high_sum;
-            low[chunk][lane + 1] = low_sum;
-        }
-        if (lane == 0) {
-            high[chunk][0] = 0.f;
-            low[chunk][0] = 0.f;
-            decay[chunk] = exp2_approx(high_end + low_end);
-        }
-        __syncwarp();  // the sums of all lanes, before each reads those of the step before its own
-        if (lane < kChunk) {
-            const int read = lane + 1 - late_reads;
-            const int write = lane + 1 - late_writes;
-            inflow[kChunk * chunk + lane] = exp2_approx(high[chunk][read] + low[chunk][read]);
-            weight[kChunk * chunk + lane] =
-                scale * exp2_approx((high_end - high[chunk][write]) + (low_end - low[chunk][write]));
-        }
-    }
-
-    // The decay between two of these sums.
-    __device__ __forceinline__ float between(int chunk, int to, int from) const {
-        return exp2_approx((high[chunk][to] - high[chunk][from]) +
-                           (low[chunk][to] - low[chunk][from]));
-    }
+// What a decay is a number of.
+enum class GradientGate {
+    Step,  // a step
+    Row,   // a step and a channel of the walk's values
 };
 
-// Multiplies the columns of outputs by the numbers that `of` makes of those of the steps.
-template <int Tiles, typename Of>
-__device__ __forceinline__ void multiply_columns(float (&outputs)[Tiles][2][4],
-                                                 const float* numbers, const Of& of) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float2 both = of_columns(numbers, half);
-        const float factors[2] = {of(both.x), of(both.y)};
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                outputs[tile][half][i] *= factors[i % 2];
-            }
-        }
-    }
-}
-
-template <typename Element_, int Size, int Tiles, int Count>
+template <typename Element_, int Size, int Tiles, int Count, GradientGate Kind>
 struct GradientWalk {
     using Element = Element_;
     using State = seqmix::linear_attention::State<Element, Size, Tiles>;
     using Values = seqmix::linear_attention::Values<Element, Tiles, Count>;
     using Params = GradientWalkParams;
+    using Fade = std::conditional_t<Kind == GradientGate::Row, ByRows<Element, Size, Tiles, Count>,
+                                    BySteps<Element, Size, Tiles, Count>>;
+    // What only decays of steps are served with: a normaliser, and states of another launch.
+    static constexpr bool kAll = Kind == GradientGate::Step;
+    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, kAll>;
     using Outputs = typename State::Outputs;
 
     static constexpr int kWarps = 4;
@@ -123,89 +61,94 @@ struct GradientWalk {
     using KeyTile = Tile<Element, Count, Size>;
     using ValueTile = typename Values::Tile;
 
-    struct Stage {
+    struct Stage : Fade::Stage {
         KeyTile q;
         KeyTile k;
         Values v;  // and then outputs; a warp writes its own channels only
     };
     struct Smem {
         Stage stages[kStages];
-        Squares<Element, Count> scores;
-        Fading<Count> fading;
-        float score_units[Count];  // what scores were divided by, if kNarrow
+        typename Fade::Smem fade;
+        typename Normalized::Smem normalized;
     };
+
+    // Whether outputs are written, and whether states change but for their decay.
+    __device__ __forceinline__ static bool reads(Mode mode) {
+        return mode == Mode::Whole || (kAll && mode == Mode::Read);
+    }
+    __device__ __forceinline__ static bool updates(Mode mode) {
+        return !kAll || mode != Mode::Read;
+    }
 
     __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
         const Layer& layer = params.layer;
-        const GradientPlace place = gradient_place(layer, kWidth, params.span);
-        const bool whole = params.mode == static_cast<int>(Mode::Whole);
+        const Mode mode = static_cast<Mode>(params.mode);
+        const GradientPlace place = gradient_place(layer, kWidth, params.span, mode);
         // behind the last segment of a walk is none that waits for its state
-        if (!place.exists || (!whole && place.last)) {
+        if (!place.exists || (mode == Mode::States && place.last)) {
             return;
         }
         const int tiles = (place.steps + Count - 1) / Count;
-        float exponent = 0.f;  // of this lane's step in the chunk that the warp will prepare
+        typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
+        // before that nothing is read, and the walks that meet have to begin together
+        const int first = mode == Mode::Read ? place.lead / Count : 0;
         if (tiles > 0) {
-            fetch(layer, place, smem.stages[0], 0);
-            exponent = load_exponent(layer, place, 0);
+            fetch(layer, place, smem.stages[first % kStages], mode, first);
+            ahead = Fade::load(layer, place, first);
         }
         State state;
         state.clear();
-        if (whole) {
-            load_start(params, place, state);
+        Normalized::clear(smem.normalized);
+        if (reads(mode)) {
+            load_start(params, place, mode, smem, state);
         }
-        float decay = 1.f;  // of all chunks so far
+        typename Fade::Passed passed(smem.fade);
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                passed.decay = Fade::before(params, place);
+            }
+        }
 
 #pragma unroll 1
-        for (int n = 0; n < tiles; ++n) {
+        for (int n = first; n < tiles; ++n) {
             Stage& stage = smem.stages[n % kStages];
             wait_copies<0>();
             // the tile has landed for all warps, before they read it; and all have read the one before
             // it, its scores and its decays, before these are overwritten
             __syncthreads();
             if (n + 1 < tiles) {
-                fetch(layer, place, smem.stages[(n + 1) % kStages], n + 1);
+                fetch(layer, place, smem.stages[(n + 1) % kStages], mode, n + 1);
             }
-            prepare(params, place, smem, stage, exponent, n);
-            exponent = load_exponent(layer, place, n + 1);
+            prepare(params, place, smem, stage, mode, ahead, n);
+            ahead = Fade::load(layer, place, n + 1);
             __syncthreads();  // scores, decays and mapped rows of all warps, before each reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks; ++chunk) {
                 const int step = n * Count + kChunk * chunk;
                 const int span = params.span;
-                if (whole && step % span == 0 && step + span > place.lead && step < place.steps) {
-                    meet(params, place, state, step / span);
+                if (mode == Mode::Whole && step % span == 0 && step + span > place.lead &&
+                    step < place.steps) {
+                    meet(params, place, smem, state, step / span);
                 }
                 if (step + kChunk > place.lead && step < place.steps) {
-                    walk(params, place, smem, stage, state, n, chunk);
-                    decay *= smem.fading.decay[chunk];
+                    walk(params, place, smem, stage, mode, state, passed, n, chunk);
                 }
             }
         }
-        store_end(params, place, whole, state, decay);
-    }
-
-    // The exponent of this lane's step in the warp's chunk of the n-th tile.
-    __device__ __forceinline__ static float load_exponent(const Layer& layer,
-                                                          const GradientPlace& place, int n) {
-        const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        if (layer.decays.at == nullptr || step < place.lead || step >= place.steps) {
-            return 0.f;
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                state.multiply_by(passed.decay);
+                Normalized::multiply_by(smem.normalized, passed.decay);
+            }
         }
-        return exponent_of(decays_at(layer, place, step)[0]);
-    }
-
-    // The block's decays in the n-th step of the walk.
-    __device__ __forceinline__ static const float* decays_at(const Layer& layer,
-                                                             const GradientPlace& place, int n) {
-        return layer.decays.at + blockIdx.z * layer.decays.batch_stride +
-               (place.start + place.direction * n) * layer.decays.step_stride +
-               place.head * layer.decays.head_stride;
+        // found again, and not kept in registers meanwhile
+        const GradientPlace end = gradient_place(layer, kWidth, params.span, mode);
+        store_end(params, end, mode, smem, state, passed);
     }
 
     // Starts the copies of the n-th tile. What is not there is zeros.
     __device__ __forceinline__ static void fetch(const Layer& layer, const GradientPlace& place,
-                                                 Stage& stage, int n) {
+                                                 Stage& stage, Mode mode, int n) {
         const int first = place.lead - n * Count;
         const int end = place.steps - n * Count;
         const auto rows = [&](const auto& tile, const Rows& from, int channel, int channels) {
@@ -222,16 +165,22 @@ struct GradientWalk {
                              valid);
             }
         };
-        rows(stage.q, layer.q, 0, layer.dk);
-        rows(stage.k, layer.k, 0, layer.dk);
-        rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+        if (reads(mode)) {
+            rows(stage.q, layer.q, 0, layer.dk);
+        }
+        if (updates(mode)) {
+            rows(stage.k, layer.k, 0, layer.dk);
+            rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+        }
+        Fade::fetch(layer, place, stage, n);
         commit_copies();
     }
 
     // Makes what all warps need of this warp's chunk of the n-th tile.
     __device__ __forceinline__ static void prepare(const Params& params,
                                                    const GradientPlace& place, Smem& smem,
-                                                   Stage& stage, float exponent, int n) {
+                                                   Stage& stage, Mode mode,
+                                                   const typename Fade::Ahead& ahead, int n) {
         const Layer& layer = params.layer;
         const int chunk = warp_of_block();
         if (chunk >= kChunks) {
@@ -240,16 +189,24 @@ struct GradientWalk {
         const int first = kChunk * chunk;
         const int lead = place.lead - n * Count - first;
         const int rows = place.steps - n * Count - first;
+        const float2 factors = Normalized::load(params, place, n);
         const auto map = [&](auto& tile, int number, int columns) {
             map_rows(tile, static_cast<FeatureMap>(number), first, rows, columns, lead);
         };
-        map(stage.q, layer.query_map, layer.dk);
-        map(stage.k, layer.key_map, layer.dk);
-        map(stage.v.tile, params.value_map, layer.dv - place.channel);
-        smem.fading.scan(chunk, exponent, params.late_reads, params.late_writes, params.weight);
-        __syncwarp();  // decays and mapped rows of all lanes, before each reads them
-        Products scores = {};
-        multiply_rows<Size>(scores, stage.q, stage.k, first);
+        if (reads(mode)) {
+            map(stage.q, layer.query_map, layer.dk);
+        }
+        if (updates(mode)) {
+            map(stage.k, layer.key_map, layer.dk);
+            map(stage.v.tile, params.value_map, layer.dv - place.channel);
+        }
+        __syncwarp();  // mapped rows of all lanes, before each reads them
+        Normalized::prepare(params, smem.normalized, chunk, factors);
+        Products scores = {};  // of a walk that only reads or only writes: nothing
+        if (mode == Mode::Whole) {
+            multiply_rows<Size>(scores, stage.q, stage.k, first);
+            Normalized::score(params, smem.normalized, scores, chunk);
+        }
         const bool strict = params.own.at != nullptr;
         if (strict && place.channel == 0) {
             for_each_score(scores, [&](const float& score, int i, int j) {
@@ -258,56 +215,50 @@ struct GradientWalk {
                 }
             });
         }
-        const int late_reads = params.late_reads;
-        const int late_writes = params.late_writes;
-        for_each_score(scores, [&](float& score, int i, int j) {
-            const float factor =
-                params.weight *
-                smem.fading.between(chunk, i + 1 - late_reads, j + 1 - late_writes);
-            score = j < i || (j == i && !strict) ? score * factor : 0.f;
-        });
-        float units[2] = {1.f, 1.f};
-        fit_rows<Element>(scores, units);
-        smem.scores.store(chunk, scores);
-        if (lane_column() == 0) {
-            smem.score_units[first + lane_row()] = units[0];
-            smem.score_units[first + lane_row() + 8] = units[1];
-        }
+        Fade::prepare(params, smem.fade, scores, chunk, ahead, strict);
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
     __device__ __forceinline__ static void walk(const Params& params, const GradientPlace& place,
-                                                Smem& smem, Stage& stage, State& state, int n,
-                                                int chunk) {
+                                                Smem& smem, Stage& stage, Mode mode,
+                                                State& state, typename Fade::Passed& passed,
+                                                int n, int chunk) {
         const int first = kChunk * chunk;
         const float unit = state.fit();
+        Outputs outputs = {};
+        if constexpr (kAll) {
+            if (mode == Mode::Read) {
+                state.read(outputs, stage.q, first);
+                Normalized::read(params, smem.normalized, chunk, unit, outputs);
+                Fade::read(smem.fade, chunk, unit, outputs, passed);
+                store(params, place, stage, outputs, n, chunk);
+                if (unit != 1.f) {  // the same for the whole warp
+                    state.multiply_by(unit);
+                }
+                return;
+            }
+        }
         typename State::Values values;
         stage.v.load(values, chunk);
-        Outputs outputs = {};
-        if (params.mode == static_cast<int>(Mode::Whole)) {
+        typename Fade::Faded faded;
+        Fade::fade(params, smem.fade, stage, chunk, values, faded);
+        if (mode == Mode::Whole) {
             state.read(outputs, stage.q, first);
+            Normalized::read(params, smem.normalized, chunk, unit, outputs);
         }
-        multiply_columns(outputs, smem.fading.inflow + first,
-                         [&](float inflow) { return inflow * unit; });
-        if constexpr (kNarrow<Element>) {
-            multiply_columns(outputs, smem.score_units + first,
-                             [](float power) { return inverse(power); });
-        }
-        smem.scores.multiply(outputs, values, chunk);
-        if constexpr (kNarrow<Element>) {
-            multiply_columns(outputs, smem.score_units + first,
-                             [](float power) { return power; });
-        }
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
-            weigh_columns<Element>(values[tile], smem.fading.weight + first);
-        }
-        const float decay = smem.fading.decay[chunk] * unit;
-        if (decay != 1.f) {  // the same for all threads but for a warp's unit
-            state.multiply_by(decay);
+        Fade::apply(smem.fade, chunk, unit, faded, outputs, values, state, passed);
+        Normalized::pass(params, smem.normalized, chunk, values, [&](int tile, int row) {
+            return Fade::decay(smem.fade, chunk, faded, tile, row);
+        });
+        const float power = Normalized::weigh(params, smem.normalized, chunk, values);
+        if (kNarrow<Element> && power != 1.f) {  // the same for the whole warp
+            state.multiply_by(inverse(power));
         }
         state.add(values, stage.k, first);
-        if (params.mode == static_cast<int>(Mode::Whole)) {
+        if (kNarrow<Element> && power != 1.f) {
+            state.multiply_by(power);
+        }
+        if (mode == Mode::Whole) {
             store(params, place, stage, outputs, n, chunk);
         }
     }
@@ -329,31 +280,13 @@ struct GradientWalk {
             stage.v.store(params.out, layer, place, n * Count, chunk, place.lead);
             return;
         }
-        const int step = n * Count + kChunk * chunk + lane_column();
-        const int channel = place.channel + Values::warp_channel() + lane_row();
-        float* to = row_of<float>(params.out, place, step) + channel;
-        const int64_t stride = stride_of(params.out, place);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int down = 8 * (i / 4) + i % 2;
-            if (step + down < place.lead || step + down >= place.steps) {
-                continue;
-            }
-#pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                const int right = 16 * tile + 8 * (i / 2 % 2);
-                if (channel + right < layer.dv) {
-                    float& sum = to[down * stride + right];
-                    const float part = outputs[tile][i / 4][i % 4];
-                    sum = params.parts == 2 ? sum + part : part;
-                }
-            }
-        }
+        stage.v.store_parts(outputs, params.out, layer, place, n * Count, chunk, params.parts == 2,
+                            place.lead);
     }
 
     // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.
     __device__ __forceinline__ static void meet(const Params& params, const GradientPlace& place,
-                                                const State& state, int n) {
+                                                const Smem& smem, const State& state, int n) {
         if (params.spans == nullptr) {
             return;
         }
@@ -382,6 +315,7 @@ struct GradientWalk {
             if (lane_of_warp() == 0) {
                 params.span_units[index] = unit;
             }
+            Normalized::store(params, place, smem.normalized, params.z_spans, head);
             return;
         }
         const float unit = params.span_units[index];
@@ -406,60 +340,67 @@ struct GradientWalk {
             for (int half = 0; half < 2; ++half) {
                 const int channel =
                     place.channel + Values::warp_channel() + 16 * tile + 8 * half + lane_row();
-                const float sum = quad_sum(sums[half]) * unit;
+                float sum = quad_sum(sums[half]) * unit;
                 if (lane_column() == 0 && channel < layer.dv) {
-                    float& all = params.dots[head * layer.dv + channel];
+                    const int64_t at = head * layer.dv + channel;
+                    if (Normalized::asked(params)) {
+                        sum += smem.normalized.z[channel - place.channel] * params.z_spans[at];
+                    }
+                    float& all = params.dots[at];
                     all = params.parts == 2 ? all + sum : sum;
                 }
             }
         }
     }
 
-    // Where the segment's states lie in the workspace.
-    __device__ __forceinline__ static States segment_states(const Params& params,
-                                                            const GradientPlace& place) {
+    // Where the states of slot `slot` lie in the workspace.
+    __device__ __forceinline__ static States segment_states(const Params& params, int64_t slot) {
         States states = params.segments;
-        states.at += place.slot * states.sequence_stride;
+        states.at += slot * states.sequence_stride;
         states.sequence_stride = 0;  // the sequence is part of the slot
         return states;
     }
 
     // The state that the segment begins with.
     __device__ __forceinline__ static void load_start(const Params& params,
-                                                      const GradientPlace& place, State& state) {
+                                                      const GradientPlace& place, Mode mode,
+                                                      Smem& smem, State& state) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
+        const int64_t slot = mode == Mode::Read ? place.first_slot : place.slot;
         if (params.segments.at != nullptr) {
-            const States states = segment_states(params, place);
+            const States states = segment_states(params, slot);
             state.load(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
         } else if (params.initial.at != nullptr) {
             state.load(state_of(params.initial, place, channel), params.initial,
                        layer.dv - channel, layer.dk);
         }
+        Normalized::load_start(params, place, smem.normalized, slot);
     }
 
     // What the segment leaves behind: its state, and the decays of the state before it.
     __device__ __forceinline__ static void store_end(const Params& params,
-                                                     const GradientPlace& place, bool whole,
-                                                     State& state, float decay) {
+                                                     const GradientPlace& place, Mode mode,
+                                                     const Smem& smem, State& state,
+                                                     const typename Fade::Passed& passed) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
-        if (whole) {
+        if (reads(mode)) {
             if (place.last) {
-                meet(params, place, state, place.spans);
+                meet(params, place, smem, state, place.spans);
                 if (params.last.at != nullptr) {
                     state.store(state_of(params.last, place, channel), params.last,
                                 layer.dv - channel, layer.dk);
                 }
+                Normalized::store_end(params, place, smem.normalized);
             }
             return;
         }
-        const States states = segment_states(params, place);
+        const States states = segment_states(params, place.slot);
         state.store(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
-        const int64_t head = place.slot * layer.heads + place.head;
-        if (channel == 0 && lane_of_warp() == 0) {
-            params.decays[head] = decay;
-        }
+        Normalized::store(params, place, smem.normalized, params.z_segments,
+                          place.slot * layer.heads + place.head);
+        Fade::store(params, place, smem.fade, passed);
     }
 };
 

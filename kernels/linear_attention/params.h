@@ -73,6 +73,10 @@ struct WalkParams {
     int mode;           // Mode
     int normalize;      // 1: outputs are divided
     float eps;          // added to what they are divided by
+    // With decays of channels only:
+    int parts;          // 1: out is of f32
+    float weight;       // multiplies what is added to the state
+    int padding;
 };
 
 struct CarryParams {

@@ -167,9 +167,9 @@ struct Prepare {
         if (mode == Mode::Whole) {
             if constexpr (kChannel) {
                 if (layer.bonus != nullptr) {
-                    score_channels<true>(scores, smem, stage, mode);
+                    score_channels<true>(params, scores, smem, stage);
                 } else {
-                    score_channels<false>(scores, smem, stage, mode);
+                    score_channels<false>(params, scores, smem, stage);
                 }
             } else {
                 multiply_rows<Size>(scores, stage.q, stage.k, first());
@@ -179,7 +179,7 @@ struct Prepare {
             }
         } else if (kChannel && updates(mode)) {
             if constexpr (kChannel) {
-                fade_keys<Size>(stage.k, stage.gates, first());
+                fade_keys<Size>(stage.k, stage.gates, first(), params.weight);
                 __syncwarp();  // the keys of all lanes, before each reads them
             }
         }
@@ -220,17 +220,19 @@ struct Prepare {
 
     // Scores with decays of each channel; then queries and keys meet the state with theirs.
     template <bool Bonus>
-    __device__ __forceinline__ static void score_channels(Products& scores, Smem& smem,
-                                                          Stage& stage, Mode mode) {
+    __device__ __forceinline__ static void score_channels(const WalkParams& params,
+                                                          Products& scores, Smem& smem,
+                                                          Stage& stage) {
         PairScores<Size, Bonus> pairs;
         static_assert(sizeof(float) * pairs.kScratch <= sizeof(float) * kChunk * Size,
                       "a chunk's decays leave room for its scores");
         pairs.compute(stage.q, stage.k, stage.gates, first(), smem.decays.bonus);
         __syncwarp();  // all lanes have read queries and keys, before they are overwritten
         fade_queries<Size>(stage.q, stage.gates, first(), Bonus);
-        fade_keys<Size>(stage.k, stage.gates, first());
+        fade_keys<Size>(stage.k, stage.gates, first(), params.weight);
         __syncwarp();  // all lanes have read the decays, before they are overwritten
         pairs.exchange(scores, stage.gates.elements + first() * Size);
+        for_each_score(scores, [&](float& score, int, int) { score *= params.weight; });
     }
 
     // Divides the outputs of the warp's chunk, and carries z on. All warps, which have a barrier in

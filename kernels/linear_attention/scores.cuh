@@ -90,11 +90,16 @@ struct Squares {
         }
     }
 
+    // A chunk's, as operands B whose columns are its rows.
+    __device__ __forceinline__ void load(Pair<Element> (&b)[4], int chunk) const {
+        by_columns(tile, 0).load(b, first_row(chunk), chunk % kBeside);
+    }
+
     // outputs += u^T square^T
     template <typename Outputs, typename Values>
     __device__ __forceinline__ void multiply(Outputs& outputs, const Values& u, int chunk) const {
         Pair<Element> b[4];
-        by_columns(tile, 0).load(b, first_row(chunk), chunk % kBeside);
+        load(b, chunk);
 #pragma unroll
         for (int i = 0; i < static_cast<int>(sizeof(Outputs) / sizeof(outputs[0])); ++i) {
             multiply_pairs<Element>(outputs[i][0], u[i], b[0], b[1]);

@@ -27,21 +27,27 @@ __device__ __forceinline__ float exponent_of(float decay) {
                                          : exponent;
 }
 
+// Whether a walk meets each decay a step late: a reversed one, where it lies between a step and the
+// one before it in time. With a bonus no step's own decay lies between it and others, in either order.
+__device__ __forceinline__ bool decays_late(const Layer& layer) {
+    return layer.reversed != 0 && layer.bonus == nullptr;
+}
+
 // The address of the block's decays before the n-th step of the walk: those of the same step, or if
-// the walk is reversed those of the step before it in the walk. Null: nothing decays.
+// they come late those of the step before it in the walk. Null: nothing decays.
 __device__ __forceinline__ const float* decays_of(const Layer& layer, const Place& place, int n) {
-    const int reversed = layer.reversed;
-    if (layer.decays.at == nullptr || n >= place.steps || (reversed && place.first && n == 0)) {
+    const bool late = decays_late(layer);
+    if (layer.decays.at == nullptr || n >= place.steps || (late && place.first && n == 0)) {
         return nullptr;
     }
-    const int step = place.start + place.direction * n + reversed;
+    const int step = place.start + place.direction * n + late;
     return layer.decays.at + static_cast<int>(blockIdx.z) * layer.decays.batch_stride +
            step * layer.decays.step_stride + place.head * layer.decays.head_stride;
 }
 
-// As steps of the walk count, the decay behind its last step: that of the first step if it is reversed.
+// As steps of the walk count, the decay behind its last step: that of the first one, if they come late.
 __device__ __forceinline__ const float* decays_behind(const Layer& layer, const Place& place) {
-    if (layer.decays.at == nullptr || layer.reversed == 0 || !place.last || place.steps <= 0) {
+    if (layer.decays.at == nullptr || !decays_late(layer) || !place.last || place.steps <= 0) {
         return nullptr;
     }
     const int step = place.start + place.direction * (place.steps - 1);

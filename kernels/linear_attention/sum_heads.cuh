@@ -29,6 +29,12 @@ __device__ __forceinline__ float2 mapped_pair(const Element* at, FeatureMap map)
     return part<Element>(join<Element>(map_of(map, both.x), map_of(map, both.y)));
 }
 
+// A number, likewise.
+template <typename Element>
+__device__ __forceinline__ float mapped_number(const Element* at, FeatureMap map) {
+    return part<Element>(join<Element>(map_of(map, load(at)), 0.f)).x;
+}
+
 template <typename Element>
 struct SumHeads {
     static constexpr int kThreads = 256;

@@ -32,7 +32,8 @@ struct SumSpans {
         }
         sum = warp_sum(sum);
         if (lane_of_warp() == 0) {
-            params.out[number * params.out_stride] = sum;
+            params.out[number / params.columns * params.out_stride + number % params.columns] =
+                params.scale * sum;
         }
     }
 };

@@ -90,6 +90,33 @@ struct Values {
         }
     }
 
+    // Stores outputs as f32 instead, or adds them to what is there.
+    __device__ __forceinline__ static void store_parts(const float (&outputs)[Tiles][2][4],
+                                                       const Rows& out, const Layer& layer,
+                                                       const Place& place, int first, int chunk,
+                                                       bool add, int lead = 0) {
+        const int step = first + kChunk * chunk + lane_column();
+        const int channel = place.channel + warp_channel() + lane_row();
+        float* to = row_of<float>(out, place, step) + channel;
+        const int64_t stride = stride_of(out, place);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int down = 8 * (i / 4) + i % 2;
+            if (step + down < lead || step + down >= place.steps) {
+                continue;
+            }
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+                const int right = 16 * tile + 8 * (i / 2 % 2);
+                if (channel + right < layer.dv) {
+                    float& sum = to[down * stride + right];
+                    const float part = outputs[tile][i / 4][i % 4];
+                    sum = add ? sum + part : part;
+                }
+            }
+        }
+    }
+
 private:
     __device__ __forceinline__ void put_element(int row, int column, float number) {
         auto* bytes = reinterpret_cast<unsigned char*>(tile.elements) +

@@ -163,8 +163,13 @@ struct Walk {
         }
         if (Prepare::writes(mode)) {
             multiply_columns(outputs, smem.factors + first, mode == Mode::Read ? unit : 1.f);
-            stage.v.put(outputs, chunk);
-            stage.v.store(params.out, params.layer, place, n * Count, chunk);
+            if (kChannel && params.parts != 0) {
+                stage.v.store_parts(outputs, params.out, params.layer, place, n * Count, chunk,
+                                    false);
+            } else {
+                stage.v.put(outputs, chunk);
+                stage.v.store(params.out, params.layer, place, n * Count, chunk);
+            }
         }
         if (kNarrow<Element> && !updates && unit != 1.f) {
             state.multiply_by(unit);

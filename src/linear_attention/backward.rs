@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DeviceRepr};
 
-use super::backward_plan::{BackwardPlan, DecayGradient};
+use super::backward_ends::{Ends, Normalized};
+use super::backward_plan::{self, Asked, BackwardPlan, DecayGradient};
 use super::delta::DeltaCall;
 use super::forward::{COPY_BYTES, read_beta};
 use super::problem::{DecayLayout, Problem};
 use super::{
     Backward, Config, Decay, DecayMut, FeatureMap, LinearAttention, layouts, load, read_layer,
+    read_z,
 };
 use crate::abi::linear_attention::{
-    self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientWalk, GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
+    self as abi, BonusGradientParams, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams,
+    Decays, GRADIENT_WALK, GradientWalk, GradientWalkParams, LastDecaysParams, Mode,
+    NormalizerGradientParams, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
 };
+use crate::abi::{Dtype, Entry};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 use crate::launch::{Kernel, Launch};
@@ -33,7 +37,14 @@ pub(super) struct Gradients {
     sum_heads: Vec<Kernel<SumHeadsParams>>,
     /// In the order of [`DTYPES`].
     decay_gradient: Vec<Kernel<DecayGradientParams>>,
-    sum_spans: Kernel<SumSpansParams>,
+    /// In the order of [`DTYPES`].
+    pub(super) bonus_gradient: Vec<Kernel<BonusGradientParams>>,
+    pub(super) sum_spans: Kernel<SumSpansParams>,
+    /// In the order of [`DTYPES`].
+    pub(super) normalizer_gradient: Vec<Kernel<NormalizerGradientParams>>,
+    /// In the order of [`DTYPES`].
+    pub(super) key_products: Vec<Kernel<LastDecaysParams>>,
+    pub(super) last_decays: Kernel<LastDecaysParams>,
 }
 
 // SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
@@ -45,6 +56,12 @@ unsafe impl DeviceRepr for SumHeadsParams {}
 unsafe impl DeviceRepr for DecayGradientParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for SumSpansParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for BonusGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for NormalizerGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for LastDecaysParams {}
 
 impl Gradients {
     pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
@@ -54,34 +71,41 @@ impl Gradients {
             .collect();
         let walks = rows.iter().map(|row| load(ctx, &row.entry()));
         let walks: Result<_> = walks.collect();
-        let sum_heads = DTYPES
-            .iter()
-            .map(|&dtype| load(ctx, &abi::sum_heads(dtype)));
-        let sum_heads: Result<_> = sum_heads.collect();
-        let decay_gradient = DTYPES
-            .iter()
-            .map(|&dtype| load(ctx, &abi::decay_gradient(dtype)));
-        let decay_gradient: Result<_> = decay_gradient.collect();
         Ok(Self {
             walks: walks?,
-            sum_heads: sum_heads?,
-            decay_gradient: decay_gradient?,
+            sum_heads: of_dtypes(ctx, abi::sum_heads)?,
+            decay_gradient: of_dtypes(ctx, abi::decay_gradient)?,
+            bonus_gradient: of_dtypes(ctx, abi::bonus_gradient)?,
             sum_spans: load(ctx, &abi::sum_spans())?,
+            normalizer_gradient: of_dtypes(ctx, abi::normalizer_gradient)?,
+            key_products: of_dtypes(ctx, abi::key_products)?,
+            last_decays: load(ctx, &abi::last_decays())?,
             rows,
         })
     }
 }
 
+/// A kernel for each of [`DTYPES`].
+fn of_dtypes<P: DeviceRepr>(
+    ctx: &Arc<CudaContext>,
+    entry: impl Fn(Dtype) -> Entry,
+) -> Result<Vec<Kernel<P>>> {
+    let kernels = DTYPES.iter().map(|&dtype| load(ctx, &entry(dtype)));
+    kernels.collect()
+}
+
 /// How the gradients lie.
 struct Outputs {
+    normalized: Option<Normalized>,
     dout: Rows,
-    dlast: States,
+    ends: Ends,
     dq: Rows,
     dk: Rows,
     dv: Rows,
     ddecay: Option<(DecayGradient, Decays)>,
     dbeta: Rows,
-    dinitial: States,
+    /// The stride of the heads of the bonus's gradient.
+    dbonus: Option<i64>,
 }
 
 fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Problem, Outputs)> {
@@ -94,11 +118,19 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
     let unsupported = |request: &str| Error::Unsupported {
         op: OP,
         request: request.into(),
-        available: "a causal layer without normaliser, decays per channel or bonus".into(),
+        available:
+            "decays of heads or of steps; by the delta rule a causal layer without normaliser"
+                .into(),
     };
-    if problem.per_channel || config.normalize.is_some() || !config.causal {
+    let modified = config.normalize.is_some() || !config.causal;
+    if problem.per_channel && modified {
         return Err(unsupported(
-            "a normaliser, decays per channel, a bonus, or attention that is not causal",
+            "decays of channels or a bonus with a normaliser, or not causal",
+        ));
+    }
+    if problem.beta.is_some() && (problem.per_channel || modified) {
+        return Err(unsupported(
+            "the delta rule with decays of channels, a bonus or a normaliser, or not causal",
         ));
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
@@ -110,6 +142,10 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         (Some(DecayMut::PerStep(ddecay)), Decay::PerStep(_)) => {
             let layout = DecayLayout::PerStep(ddecay.layout());
             Some((DecayGradient::PerStep, problem.decays("ddecay", layout)?))
+        }
+        (Some(DecayMut::PerChannel(ddecay)), Decay::PerChannel(_)) => {
+            let layout = DecayLayout::PerChannel(ddecay.layout());
+            Some((DecayGradient::PerChannel, problem.decays("ddecay", layout)?))
         }
         (Some(ddecay), _) => {
             return Err(Error::Argument {
@@ -126,11 +162,9 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         }
     };
     let outputs = Outputs {
+        normalized: Normalized::new(&problem, tensors)?,
         dout: problem.like_out("dout", tensors.dout.layout())?,
-        dlast: match &tensors.dfinal_state {
-            Some(states) => problem.states("dfinal_state", states.layout())?,
-            None => States::default(),
-        },
+        ends: Ends::new(&problem, tensors)?,
         dq: problem.like_q("dq", tensors.dq.layout())?,
         dk: problem.like_k("dk", tensors.dk.layout())?,
         dv: problem.like_v("dv", tensors.dv.layout())?,
@@ -147,9 +181,17 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
                 });
             }
         },
-        dinitial: match &tensors.dinitial_state {
-            Some(states) => problem.states("dinitial_state", states.layout())?,
-            None => States::default(),
+        dbonus: match &tensors.dbonus {
+            Some(dbonus) if problem.bonus => Some(problem.like_bonus("dbonus", dbonus.layout())?),
+            Some(_) => {
+                return Err(Error::Argument {
+                    op: OP,
+                    argument: "dbonus",
+                    expected: "none without a bonus".into(),
+                    found: "a tensor".into(),
+                });
+            }
+            None => None,
         },
     };
     Ok((problem, outputs))
@@ -197,16 +239,23 @@ impl LinearAttention {
     }
 
     fn plan_backward(&self, problem: &Problem, outputs: &Outputs) -> Result<BackwardPlan> {
-        let ddecay = outputs.ddecay.map(|(form, _)| form);
+        let asked = Asked {
+            ddecay: outputs.ddecay.map(|(form, _)| form),
+            dbonus: outputs.dbonus.is_some(),
+        };
+        let rows = backward_plan::Rows {
+            gradients: &self.gradients.rows,
+            walks: &self.rows,
+        };
         let delta = problem.beta.map(|_| &self.delta);
-        BackwardPlan::new(problem, ddecay, &self.gradients.rows, delta, &self.device)
+        BackwardPlan::new(problem, asked, rows, delta, &self.device)
     }
 
     /// Queues the gradients of a layer on `stream`.
     ///
     /// States, their gradients, decays and sums are `f32`; what enters a product of tensor cores is rounded to `T`, as
-    /// in [`LinearAttention::forward`]. What heads share is summed in order: the same inputs give the same bits. No
-    /// output of the forward pass is needed.
+    /// in [`LinearAttention::forward`]. What heads share is summed in order: the same inputs give the same bits. Of the
+    /// forward pass nothing is needed but with a normaliser, and then its output and the sums that it was divided by.
     ///
     /// # Errors
     /// Shapes, layouts or options that do not fit, see [`Error`];
@@ -225,14 +274,28 @@ impl LinearAttention {
         let mut launch = Launch::new(OP, stream);
         launch.same_context("the operation", &self.ctx)?;
         let (layer, initial) = read_layer(&mut launch, &problem, &tensors.layer)?;
+        let initial_z = read_z(&mut launch, &problem, &tensors.layer)?;
+        let normalized = match &outputs.normalized {
+            Some(normalized) => {
+                Some(normalized.read(&mut launch, &tensors.out, &tensors.normalizer)?)
+            }
+            None => None,
+        };
         let rows = |at, rows: Rows| Rows { at, ..rows };
         let dout = rows(
             launch.read("dout", &tensors.dout, COPY_BYTES)?,
             outputs.dout,
         );
-        let mut dlast = outputs.dlast;
+        let mut ends = Ends {
+            initial,
+            initial_z,
+            ..outputs.ends
+        };
         if let Some(states) = &tensors.dfinal_state {
-            dlast.at = launch.read("dfinal_state", states, 4)?;
+            ends.dlast.at = launch.read("dfinal_state", states, 4)?;
+        }
+        if let Some(z) = &tensors.dfinal_z {
+            ends.dlast_z.at = launch.read("dfinal_z", z, 4)?;
         }
         let gradients = [
             rows(launch.write("dq", &mut tensors.dq, COPY_BYTES)?, outputs.dq),
@@ -259,10 +322,16 @@ impl LinearAttention {
         }
         let delta = plan.delta.zip(beta);
         let delta = delta.map(|(plan, beta)| DeltaCall { plan, beta, dbeta });
-        let mut dinitial = outputs.dinitial;
         if let Some(states) = &mut tensors.dinitial_state {
-            dinitial.at = launch.write("dinitial_state", states, 4)?;
+            ends.dinitial.at = launch.write("dinitial_state", states, 4)?;
         }
+        if let Some(z) = &mut tensors.dinitial_z {
+            ends.dinitial_z.at = launch.write("dinitial_z", z, 4)?;
+        }
+        let dbonus = match &mut tensors.dbonus {
+            Some(dbonus) => launch.write("dbonus", dbonus, 4)?,
+            None => 0,
+        };
         memory = scratch.take(plan.workspace_bytes())?;
         let start = match &mut memory {
             Some(memory) => launch.write("workspace", memory, COPY_BYTES)?,
@@ -278,16 +347,19 @@ impl LinearAttention {
                 segment: plan.segment as i32, // at most the steps and a span, which fit
                 ..layer
             },
+            normalized,
             dout,
+            ends,
             gradients,
             delta,
             ddecay,
+            dbonus: outputs.dbonus.map(|stride| (dbonus, stride)),
             start,
         };
         // SAFETY: `Problem` and `describe` checked that the tensors have the sizes and strides that the
         // parameters tell the kernels, which clamp what they read from cu_seqlens to the steps; and the
         // workspace has room for all that the plan counted.
-        unsafe { call.queue(initial, dlast, dinitial) }
+        unsafe { call.queue() }
     }
 }
 
@@ -298,12 +370,17 @@ pub(super) struct Call<'a> {
     pub(super) problem: &'a Problem,
     pub(super) plan: &'a BackwardPlan,
     pub(super) layer: abi::Layer,
+    /// With a normaliser.
+    pub(super) normalized: Option<Normalized>,
     pub(super) dout: Rows,
+    pub(super) ends: Ends,
     /// dq, dk and dv.
     pub(super) gradients: [Rows; 3],
     /// By the delta rule.
     pub(super) delta: Option<DeltaCall>,
-    ddecay: Option<(DecayGradient, Decays)>,
+    pub(super) ddecay: Option<(DecayGradient, Decays)>,
+    /// Address of the bonus's gradient, and the stride of its heads.
+    pub(super) dbonus: Option<(u64, i64)>,
     /// Address of the workspace.
     start: u64,
 }
@@ -317,21 +394,41 @@ impl Call<'_> {
     ///
     /// # Safety
     /// The tensors must be as the call says, and the workspace as its plan does.
-    unsafe fn queue(&self, initial: States, dlast: States, dinitial: States) -> Result<()> {
+    unsafe fn queue(&self) -> Result<()> {
+        if let Some(normalized) = self.normalized {
+            // SAFETY: this function's own condition, here and below.
+            unsafe { self.normalizer_gradient(&normalized) }?;
+        }
         if let Some(delta) = self.delta.filter(|_| !self.problem.is_empty()) {
-            // SAFETY: this function's own condition.
-            unsafe { self.walk_by_delta(&delta, [initial, dlast, dinitial]) }?;
+            // SAFETY: as above.
+            unsafe { self.walk_by_delta(&delta) }?;
         } else if !self.problem.is_empty() {
-            let [dq, dk, dv] = self.walks(initial, dlast, dinitial);
-            if self.plan.is_cut() {
-                // SAFETY: this function's own condition, here and below.
-                unsafe { self.pass_segments(&dq, initial) }?;
+            let [dq, dk, dv] = self.walks(&self.ends);
+            if !self.problem.config.causal {
                 // SAFETY: as above.
-                unsafe { self.pass_segments(&dk, dlast) }?;
+                unsafe { self.find_last(&dq, &dk) }?;
+            } else if self.plan.is_cut() {
+                let Ends {
+                    initial,
+                    initial_z,
+                    dlast,
+                    dlast_z,
+                    ..
+                } = self.ends;
+                // SAFETY: as above.
+                unsafe { self.pass_segments(&dq, initial, initial_z) }?;
+                // SAFETY: as above.
+                unsafe { self.pass_segments(&dk, dlast, dlast_z) }?;
             }
             // those of keys meet states that those of queries store
             for (walk, of_values) in [(dq, 0), (dk, 0), (dv, 1)] {
+                if let (1, Some(plan)) = (of_values, &self.plan.values) {
+                    // SAFETY: as above.
+                    unsafe { self.gradient_of_values(plan, &walk, self.ends.dlast) }?;
+                    continue;
+                }
                 let kernel = &self.kernels.gradients.walks[self.plan.rows[of_values]];
+                let walk = self.reading(walk);
                 // SAFETY: as above.
                 unsafe { self.launch.run(kernel, self.plan.grids[of_values], &walk) }?;
             }
@@ -342,29 +439,39 @@ impl Call<'_> {
                 unsafe { self.sum_heads(which) }?;
             }
         }
+        // SAFETY: as above.
+        unsafe { self.bonus_gradient() }?;
         match self.ddecay {
             // SAFETY: as above.
-            Some((form, decays)) => unsafe { self.decay_gradient(form, decays) },
+            Some((form, decays)) if self.problem.config.causal => unsafe {
+                self.decay_gradient(form, decays)
+            },
+            // SAFETY: as above.
+            Some((form, decays)) => unsafe { self.last_decays(form, decays) },
             None => Ok(()),
         }
     }
 
+    /// Whether a step's own key and value are left out of the walks, and added afterwards.
+    pub(super) fn is_strict(&self) -> bool {
+        (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
+    }
+
     /// The walks that compute dq, dk and dv.
-    pub(super) fn walks(
-        &self,
-        initial: States,
-        dlast: States,
-        dinitial: States,
-    ) -> [GradientWalkParams; 3] {
+    pub(super) fn walks(&self, ends: &Ends) -> [GradientWalkParams; 3] {
         let (layer, memory) = (self.layer, &self.plan.memory);
         let map = self.problem.config.feature_map as i32;
         let identity = FeatureMap::Identity as i32;
         let exists = |exists: bool, offset: usize| if exists { self.at(offset) } else { 0 };
-        let strict = self.ddecay.is_some();
+        let bordered = self.ddecay.is_some() && self.problem.config.causal;
+        // with a bonus no decay of its own is between a step and others
+        let late = i32::from(!self.problem.bonus);
+        let normalizes = self.normalized.is_some();
+        let passes = self.plan.passes_states();
         let segments = |which: usize| {
             let head = self.problem.head_size() as i64;
             States {
-                at: exists(self.plan.is_cut(), memory.states[which]),
+                at: exists(passes, memory.states[which]),
                 sequence_stride: head * self.problem.heads as i64,
                 head_stride: head,
                 key_stride: self.problem.dv as i64,
@@ -390,8 +497,17 @@ impl Call<'_> {
             mode: Mode::Whole as i32,
             parts: self.plan.parts[which].into(),
             weight: 1.0,
+            factors: match normalizes {
+                true => of_steps(self.problem, self.at(memory.factors), 2),
+                false => Rows::default(),
+            },
+            factored_keys: 1,
+            factor_scale: layer.scale,
             ..GradientWalkParams::default()
         };
+        // with factors that have it, the scale is none of the weights
+        let weight = if normalizes { 1.0 } else { layer.scale };
+        let z_segments = |which: usize| exists(passes && normalizes, memory.zs[which]);
         let dq = GradientWalkParams {
             layer: abi::Layer {
                 q: self.dout,
@@ -400,16 +516,23 @@ impl Call<'_> {
                 ..of_keys
             },
             out: out(0, self.problem.dk),
-            own: match strict {
+            own: match self.is_strict() {
                 true => of_steps(self.problem, self.at(memory.own), 1),
                 false => Rows::default(),
             },
-            initial: turned(initial),
+            initial: turned(ends.initial),
+            initial_z: turned(ends.initial_z),
             segments: turned(segments(0)),
-            decays: exists(self.plan.is_cut(), memory.decays[0]),
-            spans: exists(strict, memory.spans),
-            span_units: exists(strict, memory.span_units),
+            z_segments: z_segments(0),
+            decays: exists(passes, memory.decays[0]),
+            spans: exists(bordered, memory.spans),
+            span_units: exists(bordered, memory.span_units),
+            z_spans: exists(bordered && normalizes, memory.z_spans),
+            late_reads: self.problem.bonus.into(),
             value_map: map,
+            normalize: normalizes.into(),
+            factored_keys: 0,
+            factor_scale: 1.0,
             ..of_values(0)
         };
         let dk = GradientWalkParams {
@@ -422,15 +545,20 @@ impl Call<'_> {
                 ..of_keys
             },
             out: out(1, self.problem.dk),
-            initial: turned(dlast),
-            last: turned(dinitial),
+            initial: turned(ends.dlast),
+            last: turned(ends.dinitial),
+            initial_z: turned(ends.dlast_z),
+            last_z: turned(ends.dinitial_z),
             segments: turned(segments(1)),
-            decays: exists(self.plan.is_cut(), memory.decays[1]),
-            dots: exists(strict, memory.dots),
+            z_segments: z_segments(1),
+            decays: exists(passes, memory.decays[1]),
+            dots: exists(bordered, memory.dots),
+            factored_keys: 1,
+            factor_scale: layer.scale,
             late_reads: 1,
-            late_writes: 1,
+            late_writes: late,
             parts: self.plan.parts[1].into(),
-            weight: layer.scale,
+            weight,
             ..dq
         };
         let dv = GradientWalkParams {
@@ -443,25 +571,32 @@ impl Call<'_> {
                 ..layer
             },
             out: out(2, self.problem.dv),
-            initial: dlast,
+            initial: ends.dlast,
             segments: segments(1),
             value_map: identity,
             late_reads: 1,
             late_writes: 1,
-            weight: layer.scale,
+            weight,
             ..of_values(2)
         };
         [dq, dk, dv]
     }
 
-    /// Queues what finds the states that the segments of a walk begin with; `initial` are those that the walk does.
+    /// Queues what finds the states that the segments of a walk begin with, or if attention is not causal the last
+    /// ones; `initial` and `initial_z` are those that the walk begins with.
     ///
     /// # Safety
     /// As [`Call::queue`].
-    unsafe fn pass_segments(&self, walk: &GradientWalkParams, initial: States) -> Result<()> {
+    pub(super) unsafe fn pass_segments(
+        &self,
+        walk: &GradientWalkParams,
+        initial: States,
+        initial_z: States,
+    ) -> Result<()> {
+        let causal = self.problem.config.causal;
         let kernel = &self.kernels.gradients.walks[self.plan.rows[0]];
         let states = GradientWalkParams {
-            mode: Mode::States as i32,
+            mode: if causal { Mode::States } else { Mode::All } as i32,
             ..*walk
         };
         // SAFETY: this function's own condition.
@@ -477,13 +612,31 @@ impl Call<'_> {
             heads: self.layer.heads,
             dv: self.layer.dv,
             segment: self.layer.segment,
-            decays_of_head: 1,
-            all: 0,
+            decays_of_head: self.problem.decays_of_head() as i32, // at most dk
+            all: (!causal).into(),
         };
-        let parts = self.problem.head_size().div_ceil(CARRY_THREADS);
-        let grid = [parts, self.problem.heads, self.problem.sequences];
+        let grid = |size: usize| {
+            let parts = size.div_ceil(CARRY_THREADS);
+            [parts, self.problem.heads, self.problem.sequences]
+        };
+        let kernel = &self.kernels.carry;
         // SAFETY: as above; it reads what the kernel before it wrote.
-        unsafe { self.launch.run(&self.kernels.carry, grid, &carry) }
+        unsafe {
+            self.launch
+                .run(kernel, grid(self.problem.head_size()), &carry)
+        }?;
+        if walk.z_segments == 0 {
+            return Ok(());
+        }
+        let carry = CarryParams {
+            initial: initial_z,
+            segments: walk.z_segments,
+            head_size: self.problem.dk as i64,
+            dv: 1,
+            ..carry
+        };
+        // SAFETY: as above.
+        unsafe { self.launch.run(kernel, grid(self.problem.dk), &carry) }
     }
 
     /// Queues what makes dq, dk or dv of their parts, if they have any.
@@ -501,8 +654,8 @@ impl Call<'_> {
         if !self.plan.parts[which] || shared == 0 {
             return Ok(());
         }
-        let own = match self.ddecay {
-            Some(_) if which < 2 => of_steps(self.problem, self.at(self.plan.memory.own), 1),
+        let own = match which {
+            0 | 1 if self.is_strict() => of_steps(self.problem, self.at(self.plan.memory.own), 1),
             _ => Rows::default(),
         };
         let alone = |rows: Rows| Rows { shared: 1, ..rows };
@@ -528,7 +681,8 @@ impl Call<'_> {
             channels: channels as i32, // as checked with those of a key and a value
             map: self.problem.config.feature_map as i32,
             scale: layer.scale,
-            ..SumHeadsParams::default()
+            bonus: layer.bonus,
+            bonus_stride: layer.bonus_head_stride,
         };
         let kernel = &self.kernels.gradients.sum_heads[self.dtype()];
         // SAFETY: this function's own condition.
@@ -570,9 +724,10 @@ impl Call<'_> {
                 channels: layer.dk,
                 query_map: layer.query_map,
                 key_map: layer.key_map,
+                per_channel: (form == DecayGradient::PerChannel).into(),
                 per_head: per_head.into(),
                 span: form.span() as i32,
-                ..DecayGradientParams::default()
+                late_reads: self.problem.bonus.into(),
             };
             let kernel = &self.kernels.gradients.decay_gradient[self.dtype()];
             // SAFETY: this function's own condition.
@@ -592,7 +747,9 @@ impl Call<'_> {
             steps: layer.steps,
             sequences: self.problem.sequences as i32, // along z of the grid, if there is one
             numbers: layer.heads,
+            columns: 1,
             span: form.span() as i32,
+            scale: 1.0,
         };
         // SAFETY: as above; where there is no step it reads no sum.
         unsafe {
@@ -602,7 +759,7 @@ impl Call<'_> {
     }
 
     /// Blocks that take a span of so many steps of a head each.
-    fn grid_of_spans(&self, span: usize, heads: usize) -> [usize; 3] {
+    pub(super) fn grid_of_spans(&self, span: usize, heads: usize) -> [usize; 3] {
         let spans = self.problem.steps.div_ceil(span);
         [spans, heads, self.problem.sequences]
     }

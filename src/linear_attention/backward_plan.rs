@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
-use super::plan::{BLOCKS, UNIT, segments};
+use super::plan::{BLOCKS, Plan, UNIT, segments};
 use super::problem::Problem;
-use crate::abi::linear_attention::{CHUNK, GradientWalk, SPAN};
+use crate::abi::linear_attention::{CHUNK, Gate, GradientWalk, SPAN, Walk};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 
@@ -23,6 +23,8 @@ pub(super) enum DecayGradient {
     PerHead,
     /// Sums over channels.
     PerStep,
+    /// A number a channel.
+    PerChannel,
 }
 
 impl DecayGradient {
@@ -31,15 +33,29 @@ impl DecayGradient {
     pub(super) const fn span(self) -> usize {
         match self {
             Self::PerHead => CHUNK,
-            Self::PerStep => SPAN,
+            Self::PerStep | Self::PerChannel => SPAN,
         }
     }
+}
+
+/// The gradients that not every call asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) ddecay: Option<DecayGradient>,
+    pub(super) dbonus: bool,
+}
+
+/// The rows of the tables that the device can run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows<'a> {
+    pub(super) gradients: &'a [GradientWalk],
+    pub(super) walks: &'a [Walk],
 }
 
 /// How [`LinearAttention::backward`](super::LinearAttention::backward) runs.
 ///
 /// ```text
-/// linear_attention_gradient_walk_f16_n128, segments of 512 steps, 10506240 bytes of workspace
+/// linear_attention_gradient_walk_step_f16_n128, segments of 512 steps, 10506240 bytes of workspace
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackwardPlan {
@@ -49,6 +65,8 @@ pub struct BackwardPlan {
     pub(super) kernel: String,
     /// Steps of a segment.
     pub(super) segment: usize,
+    /// Whether states lie in the workspace: those that segments begin with, or if attention is not causal the last ones.
+    passes: bool,
     /// Slices, segments, sequences: of dq and dk, and of dv.
     pub(super) grids: [[usize; 3]; 2],
     /// Whether dq, dk and dv are made of parts in f32: of heads that share them, before feature maps, or
@@ -58,6 +76,8 @@ pub struct BackwardPlan {
     pub(super) memory: Memory,
     /// What the delta rule has beside that.
     pub(super) delta: Option<DeltaPlan>,
+    /// How the walk for dv runs, where decays of channels have it run by a kernel of the forward pass.
+    pub(super) values: Option<Plan>,
 }
 
 /// Where what the kernels tell each other lies, in bytes from the start of the workspace.
@@ -65,19 +85,28 @@ pub struct BackwardPlan {
 pub(super) struct Memory {
     /// `[slot, head, dk, dv]` in f32: of segments, states and their gradients.
     pub(super) states: [usize; 2],
-    /// `[slot, head]` in f32: the decays of segments, for each of these.
+    /// `[slot, head, dk]` in f32: the same of the normaliser.
+    pub(super) zs: [usize; 2],
+    /// `[slot, head]` in f32, or with decays of channels `[slot, head, dk]`: the decays of segments, for each of these.
     pub(super) decays: [usize; 2],
+    /// `[batch, steps, heads, 2]` in f32: what the normaliser makes of the gradient of the output.
+    pub(super) factors: usize,
     /// `[batch, steps, heads, dk or dv]` in f32: of dq, dk and dv.
     pub(super) parts: [usize; 3],
-    /// `[batch, steps, heads]` in f32: each step's own products.
+    /// `[batch, steps, heads]` in f32: each step's own products; not causal, those of keys with their gradients.
     pub(super) own: usize,
-    /// The states at the borders of spans, and their units.
+    /// The states at the borders of spans, their units, and the normaliser's.
     pub(super) spans: usize,
     pub(super) span_units: usize,
+    pub(super) z_spans: usize,
     /// `[span slot, head, dk]` in f32: their products with their gradients.
     pub(super) dots: usize,
     /// `[span slot, head]` in f32: sums of gradients of decays.
     pub(super) head_sums: usize,
+    /// `[span slot, head, dk]` in f32: sums of gradients of the bonus.
+    pub(super) bonus_sums: usize,
+    /// What the plan for dv has.
+    pub(super) values: usize,
     /// All of it.
     pub(super) bytes: usize,
 }
@@ -86,13 +115,14 @@ impl BackwardPlan {
     /// Plans `problem` with the first of `rows` that can run it.
     pub(super) fn new(
         problem: &Problem,
-        ddecay: Option<DecayGradient>,
-        rows: &[GradientWalk],
+        asked: Asked,
+        rows: Rows<'_>,
         delta: Option<&Delta>,
         device: &Device,
     ) -> Result<Self> {
-        let of_keys = first_fit(problem, rows, "dv", problem.dv)?;
-        let of_values = first_fit(problem, rows, "dk", problem.dk)?;
+        let ddecay = asked.ddecay;
+        let of_keys = first_fit(problem, rows.gradients, "dv", problem.dv)?;
+        let of_values = first_fit(problem, rows.gradients, "dk", problem.dk)?;
         let width = GradientWalk::WIDTH;
         // at most 2^30: heads are at most 2^15, as are slices
         let blocks =
@@ -111,23 +141,38 @@ impl BackwardPlan {
         let segment = spans.max(1) * SPAN;
         let count = problem.steps.div_ceil(segment).max(1);
         let mapped = problem.config.feature_map != FeatureMap::Identity;
+        let strict = ddecay.is_some() || problem.bonus;
         let parts = [
-            mapped || ddecay.is_some() || problem.heads_q != problem.heads,
+            mapped || strict || problem.heads_q != problem.heads,
             // the delta rule adds to it
-            mapped || ddecay.is_some() || problem.heads_k != problem.heads || delta.is_some(),
+            mapped || strict || problem.heads_k != problem.heads || delta.is_some(),
             problem.heads_v != problem.heads,
         ];
-        let slots = if count > 1 { problem.slots(segment) } else { 0 };
-        let mut memory = Memory::new(problem, ddecay, parts, slots, &rows[of_keys]);
+        let slots = match count > 1 || !problem.config.causal {
+            true => problem.slots(segment),
+            false => 0,
+        };
+        let row = &rows.gradients[of_keys];
+        let mut memory = Memory::new(problem, asked, parts, slots, row);
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
+        let values = match problem.gate() {
+            Gate::Step => None,
+            Gate::Channel => Some(Plan::new(problem, rows.walks, device)?),
+        };
+        if let Some(plan) = &values {
+            memory.values = memory.bytes;
+            memory.bytes = memory.bytes.saturating_add(plan.workspace_bytes());
+        }
         Ok(Self {
+            passes: slots > 0,
             rows: [of_keys, of_values],
-            kernel: rows[of_keys].entry().name,
+            kernel: row.entry().name,
             segment,
             grids: blocks.map(|blocks| [blocks, count, problem.sequences]),
             parts,
             memory,
             delta: delta.transpose()?,
+            values,
         })
     }
 
@@ -145,12 +190,17 @@ impl BackwardPlan {
     pub(super) fn is_cut(&self) -> bool {
         self.grids[0][1] > 1
     }
+
+    /// Whether a launch finds the states that another one begins with.
+    pub(super) fn passes_states(&self) -> bool {
+        self.passes
+    }
 }
 
 impl Memory {
     fn new(
         problem: &Problem,
-        ddecay: Option<DecayGradient>,
+        Asked { ddecay, dbonus }: Asked,
         parts: [bool; 3],
         slots: usize,
         row: &GradientWalk,
@@ -164,36 +214,56 @@ impl Memory {
             memory.bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
             at
         };
+        let normalizes = problem.config.normalize.is_some();
         let states = [(); 2].map(|()| take(product(&[4, slots, heads, problem.head_size()])));
-        let decays = [(); 2].map(|()| take(product(&[4, slots, heads])));
+        let zs = [(); 2].map(|()| match normalizes {
+            true => take(product(&[4, slots, heads, dk])),
+            false => 0,
+        });
+        let of_head = problem.decays_of_head();
+        let decays = [(); 2].map(|()| take(product(&[4, slots, heads, of_head])));
         let mut part = |exists: bool, channels: usize| match exists {
             true => take(product(&[4, problem.batch, problem.steps, heads, channels])),
             false => 0,
         };
         let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
+        let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
+        let factors = if normalizes { take(of_steps(2)) } else { 0 };
         let (mut own, mut spans, mut span_units) = (0, 0, 0);
-        let (mut dots, mut head_sums) = (0, 0);
-        if let Some(form) = ddecay {
+        let (mut z_spans, mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0, 0);
+        if ddecay.is_some() || problem.bonus {
+            own = take(of_steps(1));
+        }
+        if dbonus {
+            bonus_sums = take(product(&[4, problem.span_slots(SPAN), heads, dk]));
+        }
+        if let Some(form) = ddecay.filter(|_| problem.config.causal) {
             let borders = product(&[problem.span_slots(form.span()), heads]);
             let warps = product(&[borders, dk.div_ceil(GradientWalk::WIDTH), WARPS]);
-            own = take(product(&[4, problem.batch, problem.steps, heads]));
             spans = take(product(&[warps, 16, row.size, problem.dtype.bytes()]));
             span_units = take(product(&[4, warps]));
+            if normalizes {
+                z_spans = take(product(&[4, borders, dk]));
+            }
             dots = take(product(&[4, borders, dk]));
             head_sums = match form {
                 DecayGradient::PerHead => take(product(&[4, borders])),
-                DecayGradient::PerStep => 0,
+                DecayGradient::PerStep | DecayGradient::PerChannel => 0,
             };
         }
         Self {
             states,
+            zs,
             decays,
+            factors,
             parts,
             own,
             spans,
             span_units,
+            z_spans,
             dots,
             head_sums,
+            bonus_sums,
             ..memory
         }
     }
@@ -224,8 +294,9 @@ fn first_fit(
     name: &str,
     columns: usize,
 ) -> Result<usize> {
-    let of_dtype = || rows.iter().filter(|row| row.dtype == problem.dtype);
-    let fits = |row: &GradientWalk| row.dtype == problem.dtype && row.size >= columns;
+    let of_kind = |row: &GradientWalk| row.dtype == problem.dtype && row.gate == problem.gate();
+    let of_dtype = || rows.iter().filter(|row| of_kind(row));
+    let fits = |row: &GradientWalk| of_kind(row) && row.size >= columns;
     rows.iter()
         .position(fits)
         .ok_or_else(|| Error::Unsupported {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, DeviceRepr};
 
 use super::backward::{Call, of_steps};
+use super::backward_ends::Ends;
 use super::load;
 use super::plan::first_fit;
 use super::problem::Problem;
@@ -161,11 +162,13 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As [`Call::queue`].
-    pub(super) unsafe fn walk_by_delta(
-        &self,
-        delta: &DeltaCall,
-        [initial, dlast, dinitial]: [States; 3],
-    ) -> Result<()> {
+    pub(super) unsafe fn walk_by_delta(&self, delta: &DeltaCall) -> Result<()> {
+        let Ends {
+            initial,
+            dlast,
+            dinitial,
+            ..
+        } = self.ends;
         let (problem, memory) = (self.problem, &delta.plan.memory);
         let of_values = |offset: usize| of_steps(problem, self.at(offset), problem.dv);
         let (updates, errors) = (of_values(memory.updates), of_values(memory.errors));
@@ -178,7 +181,10 @@ impl Call<'_> {
         // SAFETY: as above.
         unsafe { self.gradients_of_updates(delta, errors, dv, [dlast, dinitial]) }?;
 
-        let [of_q, of_k, _] = self.walks(initial, dlast, States::default());
+        let [of_q, of_k, _] = self.walks(&Ends {
+            dinitial: States::default(),
+            ..self.ends
+        });
         let dq = GradientWalkParams {
             layer: abi::Layer {
                 k: updates,

@@ -169,6 +169,7 @@ impl LinearAttention {
             mode: Mode::Whole as i32,
             normalize: config.normalize.is_some().into(),
             eps: config.normalize.unwrap_or(0.0),
+            weight: 1.0,
             ..WalkParams::default()
         };
         if let Some(beta) = beta {

@@ -36,10 +36,13 @@
 //! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
 
 mod backward;
+mod backward_channels;
+mod backward_ends;
 mod backward_plan;
 mod decays;
 mod delta;
 mod forward;
+mod last;
 mod plan;
 mod problem;
 mod step;

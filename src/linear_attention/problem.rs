@@ -64,6 +64,8 @@ pub(super) struct Problem {
     pub(super) packed: bool,
     /// Whether a decay is a number of each channel, or a bonus asks for kernels that take such.
     pub(super) per_channel: bool,
+    /// Whether queries read the state before their own step's, and a bonus of it.
+    pub(super) bonus: bool,
     /// How beta lies, by the delta rule.
     pub(super) beta: Option<Rows>,
     pub(super) config: Config,
@@ -124,6 +126,7 @@ impl Problem {
             packed: layouts.cu_seqlens.is_some(),
             per_channel: matches!(layouts.decay, DecayLayout::PerChannel(_))
                 || layouts.bonus.is_some(),
+            bonus: layouts.bonus.is_some(),
             beta: None,
             config,
             layer: Layer {

@@ -154,10 +154,18 @@ pub enum DecayMut<'a> {
 pub struct Backward<'a, T> {
     /// What was computed.
     pub layer: Layer<'a, T>,
+    /// `[batch, seqlen, heads, dv]`: the output, with [`normalize`](Config::normalize) and only then.
+    pub out: Option<TensorRef<'a, T, 4>>,
+    /// `[batch, seqlen, heads]`: what the forward pass wrote as [`Forward::normalizer`], with
+    /// [`normalize`](Config::normalize) and only then.
+    pub normalizer: Option<TensorRef<'a, f32, 3>>,
     /// `[batch, seqlen, heads, dv]`: the gradient of the output.
     pub dout: TensorRef<'a, T, 4>,
     /// `[sequences, heads, dk, dv]`: the gradient of the state after each sequence; `None`: zeros.
     pub dfinal_state: Option<TensorRef<'a, f32, 4>>,
+    /// `[sequences, heads, dk]`: the gradient of the normaliser's state after each sequence, only with
+    /// [`normalize`](Config::normalize); `None`: zeros.
+    pub dfinal_z: Option<TensorRef<'a, f32, 3>>,
     /// `[batch, seqlen, heads_q, dk]`
     pub dq: TensorMut<'a, T, 4>,
     /// `[batch, seqlen, heads_k, dk]`
@@ -171,6 +179,37 @@ pub struct Backward<'a, T> {
     pub dbeta: Option<TensorMut<'a, T, 3>>,
     /// `[sequences, heads, dk, dv]`: of the state before each sequence, zeros or not.
     pub dinitial_state: Option<TensorMut<'a, f32, 4>>,
+    /// `[sequences, heads, dk]`: of the normaliser's state before each sequence, zeros or not, only with
+    /// [`normalize`](Config::normalize).
+    pub dinitial_z: Option<TensorMut<'a, f32, 3>>,
+    /// Gradient of the bonus, `[heads, dk]`, the last axis contiguous; only if there is one.
+    pub dbonus: Option<TensorMut<'a, f32, 2>>,
+}
+
+impl<'a, T> Backward<'a, T> {
+    /// The gradients `[dq, dk, dv]` of a layer, without the tensors that may be absent.
+    pub fn new(
+        layer: Layer<'a, T>,
+        dout: TensorRef<'a, T, 4>,
+        [dq, dk, dv]: [TensorMut<'a, T, 4>; 3],
+    ) -> Self {
+        Self {
+            layer,
+            out: None,
+            normalizer: None,
+            dout,
+            dfinal_state: None,
+            dfinal_z: None,
+            dq,
+            dk,
+            dv,
+            ddecay: None,
+            dbeta: None,
+            dbonus: None,
+            dinitial_state: None,
+            dinitial_z: None,
+        }
+    }
 }
 
 /// Tensors of [`LinearAttention::step`](super::LinearAttention::step): those of a [`Layer`] of one step. The last axis

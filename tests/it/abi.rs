@@ -74,12 +74,13 @@ const SCAN_ROWS: [&[&str]; 2] = [
 
 /// Sizes of the kernels of linear attention: those that walk over sequences, for each type, and those of one step.
 const LINEAR_SIZES: [u32; 3] = [64, 128, 256];
-const LINEAR_WALKS: [&str; 5] = [
+const LINEAR_WALKS: [&str; 6] = [
     "walk_step",
     "walk_channel",
     "delta",
     "delta_gradients",
-    "gradient_walk",
+    "gradient_walk_step",
+    "gradient_walk_channel",
 ];
 
 /// Kernels of RWKV-4's average and of the linear recurrent unit, for each type.
@@ -139,8 +140,15 @@ fn the_table_has_every_kernel_for_every_target() {
     let of_linear = |dtype| {
         let of_size = move |walk: &str, size| format!("linear_attention_{walk}_{dtype}_n{size}");
         let walks = LINEAR_WALKS.map(|walk| LINEAR_SIZES.map(|size| of_size(walk, size)));
-        let others = ["delta_sum_betas", "sum_heads", "decay_gradient"]
-            .map(|kernel| format!("linear_attention_{kernel}_{dtype}"));
+        let others = [
+            "delta_sum_betas",
+            "sum_heads",
+            "bonus_gradient",
+            "decay_gradient",
+            "normalizer_gradient",
+            "key_products",
+        ]
+        .map(|kernel| format!("linear_attention_{kernel}_{dtype}"));
         walks.into_iter().flatten().chain(others)
     };
     let linear_steps = LINEAR_SIZES.map(|size| format!("linear_attention_step_n{size}"));
@@ -166,7 +174,7 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["rwkv4_sums", "lru_sums"].map(String::from))
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_linear))
         .chain(linear_steps)
-        .chain(["linear_attention_carry", "linear_attention_sum_spans"].map(String::from))
+        .chain(["carry", "sum_spans", "last_decays"].map(|name| format!("linear_attention_{name}")))
         .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();

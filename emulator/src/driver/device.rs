@@ -181,7 +181,8 @@ fn attribute_of(device: &Device, attribute: u32) -> Option<i32> {
         106 => device.max_blocks_per_multiprocessor,
         108 => device.l2_persisting_bytes,
         111 => device.shared_reserved_per_block,
-        115 => 1, // memory pools
+        115 => 1,                                       // memory pools
+        120 | 127 => u32::from(device.max_cluster > 1), // clusters, tensor maps
         // CU_DEVICE_ATTRIBUTE_NUMA_ID and HOST_NUMA_ID: none.
         131 | 134 => return Some(-1),
         _ if (1..=LAST_ATTRIBUTE).contains(&attribute) => 0,

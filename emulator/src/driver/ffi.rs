@@ -96,6 +96,11 @@ impl<T> Out<T> {
         Ok(())
     }
 
+    /// Whether it is a multiple of the type's alignment.
+    pub(super) fn is_aligned(&self) -> bool {
+        self.0.is_aligned()
+    }
+
     /// Whether the caller left the result out.
     pub(super) fn is_null(&self) -> bool {
         self.0.is_null()

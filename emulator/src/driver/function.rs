@@ -25,6 +25,8 @@ const CACHE_MODE_CA: u32 = 7;
 const MAX_DYNAMIC_SHARED_SIZE: u32 = 8;
 const PREFERRED_CARVEOUT: u32 = 9;
 const CLUSTER_SIZE_MUST_BE_SET: u32 = 10;
+const REQUIRED_CLUSTER_WIDTH: u32 = 11;
+const REQUIRED_CLUSTER_DEPTH: u32 = 13;
 const CLUSTER_SCHEDULING_POLICY: u32 = 15;
 
 /// A kernel that can be launched.
@@ -91,6 +93,10 @@ impl Function {
             CONST_SIZE | CACHE_MODE_CA => 0,
             MAX_DYNAMIC_SHARED_SIZE => self.dynamic_shared_limit(),
             PREFERRED_CARVEOUT => return Ok(self.carveout.load(Relaxed)),
+            REQUIRED_CLUSTER_WIDTH..=REQUIRED_CLUSTER_DEPTH => {
+                let side = (attribute - REQUIRED_CLUSTER_WIDTH) as usize;
+                kernel.cluster.map_or(0, |sides| sides[side])
+            }
             CLUSTER_SIZE_MUST_BE_SET..=CLUSTER_SCHEDULING_POLICY => 0,
             _ => {
                 return Err(Error::value(format!(
@@ -127,7 +133,8 @@ impl Function {
                 "a carveout of {value} is not within -1 and 100 percent"
             ))),
             CLUSTER_SIZE_MUST_BE_SET..=CLUSTER_SCHEDULING_POLICY => {
-                Err(Error::unsupported("clusters are not emulated"))
+                let text = "attributes for clusters cannot be set: the launch or the kernel has their size";
+                Err(Error::unsupported(text))
             }
             _ => Err(Error::value(format!(
                 "function attribute {attribute} cannot be set"

@@ -25,6 +25,7 @@ pub(super) struct Launch {
     cooperative: bool,
     /// The context's limit on the stack of a thread.
     stack_bytes: u32,
+    cluster: Option<[u32; 3]>,
 }
 
 impl Launch {
@@ -34,6 +35,7 @@ impl Launch {
         if self.cooperative {
             self.check_resident(driver)?;
         }
+        self.check_cluster(driver)?;
         let launch = exec::Launch {
             module: &self.function.module.module,
             kernel: self.function.name(),
@@ -44,6 +46,7 @@ impl Launch {
             dynamic_shared_limit: self.function.dynamic_shared_limit(),
             cooperative: self.cooperative,
             stack_bytes: self.stack_bytes,
+            cluster: self.cluster,
         };
         match exec::launch(&launch, &driver.device, &driver.memory, &config()?.options) {
             Ok(report) => {
@@ -56,6 +59,35 @@ impl Launch {
                 Err(error)
             }
         }
+    }
+
+    /// A launch with an attribute for clusters must have a device and a grid that they fit.
+    fn check_cluster(&self, driver: &Driver) -> Result<()> {
+        let Some([x, y, z]) = self.cluster.filter(|sides| *sides != [1; 3]) else {
+            return Ok(());
+        };
+        let most = driver.device.max_cluster;
+        let text = format!("clusters of ({x}, {y}, {z}) blocks");
+        if most == 1 {
+            return Err(Error::unsupported(format!(
+                "{text}: {} has none",
+                driver.device.name
+            )));
+        }
+        let blocks = x.saturating_mul(y).saturating_mul(z);
+        if blocks == 0 || blocks > most {
+            return Err(Error::value(format!(
+                "{text}; {} allows 1 to {most}",
+                driver.device.name
+            )));
+        }
+        let [gx, gy, gz] = self.grid;
+        if gx % x != 0 || gy % y != 0 || gz % z != 0 {
+            return Err(Error::value(format!(
+                "{text} do not divide a grid of ({gx}, {gy}, {gz})"
+            )));
+        }
+        Ok(())
     }
 
     /// All blocks of a cooperative launch must be on the device at once.
@@ -180,7 +212,7 @@ struct Request<'a> {
     stream: Handle,
     pointers: &'a In<HostPtr>,
     extra: &'a In<HostPtr>,
-    cooperative: bool,
+    attributes: Attributes,
 }
 
 impl Request<'_> {
@@ -197,7 +229,8 @@ impl Request<'_> {
             block: self.block,
             dynamic_shared: self.dynamic_shared,
             parameters: bytes.into(),
-            cooperative: self.cooperative,
+            cooperative: self.attributes.cooperative,
+            cluster: self.attributes.cluster,
             stack_bytes: context.stack_bytes(),
         };
         submit(&driver, &context, self.stream, Work::Launch(launch))
@@ -226,7 +259,7 @@ pub(super) extern "C" fn cuLaunchKernel(
         stream,
         pointers: &pointers,
         extra: &extra,
-        cooperative: false,
+        attributes: Attributes::default(),
     };
     // SAFETY: C passes the parameters as `cuLaunchKernel` asks.
     call("cuLaunchKernel", || unsafe { request.submit() })
@@ -253,7 +286,10 @@ pub(super) extern "C" fn cuLaunchCooperativeKernel(
         stream,
         pointers: &pointers,
         extra: &In::NULL,
-        cooperative: true,
+        attributes: Attributes {
+            cooperative: true,
+            cluster: None,
+        },
     };
     // SAFETY: C passes the parameters as `cuLaunchKernel` asks.
     call("cuLaunchCooperativeKernel", || unsafe { request.submit() })
@@ -272,11 +308,19 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Whether the launch is cooperative; an error if an attribute is not emulated.
-    pub(super) fn check_attributes(&self) -> Result<bool> {
+    /// What the attributes ask for; an error if one is not emulated.
+    pub(super) fn attributes(&self) -> Result<Attributes> {
         // SAFETY: C passes as many attributes as it says.
-        is_cooperative(&unsafe { self.attributes.list(self.attribute_count as usize) }?)
+        asked(&unsafe { self.attributes.list(self.attribute_count as usize) }?)
     }
+}
+
+/// What the attributes of a launch ask for that matters here.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Attributes {
+    cooperative: bool,
+    /// Blocks of a cluster along x, y and z.
+    pub(super) cluster: Option<[u32; 3]>,
 }
 
 /// `CUlaunchAttribute`.
@@ -293,24 +337,19 @@ struct Attribute {
 #[derive(Clone, Copy)]
 struct Value([u32; 16]);
 
-/// What the attributes of a launch ask for that matters here: whether it is cooperative.
-fn is_cooperative(attributes: &[Attribute]) -> Result<bool> {
+fn asked(attributes: &[Attribute]) -> Result<Attributes> {
     // `CUlaunchAttributeID`.
     const COOPERATIVE: u32 = 2;
     const CLUSTER_DIMENSION: u32 = 4;
     const PROGRAMMATIC_EVENT: u32 = 7;
     const LAUNCH_COMPLETION_EVENT: u32 = 12;
     const DEVICE_UPDATABLE: u32 = 13;
-    let mut cooperative = false;
+    let mut asked = Attributes::default();
     for attribute in attributes {
         let [x, y, z, ..] = attribute.value.0;
         match attribute.id {
-            COOPERATIVE => cooperative = x != 0,
-            CLUSTER_DIMENSION if (x, y, z) == (1, 1, 1) => {}
-            CLUSTER_DIMENSION => {
-                let text = format!("clusters of ({x}, {y}, {z}) blocks are not emulated");
-                return Err(Error::unsupported(text));
-            }
+            COOPERATIVE => asked.cooperative = x != 0,
+            CLUSTER_DIMENSION => asked.cluster = Some([x, y, z]),
             PROGRAMMATIC_EVENT | LAUNCH_COMPLETION_EVENT | DEVICE_UPDATABLE => {
                 let text = format!("launch attribute {} is not emulated", attribute.id);
                 return Err(Error::unsupported(text));
@@ -319,7 +358,7 @@ fn is_cooperative(attributes: &[Attribute]) -> Result<bool> {
             _ => {}
         }
     }
-    Ok(cooperative)
+    Ok(asked)
 }
 
 #[unsafe(no_mangle)]
@@ -339,7 +378,7 @@ pub(super) extern "C" fn cuLaunchKernelEx(
             stream: config.stream,
             pointers: &pointers,
             extra: &extra,
-            cooperative: config.check_attributes()?,
+            attributes: config.attributes()?,
         };
         // SAFETY: C passes the parameters as `cuLaunchKernel` asks.
         unsafe { request.submit() }

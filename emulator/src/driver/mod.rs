@@ -11,6 +11,7 @@
 //! | `copy`, `memset` | copies and memsets |
 //! | `module`, `function`, `occupancy`, `launch` | images, kernels, launches |
 //! | `stream`, `event`, `capture`, `graph`, `work` | order of work, capture and replay |
+//! | `tensor_map` | tensor maps |
 //! | `error` | codes, names and texts |
 //! | `control`, `settings`, `log` | the emulator's own interface |
 //! | `state`, `handle`, `ffi` | what is alive, handles, the border to C |
@@ -54,6 +55,7 @@ mod settings;
 mod state;
 mod stream;
 mod symbols;
+mod tensor_map;
 mod work;
 
 pub use settings::Settings;

@@ -184,7 +184,7 @@ pub(super) extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
     })
 }
 
-/// Without clusters every block is a cluster of its own.
+/// Without an attribute for clusters every block is one of its own.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
     count: Out<i32>,
@@ -194,14 +194,19 @@ pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
     call("cuOccupancyMaxActiveClusters", || {
         let (driver, function) = function(handle)?;
         let config = config.get()?;
-        config.check_attributes()?;
+        let cluster: u32 = config
+            .attributes()?
+            .cluster
+            .map_or(1, |sides| sides.iter().product());
         let threads = config
             .block
             .iter()
             .fold(1u32, |product, n| product.saturating_mul(*n));
         let threads = i32::try_from(threads).unwrap_or(i32::MAX);
         let per = blocks(&driver, &function, threads, config.dynamic_shared as usize)?;
-        count.set((per * driver.device.multiprocessors) as i32)
+        // as many as there is room for: which multiprocessors may form a cluster is not modelled
+        let clusters = per * driver.device.multiprocessors / cluster.max(1);
+        count.set(clusters as i32)
     })
 }
 

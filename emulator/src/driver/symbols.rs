@@ -119,6 +119,8 @@ symbols! {
             cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphUpload cuGraphDestroy
             cuGraphClone cuGraphGetNodes cuGraphGetRootNodes cuGraphGetEdges cuGraphGetEdges_v2
             cuGraphNodeGetType cuGraphNodeGetDependencies;
+        tensor_map:
+            cuTensorMapEncodeTiled;
         symbols:
             cuGetProcAddress cuGetProcAddress_v2;
     }
@@ -207,7 +209,7 @@ symbols! {
         cuStreamWaitValue32 cuStreamWaitValue32_v2 cuStreamWaitValue64 cuStreamWaitValue64_v2
         cuStreamWriteValue32 cuStreamWriteValue32_v2 cuStreamWriteValue64 cuStreamWriteValue64_v2
         cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray
-        cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide cuTensorMapEncodeTiled
+        cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide
         cuTensorMapReplaceAddress cuTexObjectCreate cuTexObjectDestroy cuTexObjectGetResourceDesc
         cuTexObjectGetResourceViewDesc cuTexObjectGetTextureDesc cuTexRefCreate cuTexRefDestroy
         cuTexRefGetAddressMode cuTexRefGetAddress_v2 cuTexRefGetArray cuTexRefGetBorderColor

@@ -15,7 +15,7 @@ use crate::memory::{INITIALISED, READ, WRITTEN};
 use crate::race::Accessor;
 
 /// The new value of a location.
-fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64 {
+pub(super) fn combine(op: AtomicOp, kind: Scalar, old: u64, value: u64, second: u64) -> u64 {
     let halves = |f: fn(u16, u16) -> u16| {
         let low = f(old as u16, value as u16);
         let high = f((old >> 16) as u16, (value >> 16) as u16);
@@ -201,6 +201,22 @@ pub(super) fn run(
             .put(active, slot, out.map(|value| value as u32)),
         None => {}
     }
+    Ok(())
+}
+
+/// Combines one global location with a value: an element of a bulk reduction.
+pub(super) fn reduce(
+    context: &mut Context<'_>,
+    lane: u32,
+    address: u64,
+    op: AtomicOp,
+    kind: Scalar,
+    value: u64,
+) -> Done {
+    let bytes = kind.bytes() as usize;
+    let update = |old: u64| combine(op, kind, old, value, 0);
+    global_update(context, lane, address, bytes, update)?;
+    context.report.atomics += 1;
     Ok(())
 }
 

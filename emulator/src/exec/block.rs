@@ -1,10 +1,11 @@
 //! A block: its warps in turn, its barriers, and the words for what goes wrong.
 
-use super::Shared;
 use super::context::{Context, Trouble};
 use super::interpret;
 use super::registers::LANES;
 use super::warp::{State, Stop, Warp};
+use super::{Random, Shared};
+use super::{bulk, wgmma};
 use crate::fault::{Fault, FaultKind, Site};
 use crate::ir::{BarrierKind, Pc};
 use crate::report::Report;
@@ -31,55 +32,78 @@ struct Gate {
     expected: u32,
 }
 
-/// A block and the host memory it runs in.
+/// Times that warps which poll are told in vain to wait no longer, before they count as hung.
+const TIMEOUTS: u32 = 8;
+
+/// The blocks of a cluster, or a single block, and the host memory they run in.
 pub(super) struct Block<'l> {
     shared: &'l Shared<'l>,
     context: Context<'l>,
+    /// The warps of all blocks, block by block.
     warps: Vec<Warp>,
-    gates: [Gate; BARRIERS],
-    linear: u64,
-    place: [u32; 3],
+    /// Warps of one block.
+    size: usize,
+    /// The barriers of each block.
+    gates: Vec<[Gate; BARRIERS]>,
+    index: u64,
+    /// Coordinates of each block.
+    places: Vec<[u32; 3]>,
+    /// Changes and instructions when warps that poll were last told to wait no longer, and how often in vain.
+    timeouts: (u64, u64, u32),
+    random: Random,
 }
 
 impl<'l> Block<'l> {
     pub(super) fn new(shared: &'l Shared<'l>) -> Self {
-        let warps = (shared.launch.block.iter().product::<u32>() as usize).div_ceil(LANES);
-        let bytes = shared.kernel.shared_bytes(shared.launch.dynamic_shared) as usize;
+        let blocks = shared.cluster.iter().product::<u32>() as usize;
+        let size = (shared.launch.block.iter().product::<u32>() as usize).div_ceil(LANES);
         Block {
             shared,
-            context: Context::new(
-                &shared.kernel.body,
-                shared.allocations,
-                shared.launch.params,
-                bytes,
-                warps,
-            ),
-            warps: (0..warps).map(|index| Warp::new(shared, index)).collect(),
-            gates: [Gate::default(); BARRIERS],
-            linear: 0,
-            place: [0; 3],
+            context: Context::new(shared, blocks, size),
+            warps: (0..blocks * size)
+                .map(|index| Warp::new(shared, index, size))
+                .collect(),
+            size,
+            gates: vec![[Gate::default(); BARRIERS]; blocks],
+            index: 0,
+            places: vec![[0; 3]; blocks],
+            timeouts: (0, 0, 0),
+            random: Random::default(),
         }
     }
 
-    /// Begins block number `linear` of the grid.
-    pub(super) fn start(&mut self, linear: u64) {
-        let [gx, gy, _] = self.shared.launch.grid.map(u64::from);
-        self.linear = linear;
-        self.place = [
-            (linear % gx) as u32,
-            (linear / gx % gy) as u32,
-            (linear / gx / gy) as u32,
+    /// Begins cluster number `index` of the grid, which is a block where there are none.
+    pub(super) fn start(&mut self, index: u64) {
+        let cluster = self.shared.cluster;
+        let grid = self.shared.launch.grid;
+        let [cx, cy, _]: [u64; 3] = std::array::from_fn(|axis| (grid[axis] / cluster[axis]).into());
+        self.index = index;
+        let corner = [
+            (index % cx) as u32 * cluster[0],
+            (index / cx % cy) as u32 * cluster[1],
+            (index / cx / cy) as u32 * cluster[2],
         ];
-        self.gates = [Gate::default(); BARRIERS];
-        self.context.detector.reset();
-        self.context.clock = 0;
+        for (rank, place) in (0..).zip(&mut self.places) {
+            *place = [
+                corner[0] + rank % cluster[0],
+                corner[1] + rank / cluster[0] % cluster[1],
+                corner[2] + rank / cluster[0] / cluster[1],
+            ];
+        }
+        self.gates.fill([Gate::default(); BARRIERS]);
+        self.context.reset();
+        self.timeouts = (0, 0, 0);
+        self.random = Random::new(self.shared.options.schedule, index * 64);
         for warp in &mut self.warps {
-            warp.start(self.shared, self.place, linear);
+            let place = self.places[warp.block];
+            let [x, y, z] = place.map(u64::from);
+            let [gx, gy, _] = grid.map(u64::from);
+            warp.start(self.shared, place, (z * gy + y) * gx + x);
         }
     }
 
     pub(super) fn index(&self) -> u64 {
-        self.linear
+        self.index
     }
 
     /// The counters of all blocks that ran here.
@@ -96,11 +120,17 @@ impl<'l> Block<'l> {
         loop {
             let mut progress = false;
             let mut sliced = false;
+            let mut only_sliced = true;
             for at in 0..self.warps.len() {
-                if !matches!(self.warps[at].state, State::Running) {
+                let warp = &mut self.warps[at];
+                if !matches!(warp.state, State::Running)
+                    || warp.gave_way == Some(self.context.changes)
+                {
                     continue;
                 }
                 progress = true;
+                warp.gave_way = None;
+                self.context.enter(warp.block);
                 let before = self.context.clock;
                 let stop = interpret::run(
                     &mut self.warps[at],
@@ -110,19 +140,18 @@ impl<'l> Block<'l> {
                 );
                 let spent = self.context.clock - before;
                 let total = self.shared.spent.fetch_add(spent, Ordering::Relaxed) + spent;
+                only_sliced &= matches!(stop, Ok(Stop::Slice));
                 match stop {
                     Err(trouble) => return Err(self.fault(at, *trouble)),
-                    Ok(Stop::Exited) => self.warps[at].state = State::Exited,
+                    Ok(Stop::Exited) => self.exit(at),
+                    Ok(stop @ (Stop::Polled | Stop::Retry)) => {
+                        self.warps[at].gave_way = Some(self.context.changes);
+                        self.warps[at].polls = matches!(stop, Stop::Polled);
+                        self.check_time(at, total)?;
+                    }
                     Ok(Stop::Slice) => {
                         sliced = true;
-                        if total > self.shared.options.max_instructions {
-                            let limit = self.shared.options.max_instructions;
-                            let message = format!(
-                                "the launch ran for more than {limit} warp instructions: it hangs, or the limit is too low"
-                            );
-                            let trouble = Trouble::new(FaultKind::Timeout, None, message);
-                            return Err(self.fault(at, *trouble));
-                        }
+                        self.check_time(at, total)?;
                     }
                     Ok(Stop::Barrier(barrier)) => {
                         self.warps[at].state = State::Waiting(barrier);
@@ -132,14 +161,22 @@ impl<'l> Block<'l> {
                     }
                 }
             }
+            if self.context.gate.arrived {
+                self.open_cluster();
+            }
             if self
                 .warps
                 .iter()
                 .all(|warp| matches!(warp.state, State::Exited))
             {
+                self.finish()?;
                 return Ok(Outcome::Done);
             }
-            if !progress {
+            let early = !self.context.pending.is_empty() && self.random.toss();
+            if early || (progress && only_sliced && !self.context.pending.is_empty()) {
+                self.complete_pending()?;
+            }
+            if !progress && !self.unblock()? {
                 return Err(self.deadlock());
             }
             if sliced {
@@ -148,12 +185,115 @@ impl<'l> Block<'l> {
         }
     }
 
+    /// Opens the barrier of the cluster if all threads that have not exited are there.
+    fn open_cluster(&mut self) {
+        let absent = |warp: &Warp| warp.live & !warp.lacks_cluster != 0;
+        if self.warps.iter().any(absent) {
+            return;
+        }
+        for warp in &mut self.warps {
+            warp.lacks_cluster = 0;
+        }
+        self.context.gate.open();
+        self.context.cluster_phase += 1;
+        self.context.changes += 1;
+    }
+
+    /// Fails when the launch has run for too long.
+    fn check_time(&self, at: usize, total: u64) -> Result<(), Box<Fault>> {
+        let limit = self.shared.options.max_instructions;
+        if total <= limit {
+            return Ok(());
+        }
+        let message = format!(
+            "the launch ran for more than {limit} warp instructions: it hangs, or the limit is too low"
+        );
+        Err(self.fault(at, *Trouble::new(FaultKind::Timeout, None, message)))
+    }
+
+    fn exit(&mut self, at: usize) {
+        self.warps[at].state = State::Exited;
+        let block = self.warps[at].block;
+        let mut warps = self.warps[block * self.size..][..self.size].iter();
+        if warps.all(|warp| matches!(warp.state, State::Exited)) {
+            self.context.exited[block] = true;
+            self.context.changes += 1;
+        }
+    }
+
+    /// No warp can go on: something under way ends, or a warp that polls stops waiting. False if there is nothing of the
+    /// kind.
+    fn unblock(&mut self) -> Result<bool, Box<Fault>> {
+        if !self.context.pending.is_empty() {
+            self.complete_pending()?;
+            return Ok(true);
+        }
+        // a long way between two polls is no idle loop
+        let (changes, clock, vain) = self.timeouts;
+        let now = (self.context.changes, self.context.clock);
+        let idle = now.0 == changes && now.1 - clock < 64 * self.warps.len() as u64;
+        let vain = if idle { vain + 1 } else { 0 };
+        self.timeouts = (now.0, now.1, vain);
+        let mut polled = false;
+        for warp in &mut self.warps {
+            if matches!(warp.state, State::Running) && warp.polls {
+                warp.gave_way = None;
+                polled = true;
+            }
+        }
+        Ok(polled && vain < TIMEOUTS)
+    }
+
+    /// Ends one of the things under way: the last, or any in the adversarial order.
+    fn complete_pending(&mut self) -> Result<(), Box<Fault>> {
+        let at = self.random.pick(self.context.pending.len());
+        let (pc, warp) = (self.context.pending[at].pc, self.context.pending[at].warp);
+        bulk::complete(&mut self.context, &mut self.warps, at).map_err(|trouble| {
+            self.warps[warp].at = pc;
+            self.fault(warp, *trouble)
+        })
+    }
+
+    /// All warps have exited: nothing may write to their memory any more.
+    fn finish(&mut self) -> Result<(), Box<Fault>> {
+        let groups = self.size.div_ceil(wgmma::WARPS);
+        for (at, group) in self.context.warpgroups.iter().enumerate() {
+            if let Some(late) = group.straggler() {
+                let at = at / groups * self.size + at % groups * wgmma::WARPS + late;
+                let message = "the block ends, and this warp has executed fewer wgmma instructions than others of its warpgroup";
+                return Err(self.fault(at, *Trouble::new(FaultKind::Divergence, None, message)));
+            }
+        }
+        for at in 0..self.warps.len() {
+            if let Some((pc, lane)) = self.warps[at].stores.reading() {
+                self.warps[at].at = pc;
+                let message = "the block ends while a copy out of its shared memory is still under way: nobody waited for it";
+                let trouble = Trouble::new(FaultKind::MissingWait, lane, message);
+                return Err(self.fault(at, *trouble));
+            }
+            let warp = &mut self.warps[at];
+            if let Err(trouble) = bulk::flush(warp, &mut self.context) {
+                return Err(self.fault(at, *trouble));
+            }
+        }
+        let late = (self.context.pending.iter()).find(|pending| pending.writes_shared());
+        if let Some(pending) = late {
+            let (pc, warp, lane) = (pending.pc, pending.warp, pending.lane);
+            self.warps[warp].at = pc;
+            let message = "the block ends while a copy into its shared memory is still under way: nobody waited for it";
+            let trouble = Trouble::new(FaultKind::MissingWait, lane, message);
+            return Err(self.fault(warp, *trouble));
+        }
+        Ok(())
+    }
+
     /// Warp `at` reaches its barrier; opens it if it was the last.
     fn arrive(&mut self, at: usize) -> Result<(), Box<Trouble>> {
         let State::Waiting(barrier) = self.warps[at].state else {
             return Ok(());
         };
-        let threads = (self.warps.len() * LANES) as u32;
+        let threads = (self.size * LANES) as u32;
+        let block = self.warps[at].block;
         let registers = &self.warps[at].registers;
         let lane = self.warps[at].live.trailing_zeros() as usize % LANES;
         let id = registers.row(barrier.id)[lane] as usize;
@@ -169,8 +309,8 @@ impl<'l> Block<'l> {
                 "barrier {id} for {expected} threads; the count is a multiple of 32 up to the block's {threads}"
             ));
         }
-        let gate = &mut self.gates[id];
-        let bit = 1u32 << at;
+        let gate = &mut self.gates[block][id];
+        let bit = 1u32 << (at - block * self.size);
         if gate.arrived != 0 && gate.expected != expected {
             let found = gate.expected;
             return refuse(format!(
@@ -190,9 +330,10 @@ impl<'l> Block<'l> {
         }
         self.context.report.barriers += 1;
         if gate.arrived.count_ones() * LANES as u32 == gate.expected {
-            let gate = std::mem::take(&mut self.gates[id]);
-            self.open(gate);
-            if !self.context.detector.barrier(gate.arrived, gate.waiting) {
+            let gate = std::mem::take(&mut self.gates[block][id]);
+            let first = block * self.size;
+            self.open(first, gate);
+            if !(self.context.detector).barrier(first, gate.arrived, gate.waiting) {
                 return refuse(
                     "more barriers than the race detector can tell apart in one block".into(),
                 );
@@ -201,9 +342,10 @@ impl<'l> Block<'l> {
         Ok(())
     }
 
-    /// Lets the warps of a barrier go on, with the result of its reduction.
-    fn open(&mut self, gate: Gate) {
-        let members = || (0..LANES).filter(|warp| gate.waiting >> warp & 1 != 0);
+    /// Lets the warps of a barrier, counted from warp `first`, go on with the result of its reduction.
+    fn open(&mut self, first: usize, gate: Gate) {
+        let members =
+            || (0..LANES).filter_map(|at| (gate.waiting >> at & 1 != 0).then_some(first + at));
         let (mut count, mut all, mut any) = (0, true, false);
         for at in members() {
             let warp = &self.warps[at];
@@ -259,11 +401,15 @@ impl<'l> Block<'l> {
         let warp = &self.warps[at];
         let lane = trouble.lane.unwrap_or_else(|| warp.live.trailing_zeros()) as usize % LANES;
         let other = trouble.conflict.map(|conflict| {
-            let what = match (conflict.pending, conflict.write) {
-                (true, _) => "the cp.async",
-                (false, true) => "the write",
-                (false, false) => "the read",
+            let what = match (conflict.object, conflict.pending, conflict.write) {
+                (true, ..) => "the initialisation",
+                (false, true, _) => self.context.copy_name(conflict.pc),
+                (false, false, true) => "the write",
+                (false, false, false) => "the read",
             };
+            if conflict.agent {
+                return format!("{what} at {}", self.site(conflict.pc));
+            }
             let who = match conflict.lane {
                 Some(lane) => {
                     let [x, y, z] = self.warps[conflict.warp].threads[lane as usize];
@@ -276,7 +422,7 @@ impl<'l> Block<'l> {
         Box::new(Fault {
             kind: trouble.kind,
             kernel: self.shared.kernel.name.clone(),
-            thread: Some((self.place, warp.threads[lane])),
+            thread: Some((self.places[warp.block], warp.threads[lane])),
             site: Some(self.site(warp.at).into()),
             message: trouble.message,
             others: other.into_iter().collect(),
@@ -301,7 +447,10 @@ impl<'l> Block<'l> {
                 }
             }
         }
-        let message = if exited.is_empty() {
+        let polls = (self.warps.iter()).any(|warp| matches!(warp.state, State::Running));
+        let message = if polls {
+            "no warp can go on: they wait for what none of them will do".to_string()
+        } else if exited.is_empty() {
             "no warp can go on: they wait at different barriers, or for more threads than arrive"
                 .to_string()
         } else {
@@ -313,7 +462,7 @@ impl<'l> Block<'l> {
         Box::new(Fault {
             kind: FaultKind::Deadlock,
             kernel: self.shared.kernel.name.clone(),
-            thread: first.map(|warp| (self.place, warp.threads[0])),
+            thread: first.map(|warp| (self.places[warp.block], warp.threads[0])),
             site: first.map(|warp| self.site(warp.at).into()),
             message,
             others,

@@ -1,10 +1,18 @@
 //! What a block runs with: its memories, the race detector and the counters.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use super::Shared as Launching;
+use super::bulk::Pending;
+use super::cluster::Gate;
+use super::mbarrier::{self, Mbarrier};
+use super::reads::Reads;
 use super::registers::LANES;
+use super::warp::Warp;
+use super::wgmma::{self, Warpgroup};
 use crate::fault::FaultKind;
-use crate::ir::{Body, Space};
+use crate::ir::{Body, Code, Pc, Space};
 use crate::memory::{Allocation, Allocations, INITIALISED, READ, WRITTEN};
 use crate::race::{Accessor, Conflict, Detector, Refusal};
 use crate::report::{GlobalTraffic, Report, SharedTraffic};
@@ -13,6 +21,9 @@ use crate::report::{GlobalTraffic, Report, SharedTraffic};
 pub(super) const SHARED_WINDOW: u64 = 1 << 32;
 pub(super) const LOCAL_WINDOW: u64 = 2 << 32;
 pub(super) const PARAM_WINDOW: u64 = 3 << 32;
+/// Addresses of the shared memory of a cluster: offset `a` of block `r` is `r + 1 << CLUSTER_SHIFT | a`, and the running
+/// block's own memory is at `a` as well.
+pub(super) const CLUSTER_SHIFT: u32 = 24;
 /// Bytes of a window.
 const WINDOW: u64 = 1 << 32;
 
@@ -42,6 +53,13 @@ impl Trouble {
     }
 }
 
+fn warpgroups(blocks: usize, warps: usize) -> Vec<Warpgroup> {
+    let count = blocks * warps.div_ceil(wgmma::WARPS);
+    std::iter::repeat_with(Warpgroup::default)
+        .take(count)
+        .collect()
+}
+
 /// Result of an operation.
 pub(super) type Done<T = ()> = Result<T, Box<Trouble>>;
 
@@ -65,8 +83,35 @@ pub(super) struct Context<'l> {
     /// The allocation that served last: neighbours in time are neighbours in space.
     last: Option<&'l Allocation>,
     pub params: &'l [u8],
+    /// The shared memory of all blocks of the cluster, [`Context::stride`] apart.
     pub shared: Vec<u8>,
+    /// Bytes of one block's shared memory, and from the start of one to the next.
+    block_bytes: usize,
+    stride: usize,
+    /// Where the memory of the block begins whose warp runs.
+    own: usize,
     pub detector: Detector,
+    /// mbarriers by where they lie in `shared`.
+    pub mbarriers: BTreeMap<usize, Mbarrier>,
+    /// Ends of the cluster's barrier when a fence.mbarrier_init showed an mbarrier to the cluster.
+    pub init_fences: BTreeMap<usize, u64>,
+    /// Times that the barrier of the cluster has opened.
+    pub cluster_phase: u64,
+    pub gate: Gate,
+    /// What is under way and ends by itself.
+    pub pending: Vec<Pending>,
+    /// What the async proxy is reading.
+    pub reads: Reads,
+    /// Grows with everything that a warp which gave way may wait for.
+    pub changes: u64,
+    /// Blocks whose warps have all exited.
+    pub exited: Vec<bool>,
+    /// Registers a thread of each warp, where setmaxnreg said so, and the most that a block has.
+    pub registers: Vec<u32>,
+    /// Warps of one block, and the warpgroups of all.
+    pub block_warps: usize,
+    pub warpgroups: Vec<Warpgroup>,
+    pub register_limit: u32,
     /// Times each operation was issued, a warp at a time.
     pub issued: Vec<u64>,
     pub report: Report,
@@ -75,23 +120,94 @@ pub(super) struct Context<'l> {
 }
 
 impl<'l> Context<'l> {
-    pub(super) fn new(
-        body: &'l Body,
-        allocations: &'l Allocations,
-        params: &'l [u8],
-        shared: usize,
-        warps: usize,
-    ) -> Self {
+    /// For `blocks` blocks of `warps` warps each.
+    pub(super) fn new(launch: &'l Launching<'l>, blocks: usize, warps: usize) -> Self {
+        let body = &launch.kernel.body;
+        let block_bytes = launch.kernel.shared_bytes(launch.launch.dynamic_shared) as usize;
+        let stride = block_bytes.next_multiple_of(16);
         Context {
             body,
-            allocations,
+            allocations: launch.allocations,
             last: None,
-            params,
-            shared: vec![0; shared],
-            detector: Detector::new(shared, body.shared_grain, warps),
+            params: launch.launch.params,
+            shared: vec![0; blocks * stride],
+            block_bytes,
+            stride,
+            own: 0,
+            detector: Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy),
+            mbarriers: BTreeMap::new(),
+            init_fences: BTreeMap::new(),
+            cluster_phase: 0,
+            gate: Gate::default(),
+            pending: Vec::new(),
+            reads: Reads::default(),
+            changes: 0,
+            exited: vec![false; blocks],
+            registers: vec![0; blocks * warps],
+            block_warps: warps,
+            warpgroups: warpgroups(blocks, warps),
+            register_limit: launch.device.registers_per_block,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
             clock: 0,
+        }
+    }
+
+    /// Forgets the blocks that ran here.
+    pub(super) fn reset(&mut self) {
+        self.detector.reset();
+        self.mbarriers.clear();
+        self.init_fences.clear();
+        self.cluster_phase = 0;
+        self.gate = Gate::default();
+        self.pending.clear();
+        self.reads.clear();
+        self.changes = 0;
+        self.exited.fill(false);
+        self.registers.fill(0);
+        self.warpgroups = warpgroups(self.exited.len(), self.block_warps);
+        self.clock = 0;
+    }
+
+    /// A warp of block `rank` of the cluster runs from now on.
+    pub(super) fn enter(&mut self, rank: usize) {
+        self.own = rank * self.stride;
+    }
+
+    /// The offset in its block of a byte of the cluster's shared memory.
+    pub(super) fn offset_in_block(&self, at: usize) -> usize {
+        at % self.stride.max(1)
+    }
+
+    /// `fence.mbarrier_init`: the mbarriers that these lanes have initialised, or have seen initialised, are shown to
+    /// all that the barrier of the cluster lets go on from here.
+    pub(super) fn fence_init(&mut self, warp: &Warp, active: u32) {
+        for &at in self.mbarriers.keys() {
+            let seen = lanes(active).any(|lane| {
+                let by = mbarrier::accessor(warp, lane);
+                self.detector.use_object(at, by).is_ok()
+            });
+            if seen {
+                self.init_fences.entry(at).or_insert(self.cluster_phase);
+            }
+        }
+    }
+
+    pub(super) fn init_is_visible(&self, at: usize) -> bool {
+        (self.init_fences.get(&at)).is_some_and(|&phase| phase < self.cluster_phase)
+    }
+
+    /// An instruction and its line, for a message.
+    pub(super) fn place(&self, pc: Pc) -> String {
+        let line = self.body.origins[pc as usize].ptx;
+        format!("PTX line {line}: {}", self.body.texts[pc as usize])
+    }
+
+    /// What an instruction is called that works on shared memory by itself.
+    pub(super) fn copy_name(&self, pc: Pc) -> &'static str {
+        match self.body.ops.get(pc as usize).map(|op| &op.code) {
+            Some(Code::Hopper(op)) => op.name(),
+            _ => "the cp.async",
         }
     }
 
@@ -196,24 +312,142 @@ impl<'l> Context<'l> {
         bytes: usize,
         write: bool,
     ) -> Done<usize> {
-        let verb = if write { "writes" } else { "reads" };
-        if address
-            .checked_add(bytes as u64)
-            .is_none_or(|end| end > self.shared.len() as u64)
-        {
-            let size = self.shared.len();
-            let message = format!(
-                "{verb} {bytes} bytes of shared memory at offset {address:#x}; the block has {size} bytes"
-            );
-            return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
-        }
+        let at = self.shared_place(lane, address, bytes, write)?;
         if !address.is_multiple_of(bytes as u64) {
+            let verb = if write { "writes" } else { "reads" };
             let message = format!(
                 "{verb} {bytes} bytes of shared memory at offset {address:#x}, which is not a multiple of {bytes}"
             );
             return Err(Trouble::new(FaultKind::Misaligned, lane, message));
         }
-        Ok(address as usize)
+        Ok(at)
+    }
+
+    /// The place of bytes in `shared`, whatever their alignment.
+    #[inline]
+    pub(super) fn shared_place(
+        &self,
+        lane: u32,
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done<usize> {
+        let inside = address
+            .checked_add(bytes as u64)
+            .is_some_and(|end| end <= self.block_bytes as u64);
+        if inside {
+            return Ok(self.own + address as usize);
+        }
+        self.remote_offset(lane, address, bytes, write)
+    }
+
+    /// The address of the same offset in block `rank` of the cluster.
+    pub(super) fn address_in(&self, rank: usize, address: u64) -> u64 {
+        (rank as u64 + 1) << CLUSTER_SHIFT | address & ((1 << CLUSTER_SHIFT) - 1)
+    }
+
+    /// Checks a range of global memory of any length.
+    fn global_range(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done<(*mut u8, *mut u8)> {
+        let allocation = self.find(lane, address, bytes as u64, write)?;
+        let offset = (address - allocation.base) as usize;
+        // SAFETY: the range lies inside the allocation by `Allocations::find`; the launch holds the memory's lock, so that
+        // the buffers live.
+        Ok(unsafe { (allocation.data.add(offset), allocation.state.add(offset)) })
+    }
+
+    /// Checks a range of global memory that is accessed later.
+    pub(super) fn check_global(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done {
+        if bytes != 0 {
+            self.global_range(lane, address, bytes, write)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a range of global memory with what it knows of each byte.
+    pub(super) fn read_global(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: usize,
+    ) -> Done<(Vec<u8>, Vec<bool>)> {
+        let (mut data, mut valid) = (vec![0; bytes], vec![false; bytes]);
+        if bytes == 0 {
+            return Ok((data, valid));
+        }
+        let (from, state) = self.global_range(lane, address, bytes, false)?;
+        for at in 0..bytes {
+            // SAFETY: `global_range` checked that as many bytes lie there.
+            unsafe {
+                data[at] = *from.add(at);
+                let mark = state.add(at);
+                valid[at] = *mark & INITIALISED != 0;
+                *mark |= READ;
+            }
+        }
+        count_range(&mut self.report.global_loads, address, bytes);
+        Ok((data, valid))
+    }
+
+    /// Writes a range of global memory.
+    pub(super) fn write_global(&mut self, lane: u32, address: u64, bytes: &[u8]) -> Done {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (to, state) = self.global_range(lane, address, bytes.len(), true)?;
+        for (at, &byte) in bytes.iter().enumerate() {
+            // SAFETY: `global_range` checked that as many bytes lie there.
+            unsafe {
+                *to.add(at) = byte;
+                *state.add(at) |= INITIALISED | WRITTEN;
+            }
+        }
+        count_range(&mut self.report.global_stores, address, bytes.len());
+        Ok(())
+    }
+
+    /// The place of an address that does not lie in the block's own memory: see [`CLUSTER_SHIFT`].
+    #[cold]
+    fn remote_offset(&self, lane: u32, address: u64, bytes: usize, write: bool) -> Done<usize> {
+        let verb = if write { "writes" } else { "reads" };
+        let (rank, offset) = (
+            address >> CLUSTER_SHIFT,
+            address & ((1 << CLUSTER_SHIFT) - 1),
+        );
+        let size = self.block_bytes;
+        let inside = offset + bytes as u64 <= size as u64;
+        let blocks = self.exited.len();
+        if rank == 0 || rank > blocks as u64 || !inside {
+            let block = if rank == 0 || rank > blocks as u64 {
+                String::new()
+            } else {
+                format!(" of block {} of the cluster", rank - 1)
+            };
+            let offset = if block.is_empty() { address } else { offset };
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory{block} at offset {offset:#x}; the block has {size} bytes"
+            );
+            return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
+        }
+        let rank = rank as usize - 1;
+        if self.exited[rank] {
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory of block {rank} of the cluster, which has exited"
+            );
+            return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
+        }
+        Ok(rank * self.stride + offset as usize)
     }
 
     /// Reads shared bytes of one lane, or of the warp by the row that a lane names.
@@ -221,7 +455,7 @@ impl<'l> Context<'l> {
     pub(super) fn load_shared(&mut self, by: Accessor, address: u64, out: &mut [u8]) -> Done {
         let at = self.shared_offset(by.lane, address, out.len(), false)?;
         if let Err(refusal) = self.detector.read(at, out.len(), by) {
-            return Err(refused(by, at, out.len(), "reads", refusal));
+            return Err(refused(self, by, at, out.len(), "reads", refusal));
         }
         out.copy_from_slice(&self.shared[at..at + out.len()]);
         Ok(())
@@ -232,7 +466,7 @@ impl<'l> Context<'l> {
     pub(super) fn store_shared(&mut self, by: Accessor, address: u64, bytes: &[u8]) -> Done {
         let at = self.shared_offset(by.lane, address, bytes.len(), true)?;
         if let Err(refusal) = self.detector.write(at, bytes.len(), by) {
-            return Err(refused(by, at, bytes.len(), "writes", refusal));
+            return Err(refused(self, by, at, bytes.len(), "writes", refusal));
         }
         self.shared[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
@@ -240,14 +474,17 @@ impl<'l> Context<'l> {
 }
 
 /// The words for an access that the race detector refuses.
+#[cold]
 pub(super) fn refused(
+    context: &Context<'_>,
     by: Accessor,
     at: usize,
     bytes: usize,
     verb: &str,
     refusal: Refusal,
 ) -> Box<Trouble> {
-    let what = format!("{verb} {bytes} bytes of shared memory at offset {at:#x}");
+    let offset = context.offset_in_block(at);
+    let what = format!("{verb} {bytes} bytes of shared memory at offset {offset:#x}");
     let conflict = match refusal {
         Refusal::Uninitialised => {
             let message = format!("{what} that nobody wrote");
@@ -256,8 +493,28 @@ pub(super) fn refused(
         Refusal::Conflict(conflict) => conflict,
     };
     let did = if conflict.write { "wrote" } else { "read" };
-    let (kind, message) = if conflict.pending {
-        let message = format!("{what} that a cp.async is still writing: it was not waited for");
+    let (kind, message) = if conflict.unfenced {
+        let message = format!(
+            "{what} by the async proxy, which another proxy wrote, with no fence.proxy.async in between"
+        );
+        (FaultKind::Race, message)
+    } else if conflict.object && conflict.warp == by.warp && verb.contains("uses") {
+        let message =
+            format!("{what} that another thread initialised, with no bar.warp.sync in between");
+        (FaultKind::Race, message)
+    } else if conflict.object && verb.contains("uses") {
+        let message = format!("{what} that another thread initialised, with no barrier in between");
+        (FaultKind::Race, message)
+    } else if conflict.object {
+        (FaultKind::Race, format!("{what} that hold an mbarrier"))
+    } else if conflict.pending {
+        let name = context.copy_name(conflict.pc).trim_start_matches("the ");
+        let does = if conflict.write { "writing" } else { "reading" };
+        let message = format!("{what} that a {name} is still {does}: it was not waited for");
+        (FaultKind::MissingWait, message)
+    } else if conflict.agent {
+        let message =
+            format!("{what} that an asynchronous copy {did}, and this thread did not wait for it");
         (FaultKind::MissingWait, message)
     } else if conflict.warp != by.warp {
         let message = format!("{what} that another thread {did}, with no barrier in between");
@@ -319,6 +576,13 @@ pub(super) fn count_global(
     traffic.requests += 1;
     traffic.sectors += distinct as u64;
     traffic.bytes += bytes * u64::from(mask.count_ones());
+}
+
+/// Adds a bulk access of global memory: a request of its own.
+fn count_range(traffic: &mut GlobalTraffic, address: u64, bytes: usize) {
+    traffic.requests += 1;
+    traffic.sectors += (address + bytes as u64).div_ceil(32) - address / 32;
+    traffic.bytes += bytes as u64;
 }
 
 /// Adds one request of shared memory: its passes over the banks, in phases of 128 bytes.

@@ -20,6 +20,8 @@ struct Pending {
     bytes: [[u8; 16]; LANES],
     size: u8,
     pc: u32,
+    /// Its number among the copies of the warp.
+    number: u64,
 }
 
 /// The copies of a warp that are under way.
@@ -28,6 +30,9 @@ pub(super) struct Copies {
     /// Groups that each lane has committed.
     committed: [u32; LANES],
     pending: Vec<Pending>,
+    issued: u64,
+    /// An mbarrier was told of copies before their thread waited for them.
+    told: bool,
 }
 
 impl Copies {
@@ -35,6 +40,11 @@ impl Copies {
         for lane in lanes(active) {
             self.committed[lane] += 1;
         }
+    }
+
+    /// The number of the last copy.
+    pub(super) fn issued(&self) -> u64 {
+        self.issued
     }
 }
 
@@ -52,6 +62,7 @@ pub(super) fn issue(
     let lengths = copy.source_bytes.map(|slot| r.get::<u32>(slot));
     let ignored = copy.ignore.map_or(0, |p| r.predicate(p));
     let mut reading = 0;
+    let mut places = [0; LANES];
     let mut bytes = [[0; 16]; LANES];
     for lane in lanes(active) {
         let mut length = lengths.map_or(size as u32, |lengths| lengths[lane]) as usize;
@@ -83,8 +94,9 @@ pub(super) fn issue(
         };
         let at = context.shared_offset(by.lane, to[lane], size, true)?;
         if let Err(refusal) = context.detector.issue(at, size, by) {
-            return Err(refused(by, at, size, "copies into", refusal));
+            return Err(refused(context, by, at, size, "copies into", refusal));
         }
+        places[lane] = at as u32;
     }
     if reading != 0 {
         count_global(
@@ -95,13 +107,15 @@ pub(super) fn issue(
         );
     }
     count_shared(&mut context.report.shared_stores, &to, active, size as u64);
+    warp.copies.issued += 1;
     warp.copies.pending.push(Pending {
         lanes: active,
         groups: warp.copies.committed,
-        to: to.map(|address| address as u32),
+        to: places,
         bytes,
         size: copy.bytes,
         pc: warp.at,
+        number: warp.copies.issued,
     });
     Ok(())
 }
@@ -119,7 +133,15 @@ fn load_prefix(context: &mut Context<'_>, lane: u32, from: u64, out: &mut [u8]) 
 /// `cp.async.wait_group`: what each lane waits for arrives; `allowed` groups may stay under way.
 pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, active: u32) {
     let index = warp.index;
-    let Copies { committed, pending } = &mut warp.copies;
+    let Copies {
+        committed,
+        pending,
+        told,
+        ..
+    } = &mut warp.copies;
+    if *told {
+        context.detector.acquire_agent(index);
+    }
     pending.retain_mut(|copy| {
         for lane in lanes(copy.lanes & active) {
             // a copy that was not committed belongs to the group to come: no wait_group reaches it
@@ -138,6 +160,22 @@ pub(super) fn wait(warp: &mut Warp, context: &mut Context<'_>, allowed: u32, act
             context.detector.complete(to, size, by);
             copy.lanes &= !(1 << lane);
         }
+        copy.lanes != 0
+    });
+}
+
+/// The copies of one lane up to number `until` arrive, for an mbarrier to tell of.
+pub(super) fn finish(warp: &mut Warp, context: &mut Context<'_>, lane: usize, until: u64) {
+    let Copies { pending, told, .. } = &mut warp.copies;
+    *told = true;
+    pending.retain_mut(|copy| {
+        if copy.number > until || copy.lanes >> lane & 1 == 0 {
+            return true;
+        }
+        let (to, size) = (copy.to[lane] as usize, usize::from(copy.size));
+        context.shared[to..to + size].copy_from_slice(&copy.bytes[lane][..size]);
+        context.detector.complete_copy(to, size, copy.pc);
+        copy.lanes &= !(1 << lane);
         copy.lanes != 0
     });
 }

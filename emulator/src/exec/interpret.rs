@@ -5,7 +5,8 @@ use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
 use super::{
-    atomic, call, convert, copy, exchange, float, integer, lanes as lane, matrix, memory, product,
+    atomic, call, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
+    product, wgmma,
 };
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
@@ -109,6 +110,9 @@ fn run_group<const AVX2: bool>(
         if active == 0 {
             pc += 1;
             continue;
+        }
+        if !body.product_slots.is_empty() {
+            wgmma::touch(warp, context, pc)?;
         }
         let r = &mut warp.registers;
         match &op.code {
@@ -377,6 +381,17 @@ fn run_group<const AVX2: bool>(
                 }
             }
             &Code::ActiveMask { d } => r.put(active, d, [active; LANES]),
+            Code::Hopper(op) => {
+                if op.is_collective() && !warp.complete(context, pc, mask)? {
+                    warp.push(pc + 1, mask & !active, false);
+                    warp.push(pc, active, true);
+                    return Ok(None);
+                }
+                match hopper::run(warp, context, op, active)? {
+                    None => {}
+                    Some(stop) => return Ok(Some(warp.stop_at(stop, pc, mask, active))),
+                }
+            }
             // what follows needs several lanes at once
             Code::Mma(_)
             | Code::Collective(_)

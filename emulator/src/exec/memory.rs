@@ -57,6 +57,17 @@ fn each_space(
     Ok(())
 }
 
+/// The shared address that a generic one means.
+pub(super) fn shared_address(address: u64, lane: usize) -> Done<u64> {
+    match resolve(address) {
+        (Space::Shared, offset) => Ok(offset),
+        _ => {
+            let message = format!("names shared memory by {address:#x}, which lies elsewhere");
+            Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message))
+        }
+    }
+}
+
 fn accessor(warp: &Warp, lane: usize, strong: bool) -> Accessor {
     Accessor {
         warp: warp.index,

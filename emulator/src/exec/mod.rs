@@ -4,24 +4,32 @@ mod atomic;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod block;
+mod bulk;
 mod call;
+mod cluster;
 mod context;
 mod convert;
 mod copy;
+mod descriptor;
 mod exact;
 mod exchange;
 mod float;
+mod hopper;
 mod integer;
 mod interpret;
 mod lanes;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod printf;
 mod product;
+mod reads;
 mod registers;
 mod rounding;
+mod tensor;
 mod video;
 mod warp;
+mod wgmma;
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +40,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::ir::{Constant, Special};
 use crate::memory::{Allocations, Memory};
 use crate::module::{Kernel, Module};
+use crate::race::WARP_LIMIT;
 use crate::report::Report;
 
 use block::{Block, Outcome};
@@ -60,6 +69,8 @@ pub struct Launch<'a> {
     pub cooperative: bool,
     /// Bytes of local memory that functions which call themselves may take.
     pub stack_bytes: u32,
+    /// Blocks of a cluster along x, y and z; `None` leaves it to the kernel.
+    pub cluster: Option<[u32; 3]>,
 }
 
 /// How the lanes of a diverged warp take turns.
@@ -111,6 +122,44 @@ impl Default for Options {
     }
 }
 
+/// The order of what may end at any time: the last first, or as a seed has it.
+#[derive(Debug, Default)]
+struct Random(Option<u64>);
+
+impl Random {
+    /// splitmix64 of the schedule's seed and a number, so that every user has an order of its own.
+    fn new(schedule: Schedule, number: u64) -> Self {
+        Random(match schedule {
+            Schedule::LowestPc => None,
+            Schedule::Adversarial(seed) => {
+                Some(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            }
+        })
+    }
+
+    fn next(&mut self) -> Option<u64> {
+        let state = self.0.as_mut()?;
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Some(z ^ z >> 31)
+    }
+
+    /// Now, in one case of two; never without a seed.
+    fn toss(&mut self) -> bool {
+        self.next().is_some_and(|random| random & 1 != 0)
+    }
+
+    /// One of `count`; the last without a seed.
+    fn pick(&mut self, count: usize) -> usize {
+        match self.next() {
+            Some(random) => (random % count.max(1) as u64) as usize,
+            None => count.saturating_sub(1),
+        }
+    }
+}
+
 /// What all blocks of a launch share.
 struct Shared<'l> {
     launch: &'l Launch<'l>,
@@ -120,6 +169,8 @@ struct Shared<'l> {
     allocations: &'l Allocations,
     /// Address of the memory that a cooperative launch synchronises by; 0 for other launches.
     workspace: u64,
+    /// Blocks along x, y and z that run together: 1 without clusters.
+    cluster: [u32; 3],
     /// Slots and values of the constants that are the same in every lane and block.
     constants: Vec<(crate::ir::Slot, crate::ir::Constant, u64)>,
     /// Warp instructions of all blocks so far.
@@ -149,12 +200,15 @@ pub fn launch(
         options,
         allocations: &allocations,
         workspace: workspace.address,
+        cluster: cluster(launch, kernel),
         constants: constants(launch, kernel),
         spent: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         next_block: AtomicU64::new(0),
     };
-    let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
+    let blocks: u64 = (0..3)
+        .map(|axis| u64::from(launch.grid[axis] / shared.cluster[axis]))
+        .product();
     let workers = options
         .threads
         .max(1)
@@ -330,6 +384,32 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
             "{found} bytes of parameters; the kernel takes {needed}"
         ));
     }
+    if let (Some(asked), Some(required)) = (launch.cluster, kernel.cluster)
+        && asked != required
+    {
+        return refuse(format!(
+            "clusters of {asked:?} blocks; the kernel is compiled for {required:?} (.reqnctapercluster)"
+        ));
+    }
+    let cluster = cluster(launch, kernel);
+    let blocks = (cluster.iter()).fold(1u32, |product, &n| product.saturating_mul(n));
+    if blocks != 1 && device.max_cluster < blocks || blocks == 0 {
+        return refuse(format!(
+            "clusters of {cluster:?} blocks; the device allows {}",
+            device.max_cluster
+        ));
+    }
+    if (0..3).any(|axis| !launch.grid[axis].is_multiple_of(cluster[axis])) {
+        return refuse(format!(
+            "a grid of {:?} blocks, which is no multiple of the clusters of {cluster:?}",
+            launch.grid
+        ));
+    }
+    if blocks as usize * threads.div_ceil(32) as usize > WARP_LIMIT {
+        return refuse(format!(
+            "a cluster of {blocks} blocks of {threads} threads; the race detector tells {WARP_LIMIT} warps apart"
+        ));
+    }
     if kernel.body.ops.len() >= 1 << 24 {
         return refuse(format!(
             "{} instructions; the race detector tells 16,777,215 apart",
@@ -337,6 +417,11 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         ));
     }
     Ok(kernel)
+}
+
+/// The blocks of a cluster: 1 where there are none.
+fn cluster(launch: &Launch<'_>, kernel: &Kernel) -> [u32; 3] {
+    launch.cluster.or(kernel.cluster).unwrap_or([1; 3])
 }
 
 /// The values of constants that do not depend on the lane or the block.

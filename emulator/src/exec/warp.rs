@@ -1,10 +1,12 @@
 //! A warp: its registers, and which of its lanes stand where.
 
+use super::bulk::Stores;
 use super::call::Calls;
 use super::context::{Context, Done, Trouble, lanes};
 use super::copy::Copies;
 use super::registers::{LANES, Registers};
-use super::{Schedule, Shared};
+use super::wgmma::Products;
+use super::{Random, Schedule, Shared};
 use crate::fault::FaultKind;
 use crate::ir::{Barrier, Code, Constant, Pc, Special};
 
@@ -24,6 +26,10 @@ pub(super) enum Stop {
     Barrier(Barrier),
     /// Its time slice is over.
     Slice,
+    /// A test of what others have yet to do was false.
+    Polled,
+    /// What it waits for is not there: the instruction runs again.
+    Retry,
 }
 
 /// What a warp is doing, seen from its block.
@@ -36,7 +42,12 @@ pub(super) enum State {
 
 /// A warp of a block.
 pub(super) struct Warp {
+    /// Its number among all warps of its cluster.
     pub index: usize,
+    /// The rank of its block in the cluster.
+    pub block: usize,
+    /// Its number in its block.
+    pub number: usize,
     pub state: State,
     /// Lanes that exist: a block's last warp may be part empty.
     launched: u32,
@@ -50,23 +61,37 @@ pub(super) struct Warp {
     pub local: Vec<u8>,
     pub local_written: Vec<bool>,
     pub local_bytes: u32,
+    /// Lanes that have arrived at the barrier of the cluster and not waited, and those for which it has not opened since.
+    pub at_cluster_barrier: u32,
+    pub lacks_cluster: u32,
     pub copies: Copies,
     /// What functions return to.
     pub calls: Calls,
+    pub stores: Stores,
+    pub products: Products,
     /// Where the warp stands, for faults.
     pub at: Pc,
-    random: u64,
+    random: Random,
     /// The last slice ended with lanes still spinning: others go first.
     rotate: bool,
+    /// The lanes that run had their turn out of order.
+    rotated: bool,
+    /// What had changed when it last had to give way; `None` if it did not.
+    pub gave_way: Option<u64>,
+    /// It polls, and may do something else when it is told to wait no longer.
+    pub polls: bool,
 }
 
 impl Warp {
-    pub(super) fn new(shared: &Shared<'_>, index: usize) -> Self {
+    /// Warp `index` of its cluster, whose blocks have `size` warps each.
+    pub(super) fn new(shared: &Shared<'_>, index: usize, size: usize) -> Self {
         let body = &shared.kernel.body;
         let local_bytes = shared.local_bytes();
         let local = local_bytes as usize * LANES;
         Warp {
             index,
+            block: index / size,
+            number: index % size,
             state: State::Running,
             launched: 0,
             live: 0,
@@ -77,10 +102,17 @@ impl Warp {
             local_written: vec![false; local],
             local_bytes,
             calls: Calls::new(shared.kernel.frame_bytes),
+            at_cluster_barrier: 0,
+            lacks_cluster: 0,
             copies: Copies::default(),
+            stores: Stores::default(),
+            products: Products::default(),
             at: 0,
-            random: 0,
+            random: Random::default(),
             rotate: false,
+            rotated: false,
+            gave_way: None,
+            polls: false,
         }
     }
 
@@ -90,7 +122,7 @@ impl Warp {
         let threads = bx * by * bz;
         self.live = 0;
         for lane in 0..LANES {
-            let thread = (self.index * LANES + lane) as u32;
+            let thread = (self.number * LANES + lane) as u32;
             self.threads[lane] = [thread % bx, thread / bx % by, thread / bx / by];
             if thread < threads {
                 self.live |= 1 << lane;
@@ -105,14 +137,16 @@ impl Warp {
             parked: false,
         });
         self.local_written.fill(false);
+        self.at_cluster_barrier = 0;
+        self.lacks_cluster = 0;
         self.copies = Copies::default();
         self.calls.reset();
+        self.stores = Stores::default();
+        self.products = Products::default();
         self.rotate = false;
-        if let Schedule::Adversarial(seed) = shared.options.schedule {
-            // splitmix64 of seed, block and warp: every warp has its own order
-            self.random =
-                seed ^ (linear * 64 + self.index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        }
+        self.rotated = false;
+        self.gave_way = None;
+        self.random = Random::new(shared.options.schedule, linear * 64 + self.number as u64);
         self.registers.reset();
         for &(slot, constant, value) in &shared.constants {
             match constant {
@@ -149,7 +183,7 @@ impl Warp {
             Special::Ctaid(axis) => block[usize::from(axis)],
             Special::Nctaid(axis) => launch.grid[usize::from(axis)],
             Special::LaneId => lane as u32,
-            Special::WarpId => self.index as u32,
+            Special::WarpId => self.number as u32,
             Special::NumWarps => (launch.block.iter().product::<u32>()).div_ceil(LANES as u32),
             Special::SmId => (linear % u64::from(multiprocessors)) as u32,
             Special::NumSms => multiprocessors,
@@ -163,17 +197,17 @@ impl Warp {
             Special::TotalShared => shared.kernel.shared_bytes(launch.dynamic_shared),
             Special::Workspace { high: true } => (shared.workspace >> 32) as u32,
             Special::Workspace { high: false } => shared.workspace as u32,
-            Special::ClusterIndex => 0,
-            Special::ClusterSize => 1,
+            Special::Cluster(axis) => block[usize::from(axis)] / shared.cluster[usize::from(axis)],
+            Special::NumClusters(axis) => {
+                launch.grid[usize::from(axis)] / shared.cluster[usize::from(axis)]
+            }
+            Special::ClusterBlock(axis) => {
+                block[usize::from(axis)] % shared.cluster[usize::from(axis)]
+            }
+            Special::ClusterBlocks(axis) => shared.cluster[usize::from(axis)],
+            Special::ClusterRank => self.block as u32,
+            Special::ClusterRanks => shared.cluster.iter().product(),
         }
-    }
-
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
     }
 
     /// Splits off lanes that stand elsewhere.
@@ -186,6 +220,23 @@ impl Warp {
     /// The slice ended inside a loop.
     pub(super) fn end_slice(&mut self) {
         self.rotate = true;
+    }
+
+    /// Lanes that poll or wait give way: to others of their warp if there are any, else to the rest of the block.
+    pub(super) fn stop_at(&mut self, stop: Stop, pc: Pc, mask: u32, active: u32) -> Stop {
+        let others = self.groups.iter().any(|group| !group.parked);
+        if matches!(stop, Stop::Retry) {
+            self.push(pc, active, false);
+            self.push(pc + 1, mask & !active, false);
+        } else {
+            self.push(pc + 1, mask, false);
+        }
+        if others || (matches!(stop, Stop::Retry) && mask != active) {
+            // in turns: the highest of two that poll must not keep the lowest from what it waits for
+            self.rotate = !std::mem::take(&mut self.rotated);
+            return Stop::Slice;
+        }
+        stop
     }
 
     /// The lanes that run next, and the instruction at which they must look for others.
@@ -211,8 +262,9 @@ impl Warp {
             return Err(self.divergence(context));
         }
         let chosen = if adversarial {
-            ready[(self.next_random() % ready.len() as u64) as usize]
+            ready[self.random.pick(ready.len())]
         } else if std::mem::take(&mut self.rotate) {
+            self.rotated = true;
             // the lowest lanes spin: the highest have their turn, without a limit that would send them back at once
             let highest = ready
                 .into_iter()
@@ -289,6 +341,10 @@ impl Warp {
         let guard = self.registers.predicate(op.guard) ^ if op.negated { u32::MAX } else { 0 };
         let active = mask & guard;
         let members = match op.code {
+            Code::Hopper(ref op) => match op.members() {
+                Some(members) => members,
+                None => return Ok(active == self.live),
+            },
             Code::WarpSync { members }
             | Code::Shuffle { members, .. }
             | Code::Vote { members, .. }

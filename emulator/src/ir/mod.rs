@@ -4,6 +4,7 @@
 //! and addresses are slots too, filled when a warp starts, so that an operand is always a slot.
 
 mod call;
+mod hopper;
 mod lanes;
 mod operation;
 mod product;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use crate::class::Class;
 pub(crate) use call::*;
+pub(crate) use hopper::*;
 pub(crate) use lanes::*;
 pub(crate) use operation::*;
 pub(crate) use product::*;
@@ -280,6 +282,14 @@ pub(crate) enum Code {
         d: Slot,
         wide: bool,
     },
+    /// What came with Hopper.
+    Hopper(Box<Hopper>),
+}
+
+impl Code {
+    pub(crate) fn hopper(op: Hopper) -> Code {
+        Code::Hopper(Box::new(op))
+    }
 }
 
 /// What fills a constant slot when a warp starts.
@@ -322,9 +332,14 @@ pub(crate) enum Special {
     Workspace {
         high: bool,
     },
-    /// Cluster coordinates of a launch without clusters: 0, and sizes of 1.
-    ClusterIndex,
-    ClusterSize,
+    /// The cluster in the grid, and clusters of the grid.
+    Cluster(u8),
+    NumClusters(u8),
+    /// The block in its cluster, and blocks of the cluster.
+    ClusterBlock(u8),
+    ClusterBlocks(u8),
+    ClusterRank,
+    ClusterRanks,
 }
 
 /// Where an operation comes from.
@@ -354,4 +369,8 @@ pub(crate) struct Body {
     pub predicates: u32,
     /// Bytes that every shared access is a multiple of and aligned to: the grain of race detection.
     pub shared_grain: u32,
+    /// It has instructions of the async proxy.
+    pub async_proxy: bool,
+    /// For each operation the registers it names that a wgmma uses; empty without wgmma.
+    pub product_slots: Vec<Box<[Slot]>>,
 }

@@ -1,7 +1,7 @@
 //! Control flow, synchronisation, and exchanges within a warp.
 
-use super::{Lowered, Lowerer, Modifiers, isa};
-use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Scalar, Shuffle, Vote};
+use super::{Lowered, Lowerer, Modifiers, cluster, isa};
+use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Hopper, Scalar, Shuffle, Vote};
 use crate::syntax::Operand;
 
 /// Hints that change no result, whatever their modifiers.
@@ -86,6 +86,25 @@ pub(super) fn fence<'t>(
     m: &mut Modifiers<'_>,
     _: &[Operand<'t>],
 ) -> Lowered<Code> {
+    if m.take("proxy") {
+        let shared = match m.take_any(&["async", "alias"]) {
+            Some("async") => {
+                m.take_any(&["shared::cta", "shared::cluster"]).is_some() || !m.take("global")
+            }
+            Some(_) => false,
+            None => return Err(format!("the opcode `{}` is not emulated", m.opcode())),
+        };
+        return Ok(if shared {
+            Code::hopper(Hopper::FenceProxy)
+        } else {
+            Code::Fence
+        });
+    }
+    if m.take("mbarrier_init") {
+        m.take("release");
+        m.take("cluster");
+        return Ok(Code::hopper(Hopper::FenceInit));
+    }
     m.take_any(&["gl", "cta", "sys", "gpu", "cluster"]);
     m.take_any(&["sc", "acq_rel", "acquire", "release"]);
     Ok(Code::Fence)
@@ -98,7 +117,10 @@ pub(super) fn barrier<'t>(
 ) -> Lowered<Code> {
     // `bar` is the aligned form of `barrier`
     let aligned = m.mnemonic == "bar" || m.rest().contains(&"aligned");
-    m.take("aligned");
+    let marked = m.take("aligned");
+    if m.take("cluster") {
+        return cluster::barrier(l, m, operands, marked);
+    }
     m.take("cta");
     if m.take("warp") {
         if !m.take("sync") {

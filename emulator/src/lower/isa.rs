@@ -3,8 +3,8 @@
 //! What is not here is an error when a module is loaded.
 
 use super::{
-    Lowered, Lowerer, Modifiers, arithmetic, atomic, call, compare, control, convert, lanes, logic,
-    matrix, memory, video,
+    Lowered, Lowerer, Modifiers, arithmetic, atomic, call, cluster, compare, control, convert,
+    hopper, lanes, logic, matrix, memory, video, wgmma,
 };
 use crate::ir::{AtomicOp, CarryOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
@@ -119,11 +119,18 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "red" => |l, m, o| atomic::atomic(l, m, o, false),
         // matrix multiply-add: 9.7.14
         "mma" => matrix::mma,
+        "wgmma" => wgmma::wgmma,
         // video: 9.7.18
         "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vshl" | "vshr" | "vset" => video::scalar,
         "vmad" => video::multiply_add,
         "vadd2" | "vsub2" | "vavrg2" | "vabsdiff2" | "vmin2" | "vmax2" | "vset2" => video::parts,
         "vadd4" | "vsub4" | "vavrg4" | "vabsdiff4" | "vmin4" | "vmax4" | "vset4" => video::parts,
+        "mbarrier" => hopper::mbarrier,
+        "elect" => hopper::elect,
+        "mapa" => cluster::map,
+        "getctarank" => cluster::rank,
+        // registers of a warp: 9.7.19
+        "setmaxnreg" => hopper::set_registers,
         _ => return None,
     };
     Some(lower)

@@ -1,7 +1,7 @@
 //! Loads, stores and asynchronous copies.
 
 use super::{Kind, Lowered, Lowerer, Modifiers, Place};
-use crate::ir::{Access, AsyncCopy, Code, Constant, Scalar, Slot, Space};
+use crate::ir::{self, Access, AsyncCopy, Code, Constant, Scalar, Slot, Space};
 use crate::syntax::Operand;
 
 /// An address: slot, whether that slot has 32 bits, and an offset.
@@ -52,6 +52,7 @@ pub(super) fn space(m: &mut Modifiers<'_>) -> Space {
         "global",
         "const",
         "shared::cta",
+        "shared::cluster",
         "shared",
         "local",
         "param::entry",
@@ -59,10 +60,35 @@ pub(super) fn space(m: &mut Modifiers<'_>) -> Space {
         "param",
     ]) {
         Some("global" | "const") => Space::Global,
-        Some("shared::cta" | "shared") => Space::Shared,
+        Some("shared::cta" | "shared::cluster" | "shared") => Space::Shared,
         Some("local") => Space::Local,
         Some(_) => Space::Param,
         None => Space::Generic,
+    }
+}
+
+/// An address operand with the space its opcode names.
+pub(super) fn located<'t>(
+    l: &mut Lowerer<'t>,
+    operand: &Operand<'t>,
+    space: Space,
+) -> Lowered<ir::Address> {
+    let address = l.address(operand)?;
+    Ok(ir::Address {
+        space,
+        slot: address.slot,
+        narrow: address.narrow,
+        offset: address.offset,
+    })
+}
+
+/// The space of a tensor map's address: a parameter by its name, else generic.
+pub(super) fn map_space(l: &Lowerer<'_>, operand: &Operand<'_>) -> Space {
+    match operand {
+        Operand::Address {
+            base: Some(name), ..
+        } if matches!(l.place(name), Some(Place::Param(_))) => Space::Param,
+        _ => Space::Generic,
     }
 }
 
@@ -242,8 +268,18 @@ pub(super) fn copy_async<'t>(
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
     let unknown = |m: &Modifiers<'_>| format!("the opcode `{}` is not emulated", m.opcode());
+    let reduces = m.take("reduce");
     if !m.take("async") {
         return Err(unknown(m));
+    }
+    if m.take("bulk") {
+        return super::bulk::bulk(l, m, operands, reduces);
+    }
+    if reduces {
+        return Err(unknown(m));
+    }
+    if m.take("mbarrier") {
+        return super::hopper::copy_arrive(l, m, operands);
     }
     if m.take("commit_group") {
         return Ok(Code::CopyCommit);

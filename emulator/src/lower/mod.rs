@@ -5,11 +5,14 @@
 
 mod arithmetic;
 mod atomic;
+mod bulk;
 mod call;
+mod cluster;
 mod compare;
 mod control;
 mod convert;
 mod declare;
+mod hopper;
 mod isa;
 mod lanes;
 mod logic;
@@ -18,11 +21,15 @@ mod memory;
 mod modifiers;
 mod operands;
 mod video;
+mod wgmma;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 
 use crate::class::Class;
-use crate::ir::{ALWAYS, Body, CallTarget, Code, Constant, Op, Origin, Pc, Pred, SINK, Slot};
+use crate::ir::{
+    ALWAYS, Body, CallTarget, Code, Constant, Hopper, Op, Origin, Pc, Pred, SINK, Slot, WgmmaSource,
+};
 use crate::syntax::{Function, Guard, Instruction, Location, Statement, Variable};
 
 pub(crate) use call::Functions;
@@ -124,6 +131,8 @@ pub(crate) struct Lowerer<'t> {
     callee: Option<usize>,
     /// Registers of the function at hand that hold addresses in its frame, by offset.
     frame: HashMap<u32, Slot>,
+    /// Rows of the registers that the instruction at hand names.
+    named: RefCell<Vec<Slot>>,
 }
 
 /// Lowers one entry and the functions it may call; `module` names the variables of module scope.
@@ -153,6 +162,7 @@ pub(crate) fn lower<'t>(
         signatures: Vec::new(),
         callee: None,
         frame: HashMap::new(),
+        named: RefCell::default(),
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
     for variable in module_shared {
@@ -180,12 +190,13 @@ pub(crate) fn lower<'t>(
     let mut body = Body::default();
     let mut calls = Vec::new();
     let mut last = Declared::default();
+    let mut named = Vec::new();
     for (index, (unit, mut declared)) in units.into_iter().enumerate() {
         lowerer.callee = (!unit.entry).then_some(index);
         lowerer.scopes = std::mem::take(&mut declared.scopes);
         lowerer.frame.clear();
         let start = body.ops.len();
-        lowerer.body(unit, &mut body)?;
+        lowerer.body(unit, &mut body, &mut named)?;
         calls.push(called(&body.ops[start..], reached.len()));
         declared.callee.addresses = lowerer
             .frame
@@ -206,12 +217,29 @@ pub(crate) fn lower<'t>(
         false => align_up(last.callee.frame, FRAME_ALIGN),
     };
     body.entry = last.callee.entry;
+    // the registers of products, in every instruction that names them
+    let products = product_slots(&body.ops);
+    if !products.is_empty() {
+        body.product_slots = named
+            .into_iter()
+            .map(|slots| {
+                slots
+                    .into_iter()
+                    .filter(|slot| products.contains(slot))
+                    .collect()
+            })
+            .collect();
+    }
     body.constants = lowerer
         .constants
         .iter()
         .map(|(&constant, &slot)| (slot, constant))
         .collect();
     body.constants.sort_by_key(|&(slot, _)| slot);
+    body.async_proxy = body
+        .ops
+        .iter()
+        .any(|op| matches!(&op.code, Code::Hopper(op) if op.is_async_proxy()));
     body.rows = lowerer.rows;
     body.predicates = lowerer.predicates;
     body.shared_grain = lowerer.grain;
@@ -239,6 +267,22 @@ fn called(ops: &[Op], functions: usize) -> Vec<usize> {
     }
     out.sort_unstable();
     out.dedup();
+    out
+}
+
+/// The rows of accumulators of wgmma, and of A where it is in registers.
+fn product_slots(ops: &[Op]) -> HashSet<Slot> {
+    let mut out = HashSet::new();
+    for op in ops {
+        if let Code::Hopper(op) = &op.code
+            && let Hopper::Wgmma(wgmma) = &**op
+        {
+            out.extend(&wgmma.d);
+            if let WgmmaSource::Registers(slots) = wgmma.a {
+                out.extend(slots);
+            }
+        }
+    }
     out
 }
 
@@ -281,7 +325,12 @@ impl<'t> Lowerer<'t> {
     }
 
     /// Second pass: the operations of a function.
-    fn body(&mut self, function: &Function<'t>, body: &mut Body) -> Result<(), LowerError> {
+    fn body(
+        &mut self,
+        function: &Function<'t>,
+        body: &mut Body,
+        named: &mut Vec<Vec<Slot>>,
+    ) -> Result<(), LowerError> {
         let mut location = Location::default();
         let mut opened = 0;
         self.scope = 0;
@@ -294,6 +343,7 @@ impl<'t> Lowerer<'t> {
                 Statement::Close => self.scope = self.scopes[self.scope].parent,
                 Statement::Location(here) => location = *here,
                 Statement::Instruction(instruction) => {
+                    self.named.borrow_mut().clear();
                     let op = self
                         .instruction(instruction)
                         .map_err(|message| LowerError {
@@ -301,6 +351,10 @@ impl<'t> Lowerer<'t> {
                             message: format!("`{}`: {message}", text(instruction)),
                         })?;
                     body.classes.push(Class::of(&op.code));
+                    named.push(match &op.code {
+                        Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
+                        _ => self.named.take(),
+                    });
                     body.ops.push(op);
                     body.origins.push(Origin {
                         ptx: instruction.line,
@@ -328,6 +382,7 @@ impl<'t> Lowerer<'t> {
         body.origins
             .push(body.origins.last().copied().unwrap_or_default());
         body.texts.push("}".into());
+        named.push(Vec::new());
         Ok(())
     }
 
@@ -364,6 +419,18 @@ impl<'t> Lowerer<'t> {
 
     /// Finds a register by name: `%r12` is the 12th of `%r<…>`.
     fn register(&self, name: &str) -> Option<(Kind, u32)> {
+        let found = self.find_register(name);
+        if let Some((kind, row)) = found
+            && kind != Kind::Pred
+        {
+            let rows = if kind == Kind::Wide { 2 } else { 1 };
+            let rows = (row..row + rows).map(|row| row as Slot);
+            self.named.borrow_mut().extend(rows);
+        }
+        found
+    }
+
+    fn find_register(&self, name: &str) -> Option<(Kind, u32)> {
         let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
         let (prefix, number) = name.split_at(name.len() - digits);
         let mut scope = self.scope;

@@ -41,10 +41,10 @@ fn special(name: &str) -> Option<Special> {
             "%ntid" => Special::Ntid(axis),
             "%ctaid" => Special::Ctaid(axis),
             "%nctaid" => Special::Nctaid(axis),
-            "%clusterid" => Special::Ctaid(axis),
-            "%nclusterid" => Special::Nctaid(axis),
-            "%cluster_ctaid" => Special::ClusterIndex,
-            "%cluster_nctaid" => Special::ClusterSize,
+            "%clusterid" => Special::Cluster(axis),
+            "%nclusterid" => Special::NumClusters(axis),
+            "%cluster_ctaid" => Special::ClusterBlock(axis),
+            "%cluster_nctaid" => Special::ClusterBlocks(axis),
             _ => return None,
         });
     }
@@ -64,8 +64,8 @@ fn special(name: &str) -> Option<Special> {
         "%total_smem_size" => Special::TotalShared,
         "%envreg1" => Special::Workspace { high: true },
         "%envreg2" => Special::Workspace { high: false },
-        "%cluster_ctarank" => Special::ClusterIndex,
-        "%cluster_nctarank" => Special::ClusterSize,
+        "%cluster_ctarank" => Special::ClusterRank,
+        "%cluster_nctarank" => Special::ClusterRanks,
         _ => return None,
     })
 }

@@ -86,6 +86,7 @@ impl<'t> Parser<'t> {
         let name = self.word()?;
         let parameters = self.parameters()?;
         let mut max_threads = None;
+        let mut cluster = None;
         loop {
             match self.peek() {
                 Some(Kind::Mark(b';')) => {
@@ -101,9 +102,19 @@ impl<'t> Parser<'t> {
                     }
                     max_threads = Some(threads);
                 }
+                Some(Kind::Word(".reqnctapercluster")) => {
+                    self.at += 1;
+                    let mut blocks = [self.unsigned()?, 1, 1];
+                    for side in &mut blocks[1..] {
+                        if self.accept(b',') {
+                            *side = self.unsigned()?;
+                        }
+                    }
+                    cluster = Some(blocks);
+                }
                 Some(Kind::Word(word)) if word.starts_with('.') => {
                     self.at += 1;
-                    // .minnctapersm 2, .explicitcluster, .reqnctapercluster 2, 1, 1, .noreturn
+                    // .minnctapersm 2, .explicitcluster, .maxclusterrank 8, .noreturn
                     while self.peek_word().is_some_and(|next| !next.starts_with('.'))
                         || self.accept(b',')
                     {
@@ -125,6 +136,7 @@ impl<'t> Parser<'t> {
             returns,
             parameters,
             max_threads,
+            cluster,
             body,
             line,
         }))

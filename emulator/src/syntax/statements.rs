@@ -174,7 +174,7 @@ impl<'t> Parser<'t> {
         }
         let negative = self.accept(b'-');
         let word = self.word()?;
-        if word == "_" {
+        if word == "_" && self.peek() != Some(Kind::Mark(b'|')) {
             return Ok(Operand::Sink);
         }
         match number(word) {

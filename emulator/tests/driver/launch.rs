@@ -313,16 +313,23 @@ fn launch_attributes_are_obeyed_or_refused() {
         cluster(1),
     )
     .unwrap();
-    assert_error(
-        extended(
-            &kernel,
-            &data,
-            Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            cluster(2),
-        ),
-        CUresult::CUDA_ERROR_NOT_SUPPORTED,
-        "clusters of (2, 1, 1) blocks",
-    );
+    // a grid of one block, on a device with clusters or without
+    let (code, words) = match context.compute_capability().unwrap() {
+        (8, _) => (CUresult::CUDA_ERROR_NOT_SUPPORTED, "blocks: "),
+        _ => (CUresult::CUDA_ERROR_INVALID_VALUE, "do not divide a grid"),
+    };
+    for words in ["clusters of (2, 1, 1) blocks", words] {
+        assert_error(
+            extended(
+                &kernel,
+                &data,
+                Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                cluster(2),
+            ),
+            code,
+            words,
+        );
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod launch;
 mod memory;
 mod module;
 mod objects;
+mod tensor_map;
 
 use std::sync::Arc;
 

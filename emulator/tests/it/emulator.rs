@@ -38,6 +38,8 @@ pub(crate) struct Call {
     pub(crate) dynamic_limit: u32,
     pub(crate) params: Vec<u8>,
     pub(crate) cooperative: bool,
+    /// Blocks of a cluster, where the launch says it.
+    pub(crate) cluster: Option<[u32; 3]>,
 }
 
 impl Call {
@@ -58,6 +60,7 @@ impl Call {
                 .flat_map(|param| param.to_le_bytes())
                 .collect(),
             cooperative: false,
+            cluster: None,
         }
     }
 }
@@ -88,6 +91,7 @@ impl Bench {
             params: &call.params,
             cooperative: call.cooperative,
             stack_bytes: 1024,
+            cluster: call.cluster,
         };
         launch(&asked, &call.device, &self.memory, &call.options)
     }

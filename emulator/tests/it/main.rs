@@ -9,6 +9,7 @@ mod counters;
 mod emulator;
 mod fail;
 mod functions;
+mod hopper;
 mod launch;
 mod matrix;
 mod mutants;

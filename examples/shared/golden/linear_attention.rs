@@ -135,6 +135,10 @@ impl Case {
         ops: &Ops,
     ) -> Result<Vec<Output>, Failure> {
         let (stream, config) = (&ops.stream, self.linear_attention_config()?);
+        if config.normalize.is_some() {
+            let message = "gradients of normalised outputs: a case does not hold the outputs";
+            return Err(Failure::Unsupported(message.into()));
+        }
         let inputs = Inputs::<T>::new(self, stream)?;
         let dout: Tensor<T, 4> = self.need("do")?.upload(stream)?;
         let dfinal_state: Option<Tensor<f32, 4>> = self.optional("d_final_state", stream)?;
@@ -159,8 +163,11 @@ impl Case {
         };
         let tensors = Backward {
             layer: inputs.layer(),
+            out: None,
+            normalizer: None,
             dout: dout.view(),
             dfinal_state: dfinal_state.as_ref().map(Tensor::view),
+            dfinal_z: None,
             dq: dq.view_mut(),
             dk: dk.view_mut(),
             dv: dv.view_mut(),
@@ -171,6 +178,8 @@ impl Case {
             },
             dbeta: dbeta.as_mut().map(Tensor::view_mut),
             dinitial_state: dinitial_state.as_mut().map(Tensor::view_mut),
+            dinitial_z: None,
+            dbonus: None,
         };
         let operation = &ops.linear_attention;
         let mut workspace = Workspace::new(stream);

@@ -1,8 +1,10 @@
 //! The kernels of gradients by the linear rule.
 
 use super::{
-    CHUNK, DecayGradientParams, GradientWalkParams, SumHeadsParams, SumSpansParams, WARPS,
-    squares_bytes,
+    BonusGradientParams, CHUNK, DecayGradientParams,
+    Gate::{self, Channel, Step},
+    GradientWalkParams, LastDecaysParams, NormalizerGradientParams, SumHeadsParams, SumSpansParams,
+    WARPS, squares_bytes,
 };
 use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
 
@@ -18,26 +20,42 @@ pub struct GradientWalk {
     pub size: usize,
     /// Steps of a tile, of which a warp prepares 16.
     pub count: usize,
+    /// Which decays it takes; those of channels belong to the walk's values, which are the layer's queries or keys.
+    pub gate: Gate,
 }
 
-const fn walk(dtype: Dtype, size: usize, count: usize) -> GradientWalk {
-    GradientWalk { dtype, size, count }
+const fn walk(gate: Gate, dtype: Dtype, size: usize, count: usize) -> GradientWalk {
+    GradientWalk {
+        dtype,
+        size,
+        count,
+        gate,
+    }
 }
 
 /// No kernel exists that is not a row here, and no row without a kernel. Of the rows that fit a problem the
 /// first is used.
 #[rustfmt::skip]
 pub const GRADIENT_WALK: &[GradientWalk] = &[
-    //   dtype size count
-    walk(F16,   64, 64),
-    walk(F16,  128, 32),
-    walk(F16,  256, 32),
-    walk(BF16,  64, 64),
-    walk(BF16, 128, 32),
-    walk(BF16, 256, 32),
-    walk(F32,   64, 32),
-    walk(F32,  128, 16), // a tile of 32 steps would fill what a block may have
-    walk(F32,  256, 16),
+    //   gate     dtype size count
+    walk(Step,    F16,   64, 64),
+    walk(Step,    F16,  128, 32),
+    walk(Step,    F16,  256, 32),
+    walk(Step,    BF16,  64, 64),
+    walk(Step,    BF16, 128, 32),
+    walk(Step,    BF16, 256, 32),
+    walk(Step,    F32,   64, 32),
+    walk(Step,    F32,  128, 16), // a tile of 32 steps would fill what a block may have
+    walk(Step,    F32,  256, 16),
+    walk(Channel, F16,   64, 64),
+    walk(Channel, F16,  128, 32),
+    walk(Channel, F16,  256, 32),
+    walk(Channel, BF16,  64, 64),
+    walk(Channel, BF16, 128, 32),
+    walk(Channel, BF16, 256, 32),
+    walk(Channel, F32,   64, 32),
+    walk(Channel, F32,  128, 16),
+    walk(Channel, F32,  256, 16),
 ];
 
 impl GradientWalk {
@@ -46,20 +64,45 @@ impl GradientWalk {
 
     /// Shared memory of a block.
     pub const fn shared_bytes(&self) -> usize {
-        let Self { dtype, size, count } = *self;
-        let stage = dtype.bytes() * count * (2 * size + Self::WIDTH);
-        // sums of exponents; two numbers a step, and one a chunk; a unit a step
-        let numbers = 2 * 20 * (count / CHUNK) + 2 * count + 4 + count;
-        (2 * stage + squares_bytes(dtype, count) + 4 * numbers).next_multiple_of(128)
+        let Self {
+            dtype, size, count, ..
+        } = *self;
+        let mut stage = dtype.bytes() * count * (2 * size + Self::WIDTH);
+        let numbers = match self.gate {
+            // sums of exponents; two numbers a step, and one a chunk; a unit a step
+            Step => 2 * 20 * (count / CHUNK) + 2 * count + 4 + count,
+            // two numbers a step, one for each second; one a channel
+            Channel => 2 * count + count / 2 + Self::WIDTH,
+        };
+        if let Channel = self.gate {
+            stage += 4 * count * (Self::WIDTH + 4);
+        }
+        // of the normaliser two numbers a step, one a chunk and one a channel
+        let normalizer = 2 * count + 4 + Self::WIDTH;
+        let fade = (squares_bytes(dtype, count) + 4 * numbers).next_multiple_of(128);
+        (2 * stage + fade + 4 * normalizer).next_multiple_of(128)
     }
 
     /// The kernel of this row.
     pub fn entry(&self) -> Entry {
-        let Self { dtype, size, count } = *self;
+        let Self {
+            dtype,
+            size,
+            count,
+            gate,
+        } = *self;
+        let (name, cpp) = match gate {
+            Step => ("step", "Step"),
+            Channel => ("channel", "Row"),
+        };
         Entry {
-            name: format!("linear_attention_gradient_walk_{}_n{size}", dtype.name()),
+            name: format!(
+                "linear_attention_gradient_walk_{name}_{}_n{size}",
+                dtype.name()
+            ),
             instance: format!(
-                "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}>",
+                "seqmix::linear_attention::GradientWalk<{}, {size}, 1, {count}, \
+                 seqmix::linear_attention::GradientGate::{cpp}>",
                 dtype.cpp()
             ),
             params: GradientWalkParams::PARAMS,
@@ -98,6 +141,58 @@ pub fn decay_gradient(dtype: Dtype) -> Entry {
     }
 }
 
+/// The kernel that computes the gradient of the bonus, from tensors of this type.
+pub fn bonus_gradient(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_bonus_gradient_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::BonusGradient<{}>", dtype.cpp()),
+        params: BonusGradientParams::PARAMS,
+        threads: 128,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that computes what the normaliser makes of the gradient of the output, of this type.
+pub fn normalizer_gradient(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_normalizer_gradient_{}", dtype.name()),
+        instance: format!(
+            "seqmix::linear_attention::NormalizerGradient<{}>",
+            dtype.cpp()
+        ),
+        params: NormalizerGradientParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that multiplies keys of this type with their gradients, for [`last_decays`].
+pub fn key_products(dtype: Dtype) -> Entry {
+    Entry {
+        name: format!("linear_attention_key_products_{}", dtype.name()),
+        instance: format!("seqmix::linear_attention::KeyProducts<{}>", dtype.cpp()),
+        params: LastDecaysParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 1, // an empty struct of C++
+    }
+}
+
+/// The kernel that adds these products up to the gradients of decays.
+pub fn last_decays() -> Entry {
+    let threads = 256;
+    Entry {
+        name: "linear_attention_last_decays".into(),
+        instance: "seqmix::linear_attention::LastDecays".into(),
+        params: LastDecaysParams::PARAMS,
+        threads,
+        blocks: 1,
+        shared_bytes: 4 * threads as usize / 32,
+    }
+}
+
 /// The kernel that adds the sums of spans.
 pub fn sum_spans() -> Entry {
     Entry {
@@ -116,9 +211,24 @@ pub(super) fn units() -> Vec<Unit> {
         header,
         entries: vec![entry],
     };
-    let mut units = vec![unit(sum_spans(), "linear_attention/sum_spans.cuh")];
+    let mut units = vec![
+        unit(sum_spans(), "linear_attention/sum_spans.cuh"),
+        unit(last_decays(), "linear_attention/last_decays.cuh"),
+    ];
     for dtype in DTYPES {
         units.push(unit(sum_heads(dtype), "linear_attention/sum_heads.cuh"));
+        units.push(unit(
+            bonus_gradient(dtype),
+            "linear_attention/bonus_gradient.cuh",
+        ));
+        units.push(unit(
+            normalizer_gradient(dtype),
+            "linear_attention/normalizer_gradient.cuh",
+        ));
+        units.push(unit(
+            key_products(dtype),
+            "linear_attention/last_decays.cuh",
+        ));
         units.push(unit(
             decay_gradient(dtype),
             "linear_attention/decay_gradient.cuh",
@@ -143,22 +253,29 @@ mod tests {
     }
 
     #[test]
-    fn each_dtype_has_each_size_once_and_in_order() {
-        for dtype in DTYPES {
-            let rows = GRADIENT_WALK.iter().filter(|row| row.dtype == dtype);
-            let sizes: Vec<usize> = rows.map(|row| row.size).collect();
-            assert_eq!(sizes, [64, 128, 256], "{dtype:?}");
+    fn each_gate_and_dtype_has_each_size_once_and_in_order() {
+        for gate in Gate::ALL {
+            for dtype in DTYPES {
+                let rows = GRADIENT_WALK.iter();
+                let rows = rows.filter(|row| row.gate == gate && row.dtype == dtype);
+                let sizes: Vec<usize> = rows.map(|row| row.size).collect();
+                assert_eq!(sizes, [64, 128, 256], "{gate:?} {dtype:?}");
+            }
         }
     }
 
     #[test]
     fn a_row_spells_its_kernel() {
-        let entry = walk(BF16, 128, 32).entry();
-        assert_eq!(entry.name, "linear_attention_gradient_walk_bf16_n128");
+        let entry = walk(Channel, BF16, 128, 32).entry();
+        assert_eq!(
+            entry.name,
+            "linear_attention_gradient_walk_channel_bf16_n128"
+        );
         assert_eq!(
             entry.instance,
-            "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32>"
+            "seqmix::linear_attention::GradientWalk<__nv_bfloat16, 128, 1, 32, \
+             seqmix::linear_attention::GradientGate::Row>"
         );
-        assert_eq!((entry.threads, entry.shared_bytes), (128, 42_752));
+        assert_eq!((entry.threads, entry.shared_bytes), (128, 60_672));
     }
 }

@@ -16,25 +16,41 @@ params! {
         /// `[batch, steps, heads]` in f32, written, or none: products of each step's query and key, which are then left
         /// out.
         pub own: Rows,
+        /// `[batch, steps, heads, 2]` in f32, or none: of the gradient of each step's output, what multiplies it, and its
+        /// channel of the normaliser.
+        pub factors: Rows,
         /// Where the walk begins, or none: zeros.
         pub initial: States,
         /// Where it ends, written, or none.
         pub last: States,
+        /// The same of the normaliser, without keys.
+        pub initial_z: States,
+        /// Likewise.
+        pub last_z: States,
         /// As in [`WalkParams`](super::WalkParams), a slot for each sequence stride.
         pub segments: States,
-        /// As in [`WalkParams`](super::WalkParams).
+        /// Address of `[slot, head, dv]` in f32, likewise.
+        pub z_segments: u64,
+        /// As in [`WalkParams`](super::WalkParams); by [`Mode::Read`](super::Mode) those of segments from the first step
+        /// on.
         pub decays: u64,
         /// Address of `[span slot, head, ...]`: the states at the borders of spans, as lanes hold them; 0 for none.
         pub spans: u64,
         /// Address of `[span slot, head, slice, warp]` in f32: what they were divided by.
         pub span_units: u64,
+        /// Address of `[span slot, head, dv]` in f32: the normaliser's.
+        pub z_spans: u64,
         /// Address of `[span slot, head, dv]` in f32, written: the products of these states with those of this walk;
         /// 0: this walk stores them.
         pub dots: u64,
         /// Steps of a span: a multiple of a chunk that divides [`SPAN`](super::SPAN).
         pub span: i32,
-        /// The number of [`Mode::Whole`](super::Mode) or [`Mode::States`](super::Mode).
+        /// The number of a [`Mode`](super::Mode).
         pub mode: i32,
+        /// 1: the state has a channel of the normaliser.
+        pub normalize: i32,
+        /// 1: `factors` are those of keys; 0: of queries.
+        pub factored_keys: i32,
         /// The number of the [`FeatureMap`](super::FeatureMap) of the values.
         pub value_map: i32,
         /// 1: a query meets the state before the decay of its step.
@@ -45,6 +61,8 @@ params! {
         pub parts: i32,
         /// Multiplies what is added to the state.
         pub weight: f32,
+        /// Multiplies `factors`.
+        pub factor_scale: f32,
     }
 }
 
@@ -127,15 +145,79 @@ params! {
 }
 
 params! {
+    /// Parameters of the kernels that compute what the normaliser makes of the gradient of the output.
+    pub struct NormalizerGradientParams as "seqmix::linear_attention::NormalizerGradientParams" with [Rows] {
+        /// `[batch, steps, heads, channels]`
+        pub out: Rows,
+        /// As `out`.
+        pub dout: Rows,
+        /// `[batch, steps, heads]` in f32: what outputs were divided by, less `eps`.
+        pub normalizer: Rows,
+        /// `[batch, steps, heads, 2]` in f32, written: `1 / (normalizer + eps)`, and the gradient of `normalizer`.
+        pub factors: Rows,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// `dv`
+        pub channels: i32,
+        /// Added to what outputs were divided by.
+        pub eps: f32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that compute the gradients of decays where attention is not causal.
+    pub struct LastDecaysParams as "seqmix::linear_attention::LastDecaysParams" with [Rows, Decays, States] {
+        /// `[batch, steps, heads_k, dk]`
+        pub k: Rows,
+        /// `[batch, steps, heads, dk]` in f32, by the mapped keys.
+        pub dk: Rows,
+        /// `[batch, steps, heads]` in f32: the products of both, written by the first kernel and added up by the second.
+        pub products: Rows,
+        /// As the decays, written.
+        pub out: Decays,
+        /// Before each sequence, or none: zeros.
+        pub initial: States,
+        /// The same of the normaliser, without values.
+        pub initial_z: States,
+        /// Address of `[slot, head, dk, dv]` in f32: in a sequence's first slot, the gradient of its last state.
+        pub gradients: u64,
+        /// Address of `[slot, head, dk]` in f32, likewise.
+        pub z_gradients: u64,
+        /// Address of `[slot, head]` in f32: decays of segments.
+        pub decays: u64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Sequences.
+        pub sequences: i32,
+        /// Heads of the output.
+        pub heads: i32,
+        /// `dk`
+        pub channels: i32,
+        /// `dv`
+        pub values: i32,
+        /// As in [`Layer`].
+        pub segment: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of the keys.
+        pub key_map: i32,
+        /// 1: a number a head, the sum over all steps.
+        pub per_head: i32,
+    }
+}
+
+params! {
     /// Parameters of the kernel that adds the sums of spans.
     pub struct SumSpansParams as "seqmix::linear_attention::SumSpansParams" {
         /// Address of `[span slot, numbers]` in f32.
         pub parts: u64,
-        /// Address of `[numbers]` in f32, written.
+        /// Address of `[numbers / columns, columns]` in f32, written.
         pub out: u64,
         /// Address of `[sequences + 1]` in i32, or 0.
         pub cu_seqlens: u64,
-        /// From one number of `out` to the next.
+        /// From one row of `out` to the next.
         pub out_stride: i64,
         /// As in [`Layer`].
         pub steps: i32,
@@ -143,7 +225,35 @@ params! {
         pub sequences: i32,
         /// Numbers of a span.
         pub numbers: i32,
+        /// Of a row of `out`.
+        pub columns: i32,
         /// As in [`GradientWalkParams`].
         pub span: i32,
+        /// Multiplies the sums.
+        pub scale: f32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that compute the gradient of the bonus, of each span.
+    pub struct BonusGradientParams as "seqmix::linear_attention::BonusGradientParams" with [Rows] {
+        /// `[batch, steps, heads_q, dk]`
+        pub q: Rows,
+        /// `[batch, steps, heads_k, dk]`
+        pub k: Rows,
+        /// `[batch, steps, heads]` in f32: the product of each step's output's gradient and value.
+        pub own: Rows,
+        /// Address of `[span slot, head, dk]` in f32, written.
+        pub parts: u64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Heads of the output.
+        pub heads: i32,
+        /// `dk`, a multiple of 8.
+        pub channels: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of queries and keys.
+        pub map: i32,
     }
 }

@@ -121,6 +121,12 @@ params! {
         pub normalize: i32,
         /// Added to what they are divided by.
         pub eps: f32,
+        /// 1: `out` is of f32; by [`Gate::Channel`](crate::abi::linear_attention::Gate) only.
+        pub parts: i32,
+        /// Multiplies what is added to the state; likewise.
+        pub weight: f32,
+        /// Pads the struct.
+        pub padding: i32,
     }
 }
 

@@ -79,14 +79,19 @@ fn gradients_that_there_are_not() {
                 rule,
                 ..Layer::new(rows.view(), rows.view(), rows.view())
             },
+            out: None,
+            normalizer: None,
             dout: rows.view(),
             dfinal_state: None,
+            dfinal_z: None,
             dq: dq.view_mut(),
             dk: dk.view_mut(),
             dv: dv.view_mut(),
             ddecay: None,
             dbeta: Some(dbeta.view_mut()),
             dinitial_state: None,
+            dinitial_z: None,
+            dbonus: None,
         };
         let op = &device.linear_attention;
         let mut workspace = Workspace::new(&stream);

@@ -80,8 +80,11 @@ impl<T: Number> Problem<T> {
         let case = self.case;
         let tensors = Backward {
             layer: self.layer.view(case),
+            out: None,
+            normalizer: None,
             dout: self.dout.view(),
             dfinal_state: case.states.then(|| self.dfinal_state.view()),
+            dfinal_z: None,
             dq: self.dq.view_mut(),
             dk: self.dk.view_mut(),
             dv: self.dv.view_mut(),
@@ -92,6 +95,8 @@ impl<T: Number> Problem<T> {
             },
             dbeta: Some(self.dbeta.view_mut()),
             dinitial_state: case.states.then(|| self.dinitial_state.view_mut()),
+            dinitial_z: None,
+            dbonus: None,
         };
         let bytes = op.backward_plan(case.config(), &tensors)?.workspace_bytes();
         self.workspace.reserve(bytes)?;

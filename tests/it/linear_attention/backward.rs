@@ -28,9 +28,19 @@ fn lengths_around_chunks_and_spans() {
             ..CASE
         };
         [check::<f16>, check::<bf16>][i % 2](case);
+        [check::<bf16>, check::<f16>][i % 2](Case {
+            decay: Fades::PerChannel,
+            bonus: i % 3 == 1,
+            ..case
+        });
     }
     for seqlen in [1, 16, 81] {
         check::<f32>(Case { seqlen, ..SMALL });
+        check::<f32>(Case {
+            seqlen,
+            decay: Fades::PerChannel,
+            ..SMALL
+        });
     }
 }
 
@@ -51,19 +61,39 @@ fn every_size_of_heads() {
         };
         check::<f16>(case);
         check::<bf16>(case);
+        let gated = Case {
+            decay: Fades::PerChannel,
+            ..case
+        };
+        [check::<f16>, check::<bf16>][i % 2](gated);
         if i % 2 == 0 {
             check::<f32>(Case { seqlen: 17, ..case });
+            check::<f32>(Case {
+                seqlen: 17,
+                ..gated
+            });
         }
     }
 }
 
 #[test]
 fn every_form_of_decays_with_and_without_what_may_be_absent() {
-    for decay in [Fades::None, Fades::PerHead, Fades::PerStep] {
+    let forms = [
+        (Fades::None, false),
+        (Fades::PerHead, false),
+        (Fades::PerStep, false),
+        (Fades::PerChannel, false),
+        (Fades::None, true),
+        (Fades::PerHead, true),
+        (Fades::PerStep, true),
+        (Fades::PerChannel, true),
+    ];
+    for (decay, bonus) in forms {
         for option in 0..4 {
             let case = Case {
                 batch: 2,
                 decay,
+                bonus,
                 ddecay: option % 2 == 0,
                 states: option / 2 == 0,
                 projection: option == 1,
@@ -81,12 +111,13 @@ fn every_form_of_decays_with_and_without_what_may_be_absent() {
 #[test]
 fn heads_share_queries_keys_and_values() {
     for (heads, shared) in [(4, [4, 2, 1]), (6, [2, 3, 6]), (3, [1, 1, 1])] {
-        for decay in [Fades::None, Fades::PerStep] {
+        for decay in [Fades::None, Fades::PerStep, Fades::PerChannel] {
             let case = Case {
                 batch: 2,
                 heads,
                 shared,
                 decay,
+                bonus: decay == Fades::PerChannel && heads == 4,
                 ..SMALL
             };
             check::<f16>(case);
@@ -119,14 +150,20 @@ fn every_feature_map() {
             decay: Fades::None,
             ..case
         });
+        check::<bf16>(Case {
+            decay: Fades::PerChannel,
+            bonus: true,
+            ..case
+        });
         check::<f32>(case);
     }
 }
 
 /// Decays from none to total, step by step in turn: what follows a strong one is not lost.
 ///
-/// The strongest without gradients of final states: those meet their states without a decay in between, and what
-/// rounding makes of that product is more than what passes such decays.
+/// The strongest without gradients of final states, and without a bonus: final states meet their gradients, and with a
+/// bonus steps their neighbours, without a decay in between, and what rounding makes of these products is more than what
+/// passes such decays.
 #[test]
 fn strong_and_weak_decays() {
     for mean in [-1e-3, -0.3, -3.0, -10.0, -40.0] {
@@ -148,6 +185,15 @@ fn strong_and_weak_decays() {
                 lost: false,
                 ..case
             });
+            let gated = Case {
+                decay: Fades::PerChannel,
+                ..case
+            };
+            check::<f16>(gated);
+            check::<bf16>(Case {
+                bonus: mean > -5.0,
+                ..gated
+            });
         }
     }
 }
@@ -155,7 +201,12 @@ fn strong_and_weak_decays() {
 #[test]
 fn segments_of_every_length() {
     for segment in [1, 65, 128, 1000] {
-        for decay in [Fades::None, Fades::PerHead, Fades::PerStep] {
+        for decay in [
+            Fades::None,
+            Fades::PerHead,
+            Fades::PerStep,
+            Fades::PerChannel,
+        ] {
             let case = Case {
                 seqlen: 200,
                 segment: Some(segment),
@@ -190,7 +241,11 @@ fn sequences_of_different_lengths() {
         &[],
     ];
     for lengths in lengths {
-        for (segment, decay) in [(None, Fades::PerStep), (Some(64), Fades::PerHead)] {
+        for (segment, decay) in [
+            (None, Fades::PerStep),
+            (Some(64), Fades::PerHead),
+            (Some(64), Fades::PerChannel),
+        ] {
             let case = Case {
                 lengths: Some(lengths),
                 decay,
@@ -210,8 +265,9 @@ fn sequences_of_different_lengths() {
 #[test]
 fn nothing_to_compute() {
     for (batch, seqlen, heads) in [(0, 5, 2), (2, 0, 2), (2, 5, 0), (0, 0, 0)] {
-        for decay in [Fades::PerHead, Fades::PerStep] {
+        for decay in [Fades::PerHead, Fades::PerStep, Fades::PerChannel] {
             let case = Case {
+                bonus: decay == Fades::PerChannel,
                 batch,
                 seqlen,
                 heads,
@@ -229,7 +285,7 @@ fn nothing_to_compute() {
 #[test]
 fn large_numbers() {
     for (scale, deviation) in [(1e-4, 1e4), (1.0, 1e-4), (30.0, 1.0)] {
-        for decay in [Fades::None, Fades::PerStep] {
+        for decay in [Fades::None, Fades::PerStep, Fades::PerChannel] {
             let case = Case {
                 scale: Some(scale),
                 deviation,
@@ -272,6 +328,11 @@ fn runs_give_the_same_bits() {
     same::<bf16>(case);
     same::<f16>(Case {
         decay: Fades::PerStep,
+        ..case
+    });
+    same::<bf16>(Case {
+        decay: Fades::PerChannel,
+        bonus: true,
         ..case
     });
 }

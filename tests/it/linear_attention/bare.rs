@@ -167,6 +167,7 @@ impl Problem for Layer {
             arguments.set(&format!("layer.{name}"), size);
         }
         arguments.set("layer.scale", 1.0 / (dk as f32).sqrt());
+        arguments.set("weight", 1.0_f32);
         let last = buffers.output::<f32>(dk * dv);
         let initial = buffers.upload(&self.inputs.initial);
         for (name, at) in [("initial", initial), ("last", last)] {

@@ -7,6 +7,7 @@ use std::io::Write;
 use cuda_emulator::{Driver, take_thread_reports};
 use half::{bf16, f16};
 use seqmix::kernels;
+use seqmix::linear_attention::FeatureMap;
 
 use super::gradients::{CASE, Case, Fades, check};
 use crate::support::device;
@@ -29,6 +30,32 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
                 Fades::PerStep
             },
             ..CASE
+        };
+        check::<f16>(case);
+        check::<bf16>(case);
+        check::<f32>(Case { seqlen: 17, ..case });
+        if channels == 64 {
+            let normalized = Case {
+                feature_map: FeatureMap::EluPlusOne,
+                normalize: Some(1e-3),
+                causal: false,
+                ..case
+            };
+            check::<f16>(normalized);
+            check::<bf16>(Case {
+                causal: true,
+                ..normalized
+            });
+            check::<bf16>(normalized);
+            check::<f32>(Case {
+                seqlen: 17,
+                ..normalized
+            });
+        }
+        let case = Case {
+            decay: Fades::PerChannel,
+            bonus: true,
+            ..case
         };
         check::<f16>(case);
         check::<bf16>(case);
@@ -56,9 +83,13 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
 
 fn of_gradients(kernel: &str) -> bool {
     [
-        "gradient_step_",
+        "gradient_walk_",
         "sum_heads_",
+        "bonus_gradient_",
         "decay_gradient_",
+        "normalizer_gradient_",
+        "key_products_",
+        "last_decays",
         "sum_spans",
     ]
     .iter()

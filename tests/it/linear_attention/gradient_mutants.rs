@@ -34,7 +34,7 @@ const MUTANTS: &[Mutant] = &[
     // Numbers.
     ("a product is left out", |ptx| ptx.delete("mma", 0), Numbers),
     ("the last product is left out", |ptx| { let last = ptx.find("mma").len() - 1; ptx.delete("mma", last) }, Numbers),
-    ("lanes do not share their sums of exponents", share_nothing, Numbers),
+    ("lanes do not share their decays", share_nothing, Numbers),
 ];
 
 /// Every minimum before the first copy becomes its first operand: lengths are clamped there.
@@ -57,23 +57,25 @@ fn share_nothing(ptx: &mut Ptx) {
 /// The walk that gives the gradients of keys and of the initial state: from the last step, with steps before it that
 /// are not there.
 struct Keys {
+    decay: Fades,
     inputs: Inputs<f16>,
     runs: Vec<reference::Gradients>,
 }
 
 impl Keys {
-    fn new() -> Self {
+    fn new(decay: Fades) -> Self {
         let case = Case {
             seqlen: STEPS,
             heads: 1,
             shared: [1; 3],
             dk: DK,
             dv: DV,
-            decay: Fades::PerStep,
+            decay,
             ..CASE
         };
         let inputs = Inputs::new(case);
         Self {
+            decay,
             runs: expected(case, &inputs).into(),
             inputs,
         }
@@ -82,7 +84,10 @@ impl Keys {
 
 impl Problem for Keys {
     fn kernel(&self) -> &str {
-        "linear_attention_gradient_walk_f16_n64"
+        match self.decay {
+            Fades::PerChannel => "linear_attention_gradient_walk_channel_f16_n64",
+            _ => "linear_attention_gradient_walk_step_f16_n64",
+        }
     }
 
     fn grid(&self) -> [u32; 3] {
@@ -110,7 +115,12 @@ impl Problem for Keys {
             arguments.set(&format!("{name}.key_stride"), 1_i64);
         }
         arguments.set("layer.decays.at", buffers.upload(&self.inputs.decay));
-        arguments.set("layer.decays.step_stride", 1_i64);
+        let channels = match self.decay {
+            Fades::PerChannel => DK,
+            _ => 1,
+        };
+        arguments.set("layer.decays.step_stride", channels as i64);
+        arguments.set("layer.decays.channel_stride", i64::from(channels > 1));
         // more steps than there are: the kernel has to clamp them
         arguments.set("layer.cu_seqlens", buffers.upload(&[0, i32::MAX - 64]));
         let sizes = [
@@ -148,12 +158,16 @@ impl Problem for Keys {
 }
 
 #[test]
-fn bugs_planted_in_a_walk_of_gradients_are_caught() {
-    assert_caught(&Keys::new(), MUTANTS);
+fn bugs_planted_in_walks_of_gradients_are_caught() {
+    for decay in [Fades::PerStep, Fades::PerChannel] {
+        assert_caught(&Keys::new(decay), MUTANTS);
+    }
 }
 
 /// Without a bug, no order of the lanes makes a fault or a wrong number.
 #[test]
 fn nothing_is_found_where_nothing_was_planted() {
-    assert_clean(&Keys::new());
+    for decay in [Fades::PerStep, Fades::PerChannel] {
+        assert_clean(&Keys::new(decay));
+    }
 }

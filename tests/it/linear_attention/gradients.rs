@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use seqmix::cudarc::driver::CudaStream;
 use seqmix::linear_attention::{
-    Backward, Config, Decay, DecayMut, FeatureMap, Layer, LinearAttention,
+    Backward, Config, Decay, DecayMut, FeatureMap, Forward, Layer, LinearAttention,
 };
 use seqmix::reference::linear_attention as reference;
 use seqmix::{Result, Workspace};
@@ -26,7 +26,10 @@ pub(super) struct Case {
     pub(super) dv: usize,
     pub(super) feature_map: FeatureMap,
     pub(super) scale: Option<f32>,
+    pub(super) normalize: Option<f32>,
+    pub(super) causal: bool,
     pub(super) decay: Fades,
+    pub(super) bonus: bool,
     /// The mean of the logarithms of decays, which lie between 0 and twice as much; a seventh of them are minus
     /// infinity if `lost`.
     pub(super) mean: f64,
@@ -50,6 +53,7 @@ pub(super) enum Fades {
     None,
     PerHead,
     PerStep,
+    PerChannel,
 }
 
 pub(super) const CASE: Case = Case {
@@ -61,7 +65,10 @@ pub(super) const CASE: Case = Case {
     dv: 64,
     feature_map: FeatureMap::Identity,
     scale: None,
+    normalize: None,
+    causal: true,
     decay: Fades::None,
+    bonus: false,
     mean: -0.1,
     lost: false,
     ddecay: true,
@@ -73,12 +80,13 @@ pub(super) const CASE: Case = Case {
 };
 
 impl Case {
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         Config {
             feature_map: self.feature_map,
             scale: self.scale,
+            normalize: self.normalize,
+            causal: self.causal,
             segment: self.segment,
-            ..Config::default()
         }
     }
 
@@ -98,6 +106,11 @@ impl Case {
     fn states_shape(&self) -> [usize; 4] {
         let sequences = self.lengths.map_or(self.batch, <[usize]>::len);
         [sequences, self.heads, self.dk, self.dv]
+    }
+
+    fn zs_shape(&self) -> [usize; 3] {
+        let [sequences, heads, dk, _] = self.states_shape();
+        [sequences, heads, dk]
     }
 
     fn decay_shape(&self) -> [usize; 3] {
@@ -128,19 +141,24 @@ pub(super) struct Inputs<T> {
     k: Vec<T>,
     pub(super) v: Vec<T>,
     pub(super) decay: Vec<f32>,
+    bonus: Vec<f32>,
     initial_state: Vec<f32>,
+    initial_z: Vec<f32>,
     pub(super) dout: Vec<T>,
     pub(super) dfinal_state: Vec<f32>,
+    dfinal_z: Vec<f32>,
 }
 
 impl<T: Number> Inputs<T> {
     pub(super) fn new(case: Case) -> Self {
         let count = |shape: [usize; 4]| shape.iter().product();
+        let zs = |seed, deviation| normal::<f32>(seed, case.zs_shape().iter().product(), deviation);
         let [hq, hk, hv] = case.shared;
         let decays = match case.decay {
             Fades::None => 0,
             Fades::PerHead => case.heads,
             Fades::PerStep => case.decay_shape().iter().product(),
+            Fades::PerChannel => count(case.shape(case.heads, case.dk)),
         };
         let decay = normal::<f32>(4, decays, 1.0).into_iter().enumerate();
         let decay = decay.map(|(i, x)| match case.lost && i % 7 == 3 {
@@ -153,9 +171,13 @@ impl<T: Number> Inputs<T> {
             k: normal(2, count(case.shape(hk, case.dk)), 1.0),
             v: normal(3, count(case.shape(hv, case.dv)), 1.0),
             decay: decay.collect(),
+            bonus: normal(8, case.heads * case.dk, 1.0),
             initial_state: normal(5, count(case.states_shape()), 1.0),
+            // what outputs are divided by stays away from 0
+            initial_z: zs(10, 1.0).into_iter().map(f32::abs).collect(),
             dout: normal(6, count(case.shape(case.heads, case.dv)), case.deviation),
             dfinal_state: normal(7, count(case.states_shape()), case.deviation),
+            dfinal_z: zs(9, case.deviation),
         }
     }
 }
@@ -168,17 +190,46 @@ pub(super) struct Problem<T> {
     v: Placed<T, 4>,
     decay_of_heads: Placed<f32, 1>,
     decay_of_steps: Placed<f32, 3>,
+    decay_of_channels: Placed<f32, 4>,
+    bonus: Placed<f32, 2>,
     initial_state: Placed<f32, 4>,
+    initial_z: Placed<f32, 3>,
     cu_seqlens: Placed<i32, 1>,
+    out: Placed<T, 4>,
+    normalizer: Placed<f32, 3>,
     dout: Placed<T, 4>,
     dfinal_state: Placed<f32, 4>,
+    dfinal_z: Placed<f32, 3>,
     dq: Placed<T, 4>,
     dk: Placed<T, 4>,
     dv: Placed<T, 4>,
     ddecay_of_heads: Placed<f32, 1>,
     ddecay_of_steps: Placed<f32, 3>,
+    ddecay_of_channels: Placed<f32, 4>,
+    dbonus: Placed<f32, 2>,
     dinitial_state: Placed<f32, 4>,
+    dinitial_z: Placed<f32, 3>,
     workspace: Workspace,
+}
+
+/// The layer of a problem, whose other tensors are borrowed otherwise.
+macro_rules! layer {
+    ($problem:ident) => {{
+        let case = $problem.case;
+        Layer {
+            decay: match case.decay {
+                Fades::None => Decay::None,
+                Fades::PerHead => Decay::PerHead($problem.decay_of_heads.view()),
+                Fades::PerStep => Decay::PerStep($problem.decay_of_steps.view()),
+                Fades::PerChannel => Decay::PerChannel($problem.decay_of_channels.view()),
+            },
+            bonus: case.bonus.then(|| $problem.bonus.view()),
+            initial_state: case.states.then(|| $problem.initial_state.view()),
+            initial_z: (case.states && case.normalize.is_some()).then(|| $problem.initial_z.view()),
+            cu_seqlens: case.lengths.map(|_| $problem.cu_seqlens.view()),
+            ..Layer::new($problem.q.view(), $problem.k.view(), $problem.v.view())
+        }
+    }};
 }
 
 impl<T: Number> Problem<T> {
@@ -195,8 +246,12 @@ impl<T: Number> Problem<T> {
         };
         let states = Place::contiguous(case.states_shape());
         let given = |data: &[f32]| Placed::input(stream, states, data, f32::NAN);
+        let zs = Place::in_order(case.zs_shape(), [1, 2, 0]);
+        let given_z = |data: &[f32]| Placed::input(stream, zs, data, f32::NAN);
         let heads = Place::contiguous([case.heads]);
         let steps = case.place(case.decay_shape(), 1);
+        let channels = case.place(case.shape(case.heads, case.dk), 1);
+        let bonus = Place::contiguous([case.heads, case.dk]);
         let decay = &inputs.decay;
         // those that a case has not are NaN, of any shape
         let absent = |count| vec![f32::NAN; count];
@@ -208,6 +263,10 @@ impl<T: Number> Problem<T> {
             Fades::PerStep => decay.clone(),
             _ => absent(case.decay_shape().iter().product()),
         };
+        let of_channels = match case.decay {
+            Fades::PerChannel => decay.clone(),
+            _ => absent(case.shape(case.heads, case.dk).iter().product()),
+        };
         let starts = case.cu_seqlens().unwrap_or_default();
         let starts: Vec<i32> = starts.into_iter().map(|x| x as i32).collect();
         Self {
@@ -217,55 +276,81 @@ impl<T: Number> Problem<T> {
             v: rows(hv, case.dv, 2, &inputs.v),
             decay_of_heads: Placed::input(stream, heads, &of_heads, f32::NAN),
             decay_of_steps: Placed::input(stream, steps, &of_steps, f32::NAN),
+            decay_of_channels: Placed::input(stream, channels, &of_channels, f32::NAN),
+            bonus: Placed::input(stream, bonus, &inputs.bonus, f32::NAN),
             initial_state: given(&inputs.initial_state),
+            initial_z: given_z(&inputs.initial_z),
             cu_seqlens: Placed::input(stream, Place::contiguous([starts.len()]), &starts, -7),
+            out: gradient(case.heads, case.dv, 0),
+            normalizer: Placed::output(stream, steps, f32::NAN, -123.0),
             dout: rows(case.heads, case.dv, 1, &inputs.dout),
             dfinal_state: given(&inputs.dfinal_state),
+            dfinal_z: given_z(&inputs.dfinal_z),
             dq: gradient(hq, case.dk, 2),
             dk: gradient(hk, case.dk, 0),
             dv: gradient(hv, case.dv, 1),
             ddecay_of_heads: Placed::output(stream, heads, f32::NAN, -123.0),
             ddecay_of_steps: Placed::output(stream, steps, f32::NAN, -123.0),
+            ddecay_of_channels: Placed::output(stream, channels, f32::NAN, -123.0),
+            dbonus: Placed::output(stream, bonus, f32::NAN, -123.0),
             dinitial_state: Placed::output(stream, states, f32::NAN, -123.0),
+            dinitial_z: Placed::output(stream, zs, f32::NAN, -123.0),
             workspace: Workspace::new(stream),
         }
     }
 
-    /// Queues the op, in a workspace of just the size that it asks for.
+    /// Queues the op, in a workspace of just the size that it asks for; before it, what it needs of the forward pass.
     pub(super) fn queue(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         let config = self.case.config();
+        if config.normalize.is_some() {
+            let (tensors, workspace) = self.forward_tensors();
+            let plan = operation().plan(config, &tensors)?;
+            workspace.reserve(plan.workspace_bytes())?;
+            operation().forward(stream, config, tensors, workspace)?;
+        }
         let (tensors, workspace) = self.tensors();
         let plan = operation().backward_plan(config, &tensors)?;
         workspace.reserve(plan.workspace_bytes())?;
         operation().backward(stream, config, tensors, workspace)
     }
 
-    fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
+    pub(super) fn tensors(&mut self) -> (Backward<'_, T>, &mut Workspace) {
         let case = self.case;
         let ddecay = match (case.ddecay, case.decay) {
             (true, Fades::PerHead) => Some(DecayMut::PerHead(self.ddecay_of_heads.view_mut())),
             (true, Fades::PerStep) => Some(DecayMut::PerStep(self.ddecay_of_steps.view_mut())),
+            (true, Fades::PerChannel) => {
+                Some(DecayMut::PerChannel(self.ddecay_of_channels.view_mut()))
+            }
             _ => None,
         };
+        let normalized = case.normalize.is_some();
         let tensors = Backward {
-            layer: Layer {
-                decay: match case.decay {
-                    Fades::None => Decay::None,
-                    Fades::PerHead => Decay::PerHead(self.decay_of_heads.view()),
-                    Fades::PerStep => Decay::PerStep(self.decay_of_steps.view()),
-                },
-                initial_state: case.states.then(|| self.initial_state.view()),
-                cu_seqlens: case.lengths.map(|_| self.cu_seqlens.view()),
-                ..Layer::new(self.q.view(), self.k.view(), self.v.view())
-            },
+            layer: layer!(self),
+            out: normalized.then(|| self.out.view()),
+            normalizer: normalized.then(|| self.normalizer.view()),
             dout: self.dout.view(),
             dfinal_state: case.states.then(|| self.dfinal_state.view()),
+            dfinal_z: (case.states && normalized).then(|| self.dfinal_z.view()),
             dq: self.dq.view_mut(),
             dk: self.dk.view_mut(),
             dv: self.dv.view_mut(),
             ddecay,
             dbeta: None,
             dinitial_state: case.states.then(|| self.dinitial_state.view_mut()),
+            dinitial_z: (case.states && normalized).then(|| self.dinitial_z.view_mut()),
+            dbonus: case.bonus.then(|| self.dbonus.view_mut()),
+        };
+        (tensors, &mut self.workspace)
+    }
+
+    fn forward_tensors(&mut self) -> (Forward<'_, T>, &mut Workspace) {
+        let tensors = Forward {
+            layer: layer!(self),
+            out: self.out.view_mut(),
+            final_state: None,
+            final_z: None,
+            normalizer: Some(self.normalizer.view_mut()),
         };
         (tensors, &mut self.workspace)
     }
@@ -279,6 +364,7 @@ impl<T: Number> Problem<T> {
         }
         let of_heads = self.ddecay_of_heads.fetch(stream, "ddecay");
         let of_steps = self.ddecay_of_steps.fetch(stream, "ddecay");
+        let of_channels = self.ddecay_of_channels.fetch(stream, "ddecay");
         let asked = |form| case.ddecay && case.decay == form;
         let all = [
             ("dq", widen(self.dq.fetch(stream, "dq")), case.dk, true),
@@ -287,10 +373,28 @@ impl<T: Number> Problem<T> {
             ("ddecay", widen(of_heads), case.heads, asked(Fades::PerHead)),
             ("ddecay", widen(of_steps), case.heads, asked(Fades::PerStep)),
             (
+                "ddecay",
+                widen(of_channels),
+                case.dk,
+                asked(Fades::PerChannel),
+            ),
+            (
+                "dbonus",
+                widen(self.dbonus.fetch(stream, "dbonus")),
+                case.dk,
+                case.bonus,
+            ),
+            (
                 "dinitial_state",
                 widen(self.dinitial_state.fetch(stream, "dinitial_state")),
                 case.dv,
                 case.states,
+            ),
+            (
+                "dinitial_z",
+                widen(self.dinitial_z.fetch(stream, "dinitial_z")),
+                case.dk,
+                case.states && case.normalize.is_some(),
             ),
         ];
         let asked = all.into_iter().filter_map(|(name, found, row, asked)| {
@@ -330,7 +434,10 @@ pub(super) fn expected<T: Number>(case: Case, inputs: &Inputs<T>) -> [reference:
     let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| x.into()).collect() };
     let (q, k, v) = (widen(&inputs.q), widen(&inputs.k), widen(&inputs.v));
     let (decay, initial) = (wide(&inputs.decay), wide(&inputs.initial_state));
+    let bonus = wide(&inputs.bonus);
     let (dout, dfinal) = (widen(&inputs.dout), wide(&inputs.dfinal_state));
+    let (initial_z, dfinal_z) = (wide(&inputs.initial_z), wide(&inputs.dfinal_z));
+    let zs = case.states && case.normalize.is_some();
     let starts = case.cu_seqlens();
     let ([batch, seqlen], [heads_q, heads_k, heads_v]) = (case.rows(), case.shared);
     let backward = reference::Backward {
@@ -359,14 +466,22 @@ pub(super) fn expected<T: Number>(case: Case, inputs: &Inputs<T>) -> [reference:
                 Fades::None => reference::Decay::None,
                 Fades::PerHead => reference::Decay::PerHead(&decay),
                 Fades::PerStep => reference::Decay::PerStep(&decay),
+                Fades::PerChannel => reference::Decay::PerChannel(&decay),
             },
+            readout: match (case.causal, case.bonus) {
+                (false, _) => reference::Readout::Last,
+                (true, true) => reference::Readout::Bonus(&bonus),
+                (true, false) => reference::Readout::Updated,
+            },
+            normalize: case.normalize.map(f64::from),
             initial_state: case.states.then_some(&initial[..]),
+            initial_z: zs.then_some(&initial_z[..]),
             cu_seqlens: starts.as_deref(),
             ..reference::Forward::default()
         },
         dout: &dout,
         dfinal_state: case.states.then_some(&dfinal[..]),
-        dfinal_z: None,
+        dfinal_z: zs.then_some(&dfinal_z[..]),
     };
     std::array::from_fn(|run| {
         let Some(grid) = run.checked_sub(1) else {
@@ -391,7 +506,9 @@ fn named<'a>(gradients: &'a reference::Gradients, name: &str) -> &'a [f64] {
         "dk" => &gradients.dk,
         "dv" => &gradients.dv,
         "ddecay" => gradients.ddecay.as_deref().unwrap_or_default(),
+        "dbonus" => gradients.dbonus.as_deref().unwrap_or_default(),
         "dinitial_state" => &gradients.dinitial_state,
+        "dinitial_z" => gradients.dinitial_z.as_deref().unwrap_or_default(),
         _ => panic!("no gradient {name}"),
     }
 }

@@ -10,5 +10,6 @@ mod gradient_mutants;
 mod gradients;
 mod layer;
 mod mutants;
+mod normalized_gradients;
 mod queue;
 mod step;

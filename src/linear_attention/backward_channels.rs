@@ -1,0 +1,97 @@
+//! What gradients have beside the walks where decays are numbers of channels: dv by a kernel of the forward pass, and
+//! the gradient of the bonus.
+
+use super::backward::{Call, of_steps};
+use super::plan::Plan;
+use crate::abi::linear_attention::{
+    self as abi, BonusGradientParams, GradientWalkParams, Mode, SPAN, States, SumSpansParams,
+    WalkParams,
+};
+use crate::error::Result;
+
+impl Call<'_> {
+    /// Queues the walk that computes dv: its decays belong to the channels of its keys, as in the forward pass, whose
+    /// kernels serve. `walk` are its roles, and `initial` what it begins with.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    pub(super) unsafe fn gradient_of_values(
+        &self,
+        plan: &Plan,
+        walk: &GradientWalkParams,
+        initial: States,
+    ) -> Result<()> {
+        let params = WalkParams {
+            layer: abi::Layer {
+                segment: plan.segment as i32, // at most the steps and a tile, which fit
+                ..walk.layer
+            },
+            out: walk.out,
+            initial,
+            mode: Mode::Whole as i32,
+            parts: walk.parts,
+            weight: walk.weight,
+            ..WalkParams::default()
+        };
+        let at = match plan.workspace_bytes() {
+            0 => 0,
+            _ => self.at(self.plan.memory.values),
+        };
+        // SAFETY: this function's own condition.
+        unsafe {
+            self.kernels
+                .pass_over(self.launch, self.problem, plan, &params, at)
+        }
+    }
+
+    /// Queues what computes the gradient of the bonus, if it is asked for.
+    ///
+    /// # Safety
+    /// As [`Call::queue`], after the walks.
+    pub(super) unsafe fn bonus_gradient(&self) -> Result<()> {
+        let Some((out, out_stride)) = self.dbonus else {
+            return Ok(());
+        };
+        let (problem, layer, memory) = (self.problem, self.layer, &self.plan.memory);
+        let kernels = &self.kernels.gradients;
+        let parts = self.at(memory.bonus_sums);
+        if problem.steps > 0 && !problem.is_empty() {
+            let params = BonusGradientParams {
+                q: layer.q,
+                k: layer.k,
+                own: of_steps(problem, self.at(memory.own), 1),
+                parts,
+                cu_seqlens: layer.cu_seqlens,
+                steps: layer.steps,
+                heads: layer.heads,
+                channels: layer.dk,
+                map: layer.query_map,
+            };
+            let kernel = &kernels.bonus_gradient[self.dtype()];
+            let grid = self.grid_of_spans(SPAN, problem.heads);
+            // SAFETY: this function's own condition.
+            unsafe { self.launch.run(kernel, grid, &params) }?;
+        }
+        let numbers = problem.heads * problem.dk; // of few heads and channels
+        if numbers == 0 {
+            return Ok(());
+        }
+        let params = SumSpansParams {
+            parts,
+            out,
+            cu_seqlens: layer.cu_seqlens,
+            out_stride,
+            steps: layer.steps,
+            sequences: problem.sequences as i32, // along z of the grid, if there is one
+            numbers: numbers as i32,
+            columns: layer.dk,
+            span: SPAN as i32,
+            scale: layer.scale,
+        };
+        // SAFETY: as above; where there is no step it reads no sum.
+        unsafe {
+            self.launch
+                .run(&kernels.sum_spans, [numbers, 1, 1], &params)
+        }
+    }
+}
