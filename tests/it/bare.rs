@@ -41,6 +41,7 @@ impl Bare<'_> {
             dynamic_shared_limit: info.shared_bytes,
             params,
             cooperative: false,
+            cluster: None,
         };
         let options = Options {
             schedule: self.schedule,
