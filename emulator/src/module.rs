@@ -83,6 +83,7 @@ impl Kernel {
 struct Global {
     name: String,
     size: u64,
+    /// The initial values; zeros follow.
     bytes: Vec<u8>,
     /// Offset of an address in the bytes, the variable it names, and what is added.
     addresses: Vec<(usize, u32, i64)>,
@@ -219,7 +220,6 @@ fn global(
             variable.size
         )));
     }
-    bytes.resize(variable.size as usize, 0);
     Ok(Global {
         name: variable.name.into(),
         size: variable.size,
@@ -259,6 +259,14 @@ impl Module {
                 bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
             }
             memory.write(address, &bytes)?;
+            // zeros in pieces, so that the host needs no copy of a large variable
+            let zeros = [0; 1 << 16];
+            let mut at = bytes.len() as u64;
+            while at < global.size {
+                let count = (global.size - at).min(zeros.len() as u64);
+                memory.write(address + at, &zeros[..count as usize])?;
+                at += count;
+            }
         }
         Ok(module)
     }

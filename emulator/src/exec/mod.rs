@@ -48,6 +48,9 @@ use block::{Block, Outcome};
 /// Warp instructions a warp runs before another has its turn.
 const SLICE: u64 = 1 << 16;
 
+/// Bytes of local memory that a thread may have, on every device.
+const MAX_LOCAL: u32 = 512 << 10;
+
 /// A kernel launch.
 #[derive(Debug)]
 pub struct Launch<'a> {
@@ -370,6 +373,12 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         let most = device.shared_per_block_optin;
         return refuse(format!(
             "{total} bytes of static and dynamic shared memory; the device allows {most}"
+        ));
+    }
+    if kernel.local_bytes > MAX_LOCAL {
+        let bytes = kernel.local_bytes;
+        return refuse(format!(
+            "{bytes} bytes of local memory a thread; devices have {MAX_LOCAL}"
         ));
     }
     if kernel.param_bytes() > device.max_parameter_bytes {

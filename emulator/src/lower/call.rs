@@ -227,7 +227,7 @@ fn frames(functions: &[Callee], calls: &[Vec<usize>], at: usize, known: &mut [Op
         .map(|&next| frames(functions, calls, next, known))
         .max()
         .unwrap_or(0);
-    let bytes = functions[at].frame + below;
+    let bytes = functions[at].frame.saturating_add(below);
     known[at] = Some(bytes);
     bytes
 }

@@ -13,9 +13,16 @@ pub(super) struct Declared<'t> {
     pub parameters: Vec<(String, u32, u32, u32)>,
 }
 
+/// The end of a variable; no device has more room than this for all of them.
+fn room(at: u32, size: u32) -> Lowered<u32> {
+    at.checked_add(size)
+        .filter(|&end| end <= 1 << 28)
+        .ok_or_else(|| "variables of more than 256 MiB".into())
+}
+
 impl<'t> Lowerer<'t> {
     /// The parameters of an entry, which a launch fills.
-    fn parameters(&mut self, variables: &[Variable<'t>]) -> Vec<(String, u32, u32, u32)> {
+    fn parameters(&mut self, variables: &[Variable<'t>]) -> Lowered<Vec<(String, u32, u32, u32)>> {
         let mut offset = 0;
         let mut out = Vec::new();
         for variable in variables {
@@ -24,21 +31,21 @@ impl<'t> Lowerer<'t> {
             let place = (Place::Param(offset), size);
             self.scopes[0].variables.insert(variable.name, place);
             out.push((variable.name.to_string(), offset, size, variable.align));
-            offset += size;
+            offset = room(offset, size)?;
         }
         self.param_bytes = offset;
-        out
+        Ok(out)
     }
 
     /// Gives a shared variable its place; dynamic ones have theirs at the end.
-    pub(super) fn place_shared(&mut self, variable: &Variable<'t>) -> Option<Place> {
+    pub(super) fn place_shared(&mut self, variable: &Variable<'t>) -> Lowered<Option<Place>> {
         if variable.external {
             self.dynamic.push((variable.name, variable.align));
-            return None;
+            return Ok(None);
         }
         let at = align_up(self.shared, variable.align);
-        self.shared = at + variable.size as u32;
-        Some(Place::Shared(at))
+        self.shared = room(at, variable.size as u32)?;
+        Ok(Some(Place::Shared(at)))
     }
 
     /// Dynamic shared memory lies behind all static variables, as on hardware; a launch aligns it to 16, and what its
@@ -55,15 +62,15 @@ impl<'t> Lowerer<'t> {
     }
 
     /// Gives a variable its place in the local memory of its function.
-    fn place_local(&mut self, variable: &Variable<'t>, frame: &mut u32) -> (u32, u32) {
+    fn place_local(&mut self, variable: &Variable<'t>, frame: &mut u32) -> Lowered<(u32, u32)> {
         let size = variable.size as u32;
         let at = align_up(*frame, variable.align);
-        *frame = at + size;
+        *frame = room(at, size)?;
         let place = (Place::Local(at), size);
         self.scopes[self.scope]
             .variables
             .insert(variable.name, place);
-        (at, size)
+        Ok((at, size))
     }
 
     /// First pass: scopes, labels, registers and the places of variables.
@@ -80,7 +87,7 @@ impl<'t> Lowerer<'t> {
         out.callee.entry = *pc;
         let (rows, predicates) = (self.rows, self.predicates);
         if function.entry {
-            out.parameters = self.parameters(&function.parameters);
+            out.parameters = self.parameters(&function.parameters)?;
         } else {
             let all = function.returns.iter().chain(&function.parameters);
             if let Some(register) = all.clone().find(|variable| variable.space != "param") {
@@ -92,12 +99,12 @@ impl<'t> Lowerer<'t> {
             for variable in &function.returns {
                 out.callee
                     .results
-                    .push(self.place_local(variable, &mut frame));
+                    .push(self.place_local(variable, &mut frame)?);
             }
             for variable in &function.parameters {
                 out.callee
                     .parameters
-                    .push(self.place_local(variable, &mut frame));
+                    .push(self.place_local(variable, &mut frame)?);
             }
         }
         for statement in &function.body {
@@ -123,7 +130,7 @@ impl<'t> Lowerer<'t> {
                 }
                 Statement::Variable(variable) => match variable.space {
                     "shared" => {
-                        if let Some(place) = self.place_shared(variable) {
+                        if let Some(place) = self.place_shared(variable)? {
                             self.scopes[self.scope]
                                 .variables
                                 .insert(variable.name, (place, variable.size as u32));
@@ -131,7 +138,7 @@ impl<'t> Lowerer<'t> {
                     }
                     // parameters of the calls that this function makes
                     "local" | "param" => {
-                        self.place_local(variable, &mut frame);
+                        self.place_local(variable, &mut frame)?;
                     }
                     other => {
                         return Err(format!(
@@ -168,14 +175,14 @@ impl<'t> Lowerer<'t> {
         let first = match kind {
             Kind::Pred => {
                 let first = self.predicates;
-                self.predicates += registers;
+                self.predicates = self.predicates.saturating_add(registers);
                 if self.predicates > u32::from(Pred::MAX) {
                     return Err("too many predicates".into());
                 }
                 first
             }
             Kind::Narrow { .. } => self.new_rows(registers)?.into(),
-            Kind::Wide => self.new_rows(2 * registers)?.into(),
+            Kind::Wide => self.new_rows(registers.saturating_mul(2))?.into(),
         };
         self.scopes[self.scope]
             .registers

@@ -166,7 +166,7 @@ pub(crate) fn lower<'t>(
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
     for variable in module_shared {
-        if let Some(place) = lowerer.place_shared(variable) {
+        if let Some(place) = lowerer.place_shared(variable).map_err(at(function.line))? {
             lowerer.variables.insert(variable.name, place);
         }
     }
@@ -247,7 +247,7 @@ pub(crate) fn lower<'t>(
         body,
         static_shared: lowerer.shared,
         frame_bytes,
-        local_bytes: frame_bytes + depth,
+        local_bytes: frame_bytes.saturating_add(depth),
         parameters: last.parameters,
     })
 }
@@ -317,7 +317,7 @@ impl<'t> Lowerer<'t> {
     fn new_rows(&mut self, rows: u32) -> Lowered<Slot> {
         let slot = Slot::try_from(self.rows)
             .map_err(|_| "too many registers: more than 65,536 rows".to_string())?;
-        self.rows += rows;
+        self.rows = self.rows.saturating_add(rows);
         if self.rows > u32::from(Slot::MAX) {
             return Err("too many registers: more than 65,536 rows".into());
         }

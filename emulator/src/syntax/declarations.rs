@@ -174,7 +174,7 @@ impl<'t> Parser<'t> {
         let Some(element) = kind.and_then(bytes_of) else {
             return self.error(format!("variable `{name}` has no type of known size"));
         };
-        let mut count = 1;
+        let mut count = 1u64;
         while self.accept(b'[') {
             let length = if self.accept(b']') {
                 0
@@ -183,18 +183,36 @@ impl<'t> Parser<'t> {
                 self.expect(b']')?;
                 length
             };
-            count *= u64::try_from(length).or_else(|_| self.error("a negative array length"))?;
+            let length =
+                u64::try_from(length).or_else(|_| self.error("a negative array length"))?;
+            let product = count.checked_mul(length);
+            count = product.map_or_else(|| self.error("an array that is too long"), Ok)?;
         }
         let mut init = Vec::new();
         if self.accept(b'=') {
             self.initialiser(element, &mut init)?;
         }
         let natural = element * lanes;
+        // what a block or a thread has of its own is small on every device
+        let most = match space {
+            "global" | "const" => 1 << 40,
+            _ => 1 << 24,
+        };
+        let size = u64::from(natural).saturating_mul(count);
+        if size > most {
+            return self.error(format!(
+                "`{name}` has {size} bytes; at most {most} are emulated"
+            ));
+        }
+        let align = align.unwrap_or(natural);
+        if !align.is_power_of_two() || align > 1 << 20 {
+            return self.error(format!("`{name}` is aligned to {align}"));
+        }
         Ok(Variable {
             name,
             space,
-            align: align.unwrap_or(natural),
-            size: u64::from(natural) * count,
+            align,
+            size,
             external,
             init,
         })
@@ -203,7 +221,7 @@ impl<'t> Parser<'t> {
     fn initialiser(&mut self, element: u32, out: &mut Vec<Initial<'t>>) -> Result<()> {
         if self.accept(b'{') {
             while !self.accept(b'}') {
-                self.initialiser(element, out)?;
+                self.deeper(|parser| parser.initialiser(element, out))?;
                 self.accept(b',');
             }
             return Ok(());

@@ -153,7 +153,7 @@ impl<'t> Parser<'t> {
         if self.accept(b'{') {
             let mut items = Vec::new();
             while !self.accept(b'}') {
-                items.push(self.operand()?);
+                items.push(self.deeper(Self::operand)?);
                 self.accept(b',');
             }
             return Ok(Operand::Vector(items));
@@ -164,7 +164,7 @@ impl<'t> Parser<'t> {
         if self.accept(b'(') {
             let mut items = Vec::new();
             while !self.accept(b')') {
-                items.push(self.operand()?);
+                items.push(self.deeper(Self::operand)?);
                 self.accept(b',');
             }
             return Ok(Operand::Vector(items));
@@ -224,7 +224,7 @@ impl<'t> Parser<'t> {
         };
         if self.accept(b',') {
             // `[map, {x, y}]` of tensor copies
-            let coordinates = self.operand()?;
+            let coordinates = self.deeper(Self::operand)?;
             self.expect(b']')?;
             return Ok(Operand::Vector(vec![address, coordinates]));
         }
