@@ -172,7 +172,8 @@ impl<'t> Parser<'t> {
             }
         };
         let Some(element) = kind.and_then(bytes_of) else {
-            return self.error(format!("variable `{name}` has no type of known size"));
+            let kind = kind.unwrap_or("no type");
+            return self.error(format!("variable `{name}` of {kind} is not emulated"));
         };
         let mut count = 1u64;
         while self.accept(b'[') {
