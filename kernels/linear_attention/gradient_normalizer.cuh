@@ -211,10 +211,19 @@ struct Normalized {
 
     // Multiplies z of the warp's rows.
     __device__ __forceinline__ static void multiply_by(Smem& smem, float factor) {
+        if constexpr (!Exists) {
+            return;
+        }
+        float products[2 * Tiles];
 #pragma unroll
         for (int i = 0; i < 2 * Tiles; ++i) {
-            if (Exists && lane_column() == 0) {
-                smem.z[channel(i / 2, i % 2)] *= factor;
+            products[i] = smem.z[channel(i / 2, i % 2)] * factor;
+        }
+        __syncwarp();  // all lanes have read z, before it is overwritten
+#pragma unroll
+        for (int i = 0; i < 2 * Tiles; ++i) {
+            if (lane_column() == 0) {
+                smem.z[channel(i / 2, i % 2)] = products[i];
             }
         }
     }

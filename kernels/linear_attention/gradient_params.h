@@ -44,7 +44,7 @@ struct GradientWalkParams {
     int late_writes;        // 1: a step's decay acts on its own update
     int parts;              // 1: out is of f32; 2: as 1, and out and dots are added to
     float weight;           // multiplies what is added to the state
-    float factor_scale;     // multiplies `factors`
+    float factor_scale;     // multiplies `factors`, and with them `own`
 };
 
 // A tensor's gradient from those of the heads that share it.

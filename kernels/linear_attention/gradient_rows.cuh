@@ -10,7 +10,8 @@
 //
 // Of 16 steps, pairs of neighbours lie in one lane, and are added in f32; so is a step's own value.
 // Values that fade are rounded as two operands, whose sum is as good as f32 against scores of 16
-// bits: what a pair of steps adds to the gradients of queries and of keys is to cancel.
+// bits: what a pair of steps adds to the gradients of queries and of keys is to cancel. f16 has not
+// the range of decays: its values and scores are sums of two bfloat16 each.
 #pragma once
 
 #include <cstdint>
@@ -41,15 +42,18 @@ struct ByRows {
     // the eight that the others read.
     static constexpr int kStride = kWidth + 4;
 
+    // The type of small products, and of how many a score is the sum.
+    using Inner = std::conditional_t<kNarrow<Element>, __nv_bfloat16, Element>;
+    static constexpr int kTerms = kNarrow<Element> ? 2 : 1;
+
     struct alignas(16) Stage {
         float decays[Count][kStride];  // logarithms
     };
     struct Smem {
-        Squares<Element, Count> scores;
-        float own[Count];          // scores of a step with itself
-        float before[Count / 2];   // of each odd step with the one before it
-        float score_units[Count];  // what scores were divided by, if kNarrow
-        float passed[kWidth];      // see Passed
+        Squares<Inner, Count> scores[kTerms];
+        float own[Count];         // scores of a step with itself
+        float before[Count / 2];  // of each odd step with the one before it
+        float passed[kWidth];     // see Passed
     };
     // The decays of all chunks so far, of the warp's rows: in shared memory, where they take no
     // registers. The first lane of a quad reads and writes those of its rows.
@@ -104,12 +108,14 @@ struct ByRows {
                 smem.before[(first + i) / 2] = score;
             }
         });
-        float units[2] = {1.f, 1.f};
-        fit_rows<Element>(scores, units);
-        smem.scores.store(chunk, scores);
-        if (lane_column() == 0) {
-            smem.score_units[first + lane_row()] = units[0];
-            smem.score_units[first + lane_row() + 8] = units[1];
+#pragma unroll
+        for (int term = 0; term < kTerms; ++term) {
+            smem.scores[term].store(chunk, scores);
+            if (term + 1 < kTerms) {
+                for_each_score(scores, [&](float& score, int, int) {
+                    score -= part<Inner>(seqmix::join<Inner>(score, 0.f)).x;
+                });
+            }
         }
     }
 
@@ -124,16 +130,19 @@ struct ByRows {
     __device__ __forceinline__ static void fade(const Params& params, const Smem& smem,
                                                 const Stage& stage, int chunk,
                                                 typename State::Values& values, Faded& faded) {
-        Pair<Element> scores[4];  // by columns; of two halves of the rows, two of the columns
-        smem.scores.load(scores, chunk);
+        Scores scores;
+#pragma unroll
+        for (int term = 0; term < kTerms; ++term) {
+            smem.scores[term].load(scores[term], chunk);
+        }
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
             Fader fader;
             fader.begin(params, smem, stage, values[tile], chunk, tile);
             fader.join_neighbours(smem, chunk);
-            fader.template join_lanes<1>(smem, scores, chunk);
-            fader.template join_lanes<2>(smem, scores, chunk);
-            fader.join_halves(smem, scores, chunk);
+            fader.template join_lanes<1>(scores);
+            fader.template join_lanes<2>(scores);
+            fader.join_halves(scores);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -202,6 +211,9 @@ struct ByRows {
     }
 
 private:
+    // A chunk's scores by columns: of two halves of the rows, two of the columns.
+    using Scores = Pair<Inner>[kTerms][4];
+
     // Calls with(tile, row, channel of the block) for the rows of a quad, on its first lane.
     template <typename With>
     __device__ __forceinline__ static void for_each_row(const With& with) {
@@ -266,16 +278,14 @@ private:
 
         // Groups of 4 * Distance steps, of those of two lanes that are so far apart.
         template <int Distance>
-        __device__ __forceinline__ void join_lanes(const Smem& smem,
-                                                   const Pair<Element> (&scores)[4], int chunk) {
+        __device__ __forceinline__ void join_lanes(const Scores& scores) {
             const bool late = (lane_of_warp() & Distance) != 0;
             // a lane has the scores of one row with two steps
             const bool apart = (lane_row() / 2 ^ lane_of_warp() % 4) / Distance == 1 &&
                                (lane_row() / 2 & Distance) != 0;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const Pair<Element> score = apart ? scores[3 * half] : Pair<Element>{};
-                add(smem, score, chunk, half, half);
+                add(scores, 3 * half, apart, half, half);
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
                     const float other = __shfl_xor_sync(kAllLanes, all[half][row], Distance);
@@ -290,9 +300,8 @@ private:
         }
 
         // All 16 steps.
-        __device__ __forceinline__ void join_halves(const Smem& smem,
-                                                    const Pair<Element> (&scores)[4], int chunk) {
-            add(smem, scores[2], chunk, 0, 1);
+        __device__ __forceinline__ void join_halves(const Scores& scores) {
+            add(scores, 2, true, 0, 1);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 write[0][i] *= all[1][i / 2];
@@ -307,31 +316,32 @@ private:
     private:
         float decays[2][4];
 
-        // Adds what the steps of a half read of the values of one.
-        __device__ __forceinline__ void add(const Smem& smem, Pair<Element> score, int chunk,
-                                            int of, int to) {
+        // Adds what the steps of a half read of the values of one, if this lane's scores count.
+        __device__ __forceinline__ void add(const Scores& scores, int which, bool counts, int of,
+                                            int to) {
             float products[4] = {};
-            Pair<Element> faded[4];
+            Pair<Inner> faded[4];
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 const int i = 2 * row;
                 const float2 pair = make_float2(values[of][i] * write[of][i],
                                                 values[of][i + 1] * write[of][i + 1]);
-                faded[row] = seqmix::join<Element>(pair.x, pair.y);
+                faded[row] = seqmix::join<Inner>(pair.x, pair.y);
                 faded[row + 2] = {};
-                if constexpr (sizeof(Element) == 2) {
-                    const float2 rounded = part<Element>(faded[row]);
-                    faded[row + 2] = seqmix::join<Element>(pair.x - rounded.x, pair.y - rounded.y);
+                if constexpr (sizeof(Inner) == 2) {
+                    const float2 rounded = part<Inner>(faded[row]);
+                    faded[row + 2] = seqmix::join<Inner>(pair.x - rounded.x, pair.y - rounded.y);
                 }
             }
-            multiply_pairs<Element>(products, faded, score, score);
-            float2 units = make_float2(1.f, 1.f);
-            if constexpr (kNarrow<Element>) {
-                units = of_columns(smem.score_units + kChunk * chunk, to);
+#pragma unroll
+            for (int term = kTerms - 1; term >= 0; --term) {
+                const Pair<Inner> score = counts ? scores[term][which] : Pair<Inner>{};
+                // the rest of the values counts with the first term only
+                multiply_pairs<Inner>(products, faded, score, term == 0 ? score : Pair<Inner>{});
             }
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                sums[to][i] += read[to][i] * (i % 2 == 0 ? units.x : units.y) * products[i];
+                sums[to][i] += read[to][i] * products[i];
             }
         }
     };

@@ -82,8 +82,7 @@ struct LastDecays {
                                        sequence * params.products.batch_stride +
                                        step * params.products.step_stride +
                                        head * params.products.head_stride;
-                const float own = exists ? *product : 0.f;
-                float sum = own;  // up to the thread's step, first of the warp's and then of all
+                float sum = exists ? *product : 0.f;  // of the warp's steps up to the thread's
 #pragma unroll
                 for (int distance = 1; distance < 32; distance *= 2) {
                     const float other = __shfl_up_sync(kAllLanes, sum, distance);
@@ -96,13 +95,17 @@ struct LastDecays {
                     smem.sums[warp_of_block()] = sum;
                 }
                 __syncthreads();  // sums of all warps, before each reads them
+                // up to the step before the thread's: its own may be so large that nothing else is left
+                float gradient = __shfl_up_sync(kAllLanes, sum, 1);
+                gradient = lane_of_warp() > 0 ? gradient : 0.f;
                 float warps = 0.f;
 #pragma unroll
                 for (int warp = 0; warp < kWarps; ++warp) {
-                    sum += warp < warp_of_block() ? smem.sums[warp] : 0.f;
+                    if (warp == warp_of_block()) {
+                        gradient += before + warps;
+                    }
                     warps += smem.sums[warp];
                 }
-                const float gradient = before + (sum - own);
                 if (exists && params.per_head != 0) {
                     total += gradient;
                 } else if (exists) {

@@ -457,6 +457,14 @@ impl Call<'_> {
         (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
     }
 
+    /// What multiplies queries, but by the factors of a normaliser, which have the scale.
+    fn scale(&self) -> f32 {
+        match self.normalized {
+            Some(_) => 1.0,
+            None => self.layer.scale,
+        }
+    }
+
     /// The walks that compute dq, dk and dv.
     pub(super) fn walks(&self, ends: &Ends) -> [GradientWalkParams; 3] {
         let (layer, memory) = (self.layer, &self.plan.memory);
@@ -505,14 +513,14 @@ impl Call<'_> {
             factor_scale: layer.scale,
             ..GradientWalkParams::default()
         };
-        // with factors that have it, the scale is none of the weights
-        let weight = if normalizes { 1.0 } else { layer.scale };
+        let scale = self.scale();
         let z_segments = |which: usize| exists(passes && normalizes, memory.zs[which]);
         let dq = GradientWalkParams {
             layer: abi::Layer {
                 q: self.dout,
                 k: layer.v,
                 v: layer.k,
+                scale,
                 ..of_keys
             },
             out: out(0, self.problem.dk),
@@ -532,7 +540,6 @@ impl Call<'_> {
             value_map: map,
             normalize: normalizes.into(),
             factored_keys: 0,
-            factor_scale: 1.0,
             ..of_values(0)
         };
         let dk = GradientWalkParams {
@@ -554,11 +561,10 @@ impl Call<'_> {
             decays: exists(passes, memory.decays[1]),
             dots: exists(bordered, memory.dots),
             factored_keys: 1,
-            factor_scale: layer.scale,
             late_reads: 1,
             late_writes: late,
             parts: self.plan.parts[1].into(),
-            weight,
+            weight: scale,
             ..dq
         };
         let dv = GradientWalkParams {
@@ -576,7 +582,7 @@ impl Call<'_> {
             value_map: identity,
             late_reads: 1,
             late_writes: 1,
-            weight,
+            weight: scale,
             ..of_values(2)
         };
         [dq, dk, dv]
@@ -680,7 +686,7 @@ impl Call<'_> {
             shared: shared as i32,
             channels: channels as i32, // as checked with those of a key and a value
             map: self.problem.config.feature_map as i32,
-            scale: layer.scale,
+            scale: self.scale(),
             bonus: layer.bonus,
             bonus_stride: layer.bonus_head_stride,
         };

@@ -61,7 +61,7 @@ params! {
         pub parts: i32,
         /// Multiplies what is added to the state.
         pub weight: f32,
-        /// Multiplies `factors`.
+        /// Multiplies `factors`, and with them `own`.
         pub factor_scale: f32,
     }
 }
