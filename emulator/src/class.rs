@@ -163,9 +163,12 @@ impl Class {
             | Code::CopyWaitAll
             | Code::Fence => Class::Barrier,
             Code::Hopper(op) => Class::of_hopper(op),
-            Code::Branch { .. } | Code::BranchIndex { .. } | Code::Exit | Code::Trap => {
-                Class::Control
-            }
+            Code::Branch { .. }
+            | Code::BranchIndex { .. }
+            | Code::Call(_)
+            | Code::Return
+            | Code::Exit
+            | Code::Trap => Class::Control,
         }
     }
 

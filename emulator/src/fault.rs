@@ -24,6 +24,10 @@ pub enum FaultKind {
     Resources,
     /// The kernel executed trap, or an operand that the manual forbids.
     Trap,
+    /// The kernel's own assertion failed.
+    Assert,
+    /// Functions that call themselves need more local memory than the limit on the stack.
+    StackOverflow,
     /// The launch ran longer than the limit on instructions.
     Timeout,
 }
@@ -37,6 +41,8 @@ impl FaultKind {
             FaultKind::Resources => 701,
             FaultKind::Timeout => 702,
             FaultKind::Trap => 715,
+            FaultKind::Assert => 710,
+            FaultKind::StackOverflow => 714,
             FaultKind::Uninitialised
             | FaultKind::Race
             | FaultKind::MissingWait
@@ -57,6 +63,8 @@ impl FaultKind {
             FaultKind::Divergence => "divergence",
             FaultKind::Resources => "resources",
             FaultKind::Trap => "trap",
+            FaultKind::Assert => "assertion failed",
+            FaultKind::StackOverflow => "stack overflow",
             FaultKind::Timeout => "timeout",
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::ir::{Body, Constant};
-use crate::lower::{self, LowerError, Place};
+use crate::lower::{self, Functions, LowerError, Place};
 use crate::memory::{Memory, MemoryError};
 use crate::syntax::{self, Initial, ParseError, Variable};
 
@@ -60,8 +60,10 @@ pub struct Kernel {
     pub params: Vec<Param>,
     /// Bytes of statically declared shared memory.
     pub static_shared: u32,
-    /// Bytes of local memory a thread.
+    /// Bytes of local memory a thread, with the frames of the functions it calls.
     pub local_bytes: u32,
+    /// Bytes of local memory of the entry alone.
+    pub(crate) frame_bytes: u32,
     /// `.maxntid` or `.reqntid`: the most threads a block may have.
     pub max_threads: Option<u32>,
     /// `.reqnctapercluster`: the blocks of a cluster along x, y and z.
@@ -81,6 +83,7 @@ impl Kernel {
 struct Global {
     name: String,
     size: u64,
+    /// The initial values; zeros follow.
     bytes: Vec<u8>,
     /// Offset of an address in the bytes, the variable it names, and what is added.
     addresses: Vec<(usize, u32, i64)>,
@@ -110,13 +113,14 @@ impl Program {
                 variables.push(variable);
             }
         }
+        let functions = Functions::new(&ast);
         let globals = variables
             .iter()
-            .map(|variable| global(variable, &places))
+            .map(|variable| global(variable, &places, &functions))
             .collect::<Result<Vec<_>, _>>()?;
         let mut kernels = Vec::new();
         for function in ast.functions.iter().filter(|function| function.entry) {
-            let lowered = lower::lower(function, &places, &shared).map_err(
+            let lowered = lower::lower(function, &functions, &places, &shared).map_err(
                 |LowerError { line, message }| LoadError::Lower {
                     kernel: function.name.into(),
                     line,
@@ -136,6 +140,7 @@ impl Program {
                     .collect(),
                 static_shared: lowered.static_shared,
                 local_bytes: lowered.local_bytes,
+                frame_bytes: lowered.frame_bytes,
                 max_threads: function.max_threads,
                 cluster: function.cluster,
                 body: lowered.body,
@@ -175,7 +180,11 @@ impl Program {
     }
 }
 
-fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Global, LoadError> {
+fn global(
+    variable: &Variable<'_>,
+    places: &HashMap<&str, Place>,
+    functions: &Functions<'_, '_>,
+) -> Result<Global, LoadError> {
     let error = |message: String| LoadError::Variable {
         name: variable.name.into(),
         message,
@@ -193,6 +202,9 @@ fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Glob
                     addresses.push((bytes.len(), *index, *offset));
                     bytes.extend_from_slice(&[0; 8]);
                 }
+                None if functions.addresses.contains_key(name) => {
+                    bytes.extend_from_slice(&functions.addresses[name].to_le_bytes());
+                }
                 _ => {
                     return Err(error(format!(
                         "is initialised with the address of `{name}`, which is no global variable"
@@ -208,7 +220,6 @@ fn global(variable: &Variable<'_>, places: &HashMap<&str, Place>) -> Result<Glob
             variable.size
         )));
     }
-    bytes.resize(variable.size as usize, 0);
     Ok(Global {
         name: variable.name.into(),
         size: variable.size,
@@ -248,6 +259,14 @@ impl Module {
                 bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
             }
             memory.write(address, &bytes)?;
+            // zeros in pieces, so that the host needs no copy of a large variable
+            let zeros = [0; 1 << 16];
+            let mut at = bytes.len() as u64;
+            while at < global.size {
+                let count = (global.size - at).min(zeros.len() as u64);
+                memory.write(address + at, &zeros[..count as usize])?;
+                at += count;
+            }
         }
         Ok(module)
     }

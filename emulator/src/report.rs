@@ -81,6 +81,9 @@ pub struct Report {
     pub barriers: u64,
     /// Branches that split a warp.
     pub divergent_branches: u64,
+    /// What the kernel printed (`vprintf`), block by block.
+    #[serde(default)]
+    pub printed: String,
 }
 
 impl Report {
@@ -104,6 +107,7 @@ impl Report {
         for (sum, count) in self.instructions.iter_mut().zip(other.instructions) {
             *sum += count;
         }
+        self.printed.push_str(&other.printed);
         self.mma_multiply_adds += other.mma_multiply_adds;
         self.shared_loads.add(&other.shared_loads);
         self.shared_stores.add(&other.shared_stores);

@@ -32,16 +32,12 @@ impl Bare<'_> {
         let module = Module::load(Arc::new(program), &memory.0).unwrap();
         let mut kernels = seqmix::kernels().iter();
         let info = kernels.find(|info| info.name == self.kernel).unwrap();
+        let block = [info.threads, 1, 1];
         let launch = cuda_emulator::Launch {
-            module: &module,
-            kernel: self.kernel,
-            grid: self.grid,
-            block: [info.threads, 1, 1],
             dynamic_shared: info.shared_bytes,
             dynamic_shared_limit: info.shared_bytes,
             params,
-            cooperative: false,
-            cluster: None,
+            ..cuda_emulator::Launch::new(&module, self.kernel, self.grid, block)
         };
         let options = Options {
             schedule: self.schedule,

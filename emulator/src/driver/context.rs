@@ -19,13 +19,16 @@ use super::stream::Stream;
 /// What contexts of every API since `cuCtxCreate_v2` (CUDA 3.2) report as their version.
 const API_VERSION: u32 = 3020;
 
-/// `CUlimit` values that can be read and set. They change nothing here.
+/// `CU_LIMIT_STACK_SIZE`
+const STACK_LIMIT: u32 = 0;
+
+/// `CUlimit` values that can be read and set. All but the stack's change nothing here.
 const LIMITS: [(u32, usize); 5] = [
-    (0, 1024),    // bytes of stack of a thread
-    (1, 1 << 20), // bytes of the printf buffer
-    (2, 8 << 20), // bytes of the device-side heap
-    (5, 64),      // bytes of an L2 fetch
-    (6, 0),       // bytes of L2 set aside for persisting accesses
+    (STACK_LIMIT, 1024), // bytes of stack of a thread
+    (1, 1 << 20),        // bytes of the printf buffer
+    (2, 8 << 20),        // bytes of the device-side heap
+    (5, 64),             // bytes of an L2 fetch
+    (6, 0),              // bytes of L2 set aside for persisting accesses
 ];
 
 /// A context.
@@ -112,6 +115,13 @@ pub(super) fn check_device(device: CUdevice) -> Result<()> {
 }
 
 impl Context {
+    /// Bytes of stack that a thread may use.
+    pub(super) fn stack_bytes(&self) -> u32 {
+        let bytes = lock(&self.limits).get(&STACK_LIMIT).copied();
+        // hardware has 512 KiB of local memory a thread
+        bytes.unwrap_or(0).min(512 << 10) as u32
+    }
+
     /// The stream that stream handle 2 means on the calling thread.
     pub(super) fn per_thread(&self) -> Arc<Stream> {
         let mut streams = lock(&self.per_thread);

@@ -23,6 +23,8 @@ pub(super) struct Launch {
     dynamic_shared: u32,
     parameters: Arc<[u8]>,
     cooperative: bool,
+    /// The context's limit on the stack of a thread.
+    stack_bytes: u32,
     cluster: Option<[u32; 3]>,
 }
 
@@ -43,6 +45,7 @@ impl Launch {
             params: &self.parameters,
             dynamic_shared_limit: self.function.dynamic_shared_limit(),
             cooperative: self.cooperative,
+            stack_bytes: self.stack_bytes,
             cluster: self.cluster,
         };
         match exec::launch(&launch, &driver.device, &driver.memory, &config()?.options) {
@@ -228,6 +231,7 @@ impl Request<'_> {
             parameters: bytes.into(),
             cooperative: self.attributes.cooperative,
             cluster: self.attributes.cluster,
+            stack_bytes: context.stack_bytes(),
         };
         submit(&driver, &context, self.stream, Work::Launch(launch))
     }

@@ -5,7 +5,7 @@ use super::context::{Context, Done, Trouble, lanes};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::{Group, Stop, Warp};
 use super::{
-    atomic, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
+    atomic, call, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
     product, wgmma,
 };
 use crate::fault::FaultKind;
@@ -337,6 +337,16 @@ fn run_group<const AVX2: bool>(
                 if mask == 0 {
                     return Ok(None);
                 }
+            }
+            Code::Call(op) => {
+                if call::run(warp, context, op, pc, mask, active)? {
+                    return Ok(None);
+                }
+            }
+            Code::Return => {
+                call::back(warp, context, active);
+                warp.push(pc + 1, mask & !active, false);
+                return Ok(None);
             }
             Code::Trap => {
                 return Err(Trouble::new(

@@ -240,6 +240,12 @@ impl Local {
     }
 }
 
+/// Reads local bytes of one lane.
+pub(super) fn read_local(warp: &Warp, lane: usize, address: u64, out: &mut [u8]) -> Done {
+    local(warp, lane, address, out.len(), false)?.copy_to(warp, out);
+    Ok(())
+}
+
 fn local(warp: &Warp, lane: usize, address: u64, bytes: usize, write: bool) -> Done<Local> {
     let verb = if write { "writes" } else { "reads" };
     let size = u64::from(warp.local_bytes);

@@ -5,6 +5,7 @@ mod atomic;
 mod avx2;
 mod block;
 mod bulk;
+mod call;
 mod cluster;
 mod context;
 mod convert;
@@ -21,6 +22,7 @@ mod lanes;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod printf;
 mod product;
 mod reads;
 mod registers;
@@ -37,7 +39,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::device::Device;
 use crate::fault::{Fault, FaultKind};
-use crate::ir::Constant;
+use crate::ir::{Constant, Special};
 use crate::memory::{Allocations, Memory};
 use crate::module::{Kernel, Module};
 use crate::race::WARP_LIMIT;
@@ -47,6 +49,9 @@ use block::{Block, Outcome};
 
 /// Warp instructions a warp runs before another has its turn.
 const SLICE: u64 = 1 << 16;
+
+/// Bytes of local memory that a thread may have, on every device.
+const MAX_LOCAL: u32 = 512 << 10;
 
 /// A kernel launch.
 #[derive(Debug)]
@@ -67,8 +72,28 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// All blocks are resident at once and may wait for each other.
     pub cooperative: bool,
+    /// Bytes of local memory that functions which call themselves may take.
+    pub stack_bytes: u32,
     /// Blocks of a cluster along x, y and z; `None` leaves it to the kernel.
     pub cluster: Option<[u32; 3]>,
+}
+
+impl<'a> Launch<'a> {
+    /// A launch without parameters and dynamic shared memory, with the stack that a context begins with.
+    pub fn new(module: &'a Module, kernel: &'a str, grid: [u32; 3], block: [u32; 3]) -> Self {
+        Self {
+            module,
+            kernel,
+            grid,
+            block,
+            dynamic_shared: 0,
+            dynamic_shared_limit: 0,
+            params: &[],
+            cooperative: false,
+            stack_bytes: 1024,
+            cluster: None,
+        }
+    }
 }
 
 /// How the lanes of a diverged warp take turns.
@@ -165,6 +190,8 @@ struct Shared<'l> {
     device: &'l Device,
     options: &'l Options,
     allocations: &'l Allocations,
+    /// Address of the memory that a cooperative launch synchronises by; 0 for other launches.
+    workspace: u64,
     /// Blocks along x, y and z that run together: 1 without clusters.
     cluster: [u32; 3],
     /// Slots and values of the constants that are the same in every lane and block.
@@ -187,6 +214,7 @@ pub fn launch(
 ) -> Result<Report, Fault> {
     let kernel = check(launch, device)?;
     let _alone = memory.one_launch();
+    let workspace = Workspace::new(launch, kernel, memory)?;
     let allocations = memory.lock();
     let shared = Shared {
         launch,
@@ -194,6 +222,7 @@ pub fn launch(
         device,
         options,
         allocations: &allocations,
+        workspace: workspace.address,
         cluster: cluster(launch, kernel),
         constants: constants(launch, kernel),
         spent: AtomicU64::new(0),
@@ -232,6 +261,10 @@ pub fn launch(
     let (read, written) = memory.take_marks();
     let mut faults = faults.into_inner().unwrap_or_else(PoisonError::into_inner);
     faults.sort_by_key(|&(block, _)| block);
+    let reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for part in &reports {
+        print!("{}", part.printed);
+    }
     if let Some((_, fault)) = faults.into_iter().next() {
         return Err(fault);
     }
@@ -244,12 +277,54 @@ pub fn launch(
         shared_bytes: kernel.shared_bytes(launch.dynamic_shared),
         ..Report::default()
     };
-    for part in reports.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        report.add(&part);
+    for part in &reports {
+        report.add(part);
     }
     report.global_loads.unique_bytes = read;
     report.global_stores.unique_bytes = written;
     Ok(report)
+}
+
+/// 16 bytes of zeros in global memory, where a kernel that synchronises its grid keeps the count of blocks.
+struct Workspace<'m> {
+    memory: &'m Memory,
+    address: u64,
+}
+
+impl<'m> Workspace<'m> {
+    fn new(launch: &Launch<'_>, kernel: &Kernel, memory: &'m Memory) -> Result<Self, Fault> {
+        let asks = |&(_, constant): &(_, Constant)| {
+            matches!(constant, Constant::Special(Special::Workspace { .. }))
+        };
+        let mut workspace = Workspace { memory, address: 0 };
+        if !launch.cooperative || !kernel.body.constants.iter().any(asks) {
+            return Ok(workspace);
+        }
+        let made = memory.alloc(16).and_then(|address| {
+            workspace.address = address;
+            memory.write(address, &[0; 16])
+        });
+        match made {
+            Ok(()) => Ok(workspace),
+            Err(error) => Err(Fault {
+                kind: FaultKind::Resources,
+                kernel: launch.kernel.into(),
+                thread: None,
+                site: None,
+                message: format!("no memory to synchronise the grid by: {error}"),
+                others: Vec::new(),
+            }),
+        }
+    }
+}
+
+impl Drop for Workspace<'_> {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            // it was allocated by `new`, and kernels cannot free
+            let _ = self.memory.free(self.address);
+        }
+    }
 }
 
 impl Kernel {
@@ -318,6 +393,12 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         let most = device.shared_per_block_optin;
         return refuse(format!(
             "{total} bytes of static and dynamic shared memory; the device allows {most}"
+        ));
+    }
+    if kernel.local_bytes > MAX_LOCAL {
+        let bytes = kernel.local_bytes;
+        return refuse(format!(
+            "{bytes} bytes of local memory a thread; devices have {MAX_LOCAL}"
         ));
     }
     if kernel.param_bytes() > device.max_parameter_bytes {
@@ -399,6 +480,18 @@ fn constants(launch: &Launch<'_>, kernel: &Kernel) -> Vec<(crate::ir::Slot, Cons
 }
 
 impl<'l> Shared<'l> {
+    /// Bytes of local memory a thread, with the frames of functions.
+    fn local_bytes(&self) -> u32 {
+        let functions = &self.kernel.body.functions;
+        let recursive = functions.iter().any(|function| function.recursive);
+        self.kernel.local_bytes
+            + if recursive {
+                self.launch.stack_bytes
+            } else {
+                0
+            }
+    }
+
     /// Takes blocks until none is left; the counters, and the fault with its block's number.
     fn worker(&'l self, blocks: u64, workers: u64) -> (Report, Option<(u64, Fault)>) {
         // blocks of a cooperative launch wait for each other: a worker turns over all of its blocks
@@ -433,7 +526,11 @@ impl<'l> Shared<'l> {
                     Ok(Outcome::Yielded) => at += 1,
                     Err(fault) => {
                         self.stop.store(true, Ordering::Relaxed);
-                        return (report, Some((running[at].index(), *fault)));
+                        let index = running[at].index();
+                        for block in running.into_iter().chain(spare) {
+                            report.add(&block.into_report());
+                        }
+                        return (report, Some((index, *fault)));
                     }
                 }
             }

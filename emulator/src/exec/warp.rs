@@ -1,6 +1,7 @@
 //! A warp: its registers, and which of its lanes stand where.
 
 use super::bulk::Stores;
+use super::call::Calls;
 use super::context::{Context, Done, Trouble, lanes};
 use super::copy::Copies;
 use super::registers::{LANES, Registers};
@@ -64,6 +65,8 @@ pub(super) struct Warp {
     pub at_cluster_barrier: u32,
     pub lacks_cluster: u32,
     pub copies: Copies,
+    /// What functions return to.
+    pub calls: Calls,
     pub stores: Stores,
     pub products: Products,
     /// Where the warp stands, for faults.
@@ -83,7 +86,8 @@ impl Warp {
     /// Warp `index` of its cluster, whose blocks have `size` warps each.
     pub(super) fn new(shared: &Shared<'_>, index: usize, size: usize) -> Self {
         let body = &shared.kernel.body;
-        let local = shared.kernel.local_bytes as usize * LANES;
+        let local_bytes = shared.local_bytes();
+        let local = local_bytes as usize * LANES;
         Warp {
             index,
             block: index / size,
@@ -96,7 +100,8 @@ impl Warp {
             groups: Vec::new(),
             local: vec![0; local],
             local_written: vec![false; local],
-            local_bytes: shared.kernel.local_bytes,
+            local_bytes,
+            calls: Calls::new(shared.kernel.frame_bytes),
             at_cluster_barrier: 0,
             lacks_cluster: 0,
             copies: Copies::default(),
@@ -127,7 +132,7 @@ impl Warp {
         self.state = State::Running;
         self.groups.clear();
         self.groups.push(Group {
-            pc: 0,
+            pc: shared.kernel.body.entry,
             mask: self.live,
             parked: false,
         });
@@ -135,6 +140,7 @@ impl Warp {
         self.at_cluster_barrier = 0;
         self.lacks_cluster = 0;
         self.copies = Copies::default();
+        self.calls.reset();
         self.stores = Stores::default();
         self.products = Products::default();
         self.rotate = false;
@@ -189,6 +195,8 @@ impl Warp {
             Special::LaneMaskGt => !(bit | (bit - 1)),
             Special::DynamicShared => launch.dynamic_shared,
             Special::TotalShared => shared.kernel.shared_bytes(launch.dynamic_shared),
+            Special::Workspace { high: true } => (shared.workspace >> 32) as u32,
+            Special::Workspace { high: false } => shared.workspace as u32,
             Special::Cluster(axis) => block[usize::from(axis)] / shared.cluster[usize::from(axis)],
             Special::NumClusters(axis) => {
                 launch.grid[usize::from(axis)] / shared.cluster[usize::from(axis)]

@@ -3,6 +3,7 @@
 //! A slot is a row of 32 words, one a lane. A 64-bit register takes two rows. Immediates, parameters, special registers
 //! and addresses are slots too, filled when a warp starts, so that an operand is always a slot.
 
+mod call;
 mod hopper;
 mod lanes;
 mod operation;
@@ -11,6 +12,7 @@ mod product;
 use std::sync::Arc;
 
 use crate::class::Class;
+pub(crate) use call::*;
 pub(crate) use hopper::*;
 pub(crate) use lanes::*;
 pub(crate) use operation::*;
@@ -201,6 +203,9 @@ pub(crate) enum Code {
         targets: Arc<[Pc]>,
     },
     Exit,
+    Call(Box<Call>),
+    /// Back to where the function was called from.
+    Return,
     Trap,
     Barrier(Barrier),
     WarpSync {
@@ -323,6 +328,10 @@ pub(crate) enum Special {
     LaneMaskGt,
     DynamicShared,
     TotalShared,
+    /// Half of the address of the memory that a cooperative launch synchronises by.
+    Workspace {
+        high: bool,
+    },
     /// The cluster in the grid, and clusters of the grid.
     Cluster(u8),
     NumClusters(u8),
@@ -352,6 +361,10 @@ pub(crate) struct Body {
     /// The instruction as written, for faults.
     pub texts: Vec<Box<str>>,
     pub constants: Vec<(Slot, Constant)>,
+    /// Where threads begin: functions stand in front.
+    pub entry: Pc,
+    /// The functions that the kernel may call, in the order of their code.
+    pub functions: Vec<Callee>,
     pub rows: u32,
     pub predicates: u32,
     /// Bytes that every shared access is a multiple of and aligned to: the grain of race detection.

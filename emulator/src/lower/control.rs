@@ -162,7 +162,7 @@ pub(super) fn barrier<'t>(
                 None => return Err(format!("the opcode `{}` lacks an operation", m.opcode())),
             };
             m.take("pred");
-            (kind, &operands[1..operands.len() - 1])
+            (kind, operands.get(1..operands.len() - 1).unwrap_or(&[]))
         }
         _ => return Err(format!("the opcode `{}` is not emulated", m.opcode())),
     };

@@ -3,8 +3,8 @@
 //! What is not here is an error when a module is loaded.
 
 use super::{
-    Lowered, Lowerer, Modifiers, arithmetic, atomic, cluster, compare, control, convert, hopper,
-    lanes, logic, matrix, memory, video, wgmma,
+    Lowered, Lowerer, Modifiers, arithmetic, atomic, call, cluster, compare, control, convert,
+    hopper, lanes, logic, matrix, memory, video, wgmma,
 };
 use crate::ir::{AtomicOp, CarryOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
@@ -103,7 +103,9 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         // control flow: 9.7.12
         "bra" => control::branch,
         "brx" => control::branch_index,
-        "ret" | "exit" => control::exit,
+        "call" => call::call,
+        "ret" => call::ret,
+        "exit" => control::exit,
         "trap" => control::trap,
         "nanosleep" | "griddepcontrol" | "pmevent" => control::hint,
         // synchronisation: 9.7.13

@@ -56,6 +56,7 @@ pub(super) fn space(m: &mut Modifiers<'_>) -> Space {
         "shared",
         "local",
         "param::entry",
+        "param::func",
         "param",
     ]) {
         Some("global" | "const") => Space::Global,
@@ -135,6 +136,10 @@ fn access<'t>(
 ) -> Lowered<Access> {
     let kind = m.scalar()?;
     let (space, strong) = (space(m), strength(m));
+    let space = match l.is_frame(address) {
+        true if space == Space::Param => Space::Local,
+        _ => space,
+    };
     let lanes = vector(m);
     if items.len() != lanes {
         return Err(format!(

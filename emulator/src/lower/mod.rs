@@ -6,10 +6,12 @@
 mod arithmetic;
 mod atomic;
 mod bulk;
+mod call;
 mod cluster;
 mod compare;
 mod control;
 mod convert;
+mod declare;
 mod hopper;
 mod isa;
 mod lanes;
@@ -26,10 +28,12 @@ use std::collections::{HashMap, HashSet};
 
 use crate::class::Class;
 use crate::ir::{
-    ALWAYS, Body, Code, Constant, Hopper, Op, Origin, Pc, Pred, SINK, Slot, WgmmaSource,
+    ALWAYS, Body, CallTarget, Code, Constant, Hopper, Op, Origin, Pc, Pred, SINK, Slot, WgmmaSource,
 };
 use crate::syntax::{Function, Guard, Instruction, Location, Statement, Variable};
 
+pub(crate) use call::Functions;
+use declare::Declared;
 pub(crate) use modifiers::Modifiers;
 
 /// Why an instruction cannot be lowered; the caller adds where.
@@ -48,10 +52,12 @@ pub(crate) enum Place {
     Param(u32),
 }
 
-/// A function's memory needs and its lowered body.
+/// A kernel's memory needs and its lowered body, with the functions it calls.
 pub(crate) struct LoweredKernel {
     pub body: Body,
     pub static_shared: u32,
+    /// Local memory of the entry, and of the entry with the deepest chain of calls.
+    pub frame_bytes: u32,
     pub local_bytes: u32,
     /// Offset and size of each parameter.
     pub parameters: Vec<(String, u32, u32, u32)>,
@@ -82,43 +88,63 @@ struct Registers {
     count: u32,
 }
 
-/// Labels and registers of one `{ }`.
+/// Labels, registers and variables of one `{ }`.
 #[derive(Default)]
 struct Scope<'t> {
     parent: usize,
     labels: HashMap<&'t str, Pc>,
     tables: HashMap<&'t str, Vec<&'t str>>,
     registers: HashMap<&'t str, Registers>,
+    /// Where a variable lives, and its bytes.
+    variables: HashMap<&'t str, (Place, u32)>,
 }
+
+/// Bytes of the parameters and of the results of a function.
+type Signature = (Vec<u32>, Vec<u32>);
 
 pub(crate) struct Lowerer<'t> {
     scopes: Vec<Scope<'t>>,
     /// The scope of the instruction at hand.
     scope: usize,
+    /// Variables of module scope.
     variables: HashMap<&'t str, Place>,
     constants: HashMap<Constant, Slot>,
     rows: u32,
     predicates: u32,
     /// Bytes of all parameters.
     param_bytes: u32,
+    /// Bytes of static shared memory so far.
+    shared: u32,
+    /// Dynamic shared variables and their alignment.
+    dynamic: Vec<(&'t str, u32)>,
     /// A slot pair for results nobody wants.
     sink: Slot,
     grain: u32,
     /// The carry flag, once an instruction has it.
     carry: Option<Pred>,
+    /// The numbers that stand for functions.
+    addresses: HashMap<&'t str, u64>,
+    /// The functions of this kernel: index by name, and what they take and give.
+    order: HashMap<&'t str, usize>,
+    signatures: Vec<Signature>,
+    /// The function at hand; `None` in the entry.
+    callee: Option<usize>,
+    /// Registers of the function at hand that hold addresses in its frame, by offset.
+    frame: HashMap<u32, Slot>,
     /// Rows of the registers that the instruction at hand names.
     named: RefCell<Vec<Slot>>,
 }
 
-/// Lowers one entry; `module` names the variables of module scope.
+/// Lowers one entry and the functions it may call; `module` names the variables of module scope.
 pub(crate) fn lower<'t>(
     function: &Function<'t>,
+    functions: &Functions<'_, 't>,
     module: &HashMap<&'t str, Place>,
     module_shared: &[Variable<'t>],
 ) -> Result<LoweredKernel, LowerError> {
     let at = |line: u32| move |message: String| LowerError { line, message };
     let mut lowerer = Lowerer {
-        scopes: vec![Scope::default()],
+        scopes: Vec::new(),
         scope: 0,
         variables: module.clone(),
         constants: HashMap::new(),
@@ -126,60 +152,74 @@ pub(crate) fn lower<'t>(
         // ALWAYS and SINK
         predicates: 2,
         param_bytes: 0,
+        shared: 0,
+        dynamic: Vec::new(),
         sink: 0,
         grain: 16,
         carry: None,
+        addresses: functions.addresses.clone(),
+        order: HashMap::new(),
+        signatures: Vec::new(),
+        callee: None,
+        frame: HashMap::new(),
         named: RefCell::default(),
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
-    let parameters = lowerer.parameters(&function.parameters);
-    let memory = lowerer
-        .declare(function, module_shared)
-        .map_err(at(function.line))?;
-    let mut body = Body::default();
-    let mut location = Location::default();
-    let mut opened = 0;
-    let mut named = Vec::new();
-    lowerer.scope = 0;
-    for statement in &function.body {
-        match statement {
-            Statement::Open => {
-                opened += 1;
-                lowerer.scope = opened;
-            }
-            Statement::Close => lowerer.scope = lowerer.scopes[lowerer.scope].parent,
-            Statement::Location(here) => location = *here,
-            Statement::Instruction(instruction) => {
-                lowerer.named.borrow_mut().clear();
-                let op = lowerer
-                    .instruction(instruction)
-                    .map_err(|message| LowerError {
-                        line: instruction.line,
-                        message: format!("`{}`: {message}", text(instruction)),
-                    })?;
-                body.classes.push(Class::of(&op.code));
-                named.push(match &op.code {
-                    Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
-                    _ => lowerer.named.take(),
-                });
-                body.ops.push(op);
-                body.origins.push(Origin {
-                    ptx: instruction.line,
-                    file: location.file,
-                    source: location.line,
-                });
-                body.texts.push(text(instruction).into());
-            }
-            Statement::Label(_)
-            | Statement::Register { .. }
-            | Statement::Variable(_)
-            | Statement::BranchTargets { .. } => {}
+    for variable in module_shared {
+        if let Some(place) = lowerer.place_shared(variable).map_err(at(function.line))? {
+            lowerer.variables.insert(variable.name, place);
         }
     }
+    let reached = functions.reached(function);
+    let mut units = Vec::new();
+    let mut pc = 0;
+    for (index, &unit) in reached.iter().chain([&function]).enumerate() {
+        lowerer.callee = (!unit.entry).then_some(index);
+        let declared = lowerer.declare(unit, &mut pc).map_err(at(unit.line))?;
+        if lowerer.callee.is_some() {
+            let sizes = |pieces: &[(u32, u32)]| pieces.iter().map(|piece| piece.1).collect();
+            let callee = &declared.callee;
+            lowerer
+                .signatures
+                .push((sizes(&callee.parameters), sizes(&callee.results)));
+            lowerer.order.insert(unit.name, index);
+        }
+        units.push((unit, declared));
+    }
+    lowerer.place_dynamic();
+    let mut body = Body::default();
+    let mut calls = Vec::new();
+    let mut last = Declared::default();
+    let mut named = Vec::new();
+    for (index, (unit, mut declared)) in units.into_iter().enumerate() {
+        lowerer.callee = (!unit.entry).then_some(index);
+        lowerer.scopes = std::mem::take(&mut declared.scopes);
+        lowerer.frame.clear();
+        let start = body.ops.len();
+        lowerer.body(unit, &mut body, &mut named)?;
+        calls.push(called(&body.ops[start..], reached.len()));
+        declared.callee.addresses = lowerer
+            .frame
+            .iter()
+            .map(|(&offset, &slot)| (slot, offset))
+            .collect();
+        declared.callee.address = functions.addresses.get(unit.name).copied().unwrap_or(0);
+        if unit.entry {
+            last = declared;
+        } else {
+            body.functions.push(declared.callee);
+        }
+    }
+    let from = calls.pop().unwrap_or_default();
+    let depth = call::depth(&mut body.functions, &calls, &from);
+    let frame_bytes = match reached.is_empty() {
+        true => last.callee.frame,
+        false => align_up(last.callee.frame, FRAME_ALIGN),
+    };
+    body.entry = last.callee.entry;
     // the registers of products, in every instruction that names them
     let products = product_slots(&body.ops);
     if !products.is_empty() {
-        named.push(Vec::new());
         body.product_slots = named
             .into_iter()
             .map(|slots| {
@@ -190,16 +230,6 @@ pub(crate) fn lower<'t>(
             })
             .collect();
     }
-    // falling off the end is an exit
-    body.ops.push(Op {
-        code: Code::Exit,
-        guard: ALWAYS,
-        negated: false,
-    });
-    body.classes.push(Class::Control);
-    body.origins
-        .push(body.origins.last().copied().unwrap_or_default());
-    body.texts.push("}".into());
     body.constants = lowerer
         .constants
         .iter()
@@ -215,10 +245,29 @@ pub(crate) fn lower<'t>(
     body.shared_grain = lowerer.grain;
     Ok(LoweredKernel {
         body,
-        static_shared: memory.0,
-        local_bytes: memory.1,
-        parameters,
+        static_shared: lowerer.shared,
+        frame_bytes,
+        local_bytes: frame_bytes.saturating_add(depth),
+        parameters: last.parameters,
     })
+}
+
+/// What operations call; a call through a register may reach every function.
+fn called(ops: &[Op], functions: usize) -> Vec<usize> {
+    let mut out = Vec::new();
+    for op in ops {
+        match &op.code {
+            Code::Call(call) => match call.target {
+                CallTarget::Function(index) => out.push(index),
+                CallTarget::Indirect(_) => out.extend(0..functions),
+                CallTarget::Print | CallTarget::AssertFail => {}
+            },
+            _ => continue,
+        }
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
 }
 
 /// The rows of accumulators of wgmma, and of A where it is in registers.
@@ -257,6 +306,9 @@ fn text(instruction: &Instruction<'_>) -> String {
     format!("{guard}{} {};", instruction.opcode, operands.join(", "))
 }
 
+/// What the frames of functions are aligned to.
+const FRAME_ALIGN: u32 = 16;
+
 fn align_up(value: u32, align: u32) -> u32 {
     value.next_multiple_of(align.max(1))
 }
@@ -265,126 +317,104 @@ impl<'t> Lowerer<'t> {
     fn new_rows(&mut self, rows: u32) -> Lowered<Slot> {
         let slot = Slot::try_from(self.rows)
             .map_err(|_| "too many registers: more than 65,536 rows".to_string())?;
-        self.rows += rows;
+        self.rows = self.rows.saturating_add(rows);
         if self.rows > u32::from(Slot::MAX) {
             return Err("too many registers: more than 65,536 rows".into());
         }
         Ok(slot)
     }
 
-    fn parameters(&mut self, variables: &[Variable<'t>]) -> Vec<(String, u32, u32, u32)> {
-        let mut offset = 0;
-        let mut out = Vec::new();
-        for variable in variables {
-            let size = variable.size as u32;
-            offset = align_up(offset, variable.align);
-            self.variables.insert(variable.name, Place::Param(offset));
-            out.push((variable.name.to_string(), offset, size, variable.align));
-            offset += size;
-        }
-        self.param_bytes = offset;
-        out
-    }
-
-    /// First pass: scopes, labels, registers and the places of variables. Returns static shared and local bytes.
-    fn declare(
+    /// Second pass: the operations of a function.
+    fn body(
         &mut self,
         function: &Function<'t>,
-        module_shared: &[Variable<'t>],
-    ) -> Lowered<(u32, u32)> {
-        let (mut shared, mut local) = (0, 0);
-        let mut dynamic = Vec::new();
-        let mut place_shared = |variables: &mut HashMap<&'t str, Place>,
-                                variable: &Variable<'t>| {
-            if variable.external {
-                dynamic.push((variable.name, variable.align));
-                return;
-            }
-            shared = align_up(shared, variable.align);
-            variables.insert(variable.name, Place::Shared(shared));
-            shared += variable.size as u32;
-        };
-        for variable in module_shared {
-            place_shared(&mut self.variables, variable);
-        }
-        let mut pc = 0;
+        body: &mut Body,
+        named: &mut Vec<Vec<Slot>>,
+    ) -> Result<(), LowerError> {
+        let mut location = Location::default();
+        let mut opened = 0;
+        self.scope = 0;
         for statement in &function.body {
             match statement {
                 Statement::Open => {
-                    self.scopes.push(Scope {
-                        parent: self.scope,
-                        ..Scope::default()
-                    });
-                    self.scope = self.scopes.len() - 1;
+                    opened += 1;
+                    self.scope = opened;
                 }
                 Statement::Close => self.scope = self.scopes[self.scope].parent,
-                Statement::Label(name) => {
-                    if self.scopes[self.scope].labels.insert(name, pc).is_some() {
-                        return Err(format!("label `{name}` stands twice in one scope"));
-                    }
+                Statement::Location(here) => location = *here,
+                Statement::Instruction(instruction) => {
+                    self.named.borrow_mut().clear();
+                    let op = self
+                        .instruction(instruction)
+                        .map_err(|message| LowerError {
+                            line: instruction.line,
+                            message: format!("`{}`: {message}", text(instruction)),
+                        })?;
+                    body.classes.push(Class::of(&op.code));
+                    named.push(match &op.code {
+                        Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
+                        _ => self.named.take(),
+                    });
+                    body.ops.push(op);
+                    body.origins.push(Origin {
+                        ptx: instruction.line,
+                        file: location.file,
+                        source: location.line,
+                    });
+                    body.texts.push(text(instruction).into());
                 }
-                Statement::BranchTargets { name, targets } => {
-                    self.scopes[self.scope].tables.insert(name, targets.clone());
-                }
-                Statement::Register { kind, name, count } => {
-                    self.declare_registers(kind, name, *count)?
-                }
-                Statement::Variable(variable) => match variable.space {
-                    "shared" => place_shared(&mut self.variables, variable),
-                    "local" => {
-                        local = align_up(local, variable.align);
-                        self.variables.insert(variable.name, Place::Local(local));
-                        local += variable.size as u32;
-                    }
-                    other => {
-                        return Err(format!(
-                            "a `.{other}` variable inside a function is not emulated"
-                        ));
-                    }
-                },
-                Statement::Instruction(_) => pc += 1,
-                Statement::Location(_) => {}
+                Statement::Label(_)
+                | Statement::Register { .. }
+                | Statement::Variable(_)
+                | Statement::BranchTargets { .. } => {}
             }
         }
-        // dynamic shared memory lies behind all static variables, as on hardware; a launch aligns it to 16, and what its
-        // variables ask for beyond that is padding of the static part
-        let most = dynamic.iter().map(|&(_, align)| align).max();
-        let start = align_up(shared, most.unwrap_or(0).max(16));
-        for (name, _) in dynamic {
-            self.variables.insert(name, Place::Shared(start));
-        }
-        if most.is_some_and(|align| align > 16) {
-            shared = start;
-        }
-        Ok((shared, local))
+        // falling off the end is an exit
+        body.ops.push(Op {
+            code: match self.callee {
+                Some(_) => Code::Return,
+                None => Code::Exit,
+            },
+            guard: ALWAYS,
+            negated: false,
+        });
+        body.classes.push(Class::Control);
+        body.origins
+            .push(body.origins.last().copied().unwrap_or_default());
+        body.texts.push("}".into());
+        named.push(Vec::new());
+        Ok(())
     }
 
-    fn declare_registers(&mut self, kind: &str, name: &'t str, count: u32) -> Lowered<()> {
-        let kind = match kind {
-            "pred" => Kind::Pred,
-            "b8" | "u8" | "s8" => Kind::Narrow { bits: 8 },
-            "b16" | "u16" | "s16" | "f16" | "bf16" => Kind::Narrow { bits: 16 },
-            "b32" | "u32" | "s32" | "f32" | "f16x2" | "bf16x2" => Kind::Narrow { bits: 32 },
-            "b64" | "u64" | "s64" | "f64" => Kind::Wide,
-            other => return Err(format!("registers of type `.{other}` are not emulated")),
-        };
-        let registers = count.max(1);
-        let first = match kind {
-            Kind::Pred => {
-                let first = self.predicates;
-                self.predicates += registers;
-                if self.predicates > u32::from(Pred::MAX) {
-                    return Err("too many predicates".into());
-                }
-                first
+    /// Where a variable lives, by its name in the scopes around the instruction at hand.
+    fn variable(&self, name: &str) -> Option<Place> {
+        match self.local_variable(name) {
+            Some((place, _)) => Some(place),
+            None => self.variables.get(name).copied(),
+        }
+    }
+
+    /// A variable of the function at hand, and its bytes.
+    fn local_variable(&self, name: &str) -> Option<(Place, u32)> {
+        let mut scope = self.scope;
+        loop {
+            let found = self.scopes[scope].variables.get(name);
+            if found.is_some() || scope == 0 {
+                return found.copied();
             }
-            Kind::Narrow { .. } => self.new_rows(registers)?.into(),
-            Kind::Wide => self.new_rows(2 * registers)?.into(),
-        };
-        self.scopes[self.scope]
-            .registers
-            .insert(name, Registers { kind, first, count });
-        Ok(())
+            scope = self.scopes[scope].parent;
+        }
+    }
+
+    /// The register of an address in the frame of the function at hand: where that lies is known when it is called.
+    fn frame_address(&mut self, offset: i64) -> Lowered<Slot> {
+        let offset = u32::try_from(offset).map_err(|_| "an address below the frame".to_string())?;
+        if let Some(&slot) = self.frame.get(&offset) {
+            return Ok(slot);
+        }
+        let slot = self.new_rows(2)?;
+        self.frame.insert(offset, slot);
+        Ok(slot)
     }
 
     /// Finds a register by name: `%r12` is the 12th of `%r<…>`.

@@ -62,6 +62,8 @@ fn special(name: &str) -> Option<Special> {
         "%lanemask_gt" => Special::LaneMaskGt,
         "%dynamic_smem_size" => Special::DynamicShared,
         "%total_smem_size" => Special::TotalShared,
+        "%envreg1" => Special::Workspace { high: true },
+        "%envreg2" => Special::Workspace { high: false },
         "%cluster_ctarank" => Special::ClusterRank,
         "%cluster_nctarank" => Special::ClusterRanks,
         _ => return None,
@@ -155,16 +157,22 @@ impl<'t> Lowerer<'t> {
             }
             return self.constant(Constant::Special(register));
         }
-        let place = self
-            .variables
-            .get(name)
-            .copied()
-            .ok_or_else(|| format!("no register or variable `{name}`"))?;
+        let place = match (self.variable(name), self.addresses.get(name)) {
+            (Some(place), _) => place,
+            (None, Some(&address)) if wide => return self.constant(Constant::Double(address)),
+            _ => return Err(format!("no register or variable `{name}`")),
+        };
         let address = match place {
             Place::Global(variable) if wide => {
                 return self.constant(Constant::Global { variable, offset });
             }
             Place::Global(_) => return Err(format!("the address of `{name}` has 64 bits")),
+            Place::Local(at) if self.callee.is_some() => {
+                if !wide {
+                    return Err(format!("the address of `{name}` has 64 bits"));
+                }
+                return self.frame_address(i64::from(at) + offset);
+            }
             Place::Shared(at) | Place::Local(at) | Place::Param(at) => i64::from(at) + offset,
         };
         self.constant(if wide {
@@ -302,7 +310,7 @@ impl<'t> Lowerer<'t> {
         if self.register(name).is_some() {
             None
         } else {
-            self.variables.get(name).copied()
+            self.variable(name)
         }
     }
 }

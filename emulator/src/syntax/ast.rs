@@ -16,6 +16,8 @@ pub(crate) struct Ast<'t> {
 pub(crate) struct Function<'t> {
     pub name: &'t str,
     pub entry: bool,
+    /// What a `.func` gives back.
+    pub returns: Vec<Variable<'t>>,
     pub parameters: Vec<Variable<'t>>,
     /// `.maxntid` or `.reqntid`: threads a block may have.
     pub max_threads: Option<u32>,

@@ -82,17 +82,9 @@ impl<'t> Parser<'t> {
     fn function(&mut self) -> Result<Option<Function<'t>>> {
         let line = self.line();
         let entry = self.word()? == ".entry";
-        if self.accept(b'(') {
-            self.skip_past(b')');
-        }
+        let returns = self.parameters()?;
         let name = self.word()?;
-        let mut parameters = Vec::new();
-        if self.accept(b'(') {
-            while !self.accept(b')') {
-                parameters.push(self.variable(false)?);
-                self.accept(b',');
-            }
-        }
+        let parameters = self.parameters()?;
         let mut max_threads = None;
         let mut cluster = None;
         loop {
@@ -141,12 +133,25 @@ impl<'t> Parser<'t> {
         Ok(Some(Function {
             name,
             entry,
+            returns,
             parameters,
             max_threads,
             cluster,
             body,
             line,
         }))
+    }
+
+    /// A list of variables in parentheses, or none.
+    fn parameters(&mut self) -> Result<Vec<Variable<'t>>> {
+        let mut out = Vec::new();
+        if self.accept(b'(') {
+            while !self.accept(b')') {
+                out.push(self.variable(false)?);
+                self.accept(b',');
+            }
+        }
+        Ok(out)
     }
 
     /// `.space .align n .type name[count] = {…}` without the semicolon.
@@ -167,9 +172,10 @@ impl<'t> Parser<'t> {
             }
         };
         let Some(element) = kind.and_then(bytes_of) else {
-            return self.error(format!("variable `{name}` has no type of known size"));
+            let kind = kind.unwrap_or("no type");
+            return self.error(format!("variable `{name}` of {kind} is not emulated"));
         };
-        let mut count = 1;
+        let mut count = 1u64;
         while self.accept(b'[') {
             let length = if self.accept(b']') {
                 0
@@ -178,18 +184,36 @@ impl<'t> Parser<'t> {
                 self.expect(b']')?;
                 length
             };
-            count *= u64::try_from(length).or_else(|_| self.error("a negative array length"))?;
+            let length =
+                u64::try_from(length).or_else(|_| self.error("a negative array length"))?;
+            let product = count.checked_mul(length);
+            count = product.map_or_else(|| self.error("an array that is too long"), Ok)?;
         }
         let mut init = Vec::new();
         if self.accept(b'=') {
             self.initialiser(element, &mut init)?;
         }
         let natural = element * lanes;
+        // what a block or a thread has of its own is small on every device
+        let most = match space {
+            "global" | "const" => 1 << 40,
+            _ => 1 << 24,
+        };
+        let size = u64::from(natural).saturating_mul(count);
+        if size > most {
+            return self.error(format!(
+                "`{name}` has {size} bytes; at most {most} are emulated"
+            ));
+        }
+        let align = align.unwrap_or(natural);
+        if !align.is_power_of_two() || align > 1 << 20 {
+            return self.error(format!("`{name}` is aligned to {align}"));
+        }
         Ok(Variable {
             name,
             space,
-            align: align.unwrap_or(natural),
-            size: u64::from(natural) * count,
+            align,
+            size,
             external,
             init,
         })
@@ -198,7 +222,7 @@ impl<'t> Parser<'t> {
     fn initialiser(&mut self, element: u32, out: &mut Vec<Initial<'t>>) -> Result<()> {
         if self.accept(b'{') {
             while !self.accept(b'}') {
-                self.initialiser(element, out)?;
+                self.deeper(|parser| parser.initialiser(element, out))?;
                 self.accept(b',');
             }
             return Ok(());

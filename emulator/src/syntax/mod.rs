@@ -8,7 +8,7 @@ mod parser;
 mod statements;
 
 pub(crate) use ast::{
-    Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable,
+    Ast, Function, Guard, Initial, Instruction, Location, Operand, Statement, Variable,
 };
 pub use parser::ParseError;
 pub(crate) use parser::parse;

@@ -21,6 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<Ast<'_>> {
     let mut parser = Parser {
         tokens: tokens(text),
         at: 0,
+        depth: 0,
     };
     let mut ast = Ast::default();
     while parser.peek().is_some() {
@@ -33,6 +34,8 @@ pub(crate) fn parse(text: &str) -> Result<Ast<'_>> {
 pub(super) struct Parser<'t> {
     tokens: Vec<Token<'t>>,
     pub(super) at: usize,
+    /// Open braces, parentheses and brackets of the operand at hand.
+    pub(super) depth: u32,
 }
 
 impl<'t> Parser<'t> {
@@ -117,6 +120,18 @@ impl<'t> Parser<'t> {
     pub(super) fn unsigned(&mut self) -> Result<u32> {
         let value = self.integer()?;
         u32::try_from(value).or_else(|_| self.error(format!("{value} is out of range")))
+    }
+
+    /// Runs `f` a level deeper; levels end long before the host's stack does.
+    pub(super) fn deeper<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        const DEEPEST: u32 = 64;
+        if self.depth >= DEEPEST {
+            return self.error(format!("more than {DEEPEST} levels of brackets"));
+        }
+        self.depth += 1;
+        let out = f(self);
+        self.depth -= 1;
+        out
     }
 
     pub(super) fn skip_past(&mut self, mark: u8) {

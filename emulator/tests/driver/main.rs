@@ -4,6 +4,7 @@
 mod capture;
 #[path = "../support/fatbin.rs"]
 mod fatbin;
+mod functions;
 mod launch;
 mod memory;
 mod module;

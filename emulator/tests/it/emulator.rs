@@ -82,15 +82,12 @@ impl Bench {
     /// Launches the kernel `case`.
     pub(crate) fn run(&self, call: &Call) -> Result<Report, Fault> {
         let asked = Launch {
-            module: &self.module,
-            kernel: "case",
-            grid: call.grid,
-            block: call.block,
             dynamic_shared: call.dynamic,
             dynamic_shared_limit: call.dynamic_limit,
             params: &call.params,
             cooperative: call.cooperative,
             cluster: call.cluster,
+            ..Launch::new(&self.module, "case", call.grid, call.block)
         };
         launch(&asked, &call.device, &self.memory, &call.options)
     }

@@ -5,7 +5,7 @@ use super::emulator::{Bench, Call, ways};
 use cuda_emulator::{Device, Fault, FaultKind, LoadError, Options, Schedule};
 
 /// Every kind of fault, by its variant.
-const KINDS: [FaultKind; 10] = [
+const KINDS: [FaultKind; 12] = [
     FaultKind::OutOfBounds,
     FaultKind::Misaligned,
     FaultKind::Uninitialised,
@@ -15,6 +15,8 @@ const KINDS: [FaultKind; 10] = [
     FaultKind::Divergence,
     FaultKind::Resources,
     FaultKind::Trap,
+    FaultKind::Assert,
+    FaultKind::StackOverflow,
     FaultKind::Timeout,
 ];
 

@@ -8,6 +8,7 @@ mod case;
 mod counters;
 mod emulator;
 mod fail;
+mod functions;
 mod hopper;
 mod launch;
 mod matrix;
