@@ -45,7 +45,7 @@ fn names_are_unique() {
         .flat_map(|(_, forms)| forms.into_iter().map(|form| form.name))
         .collect();
     let count = names.len();
-    assert!(count >= 400, "only {count} forms");
+    assert!(count >= 2000, "only {count} forms");
     names.sort();
     let twice: Vec<_> = names.windows(2).filter(|two| two[0] == two[1]).collect();
     assert!(twice.is_empty(), "{twice:?}");
