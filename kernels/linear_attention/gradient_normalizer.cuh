@@ -209,32 +209,13 @@ struct Normalized {
         });
     }
 
-    // Multiplies z of the warp's rows.
-    __device__ __forceinline__ static void multiply_by(Smem& smem, float factor) {
-        if constexpr (!Exists) {
-            return;
-        }
-        float products[2 * Tiles];
-#pragma unroll
-        for (int i = 0; i < 2 * Tiles; ++i) {
-            products[i] = smem.z[channel(i / 2, i % 2)] * factor;
-        }
-        __syncwarp();  // all lanes have read z, before it is overwritten
-#pragma unroll
-        for (int i = 0; i < 2 * Tiles; ++i) {
-            if (lane_column() == 0) {
-                smem.z[channel(i / 2, i % 2)] = products[i];
-            }
-        }
-    }
-
-    // Stores z behind the walk.
+    // Stores z behind the walk, times `decay`.
     __device__ __forceinline__ static void store_end(const Params& params,
-                                                     const GradientPlace& place,
-                                                     const Smem& smem) {
+                                                     const GradientPlace& place, const Smem& smem,
+                                                     float decay) {
         if (params.last_z.at != nullptr) {
             for_each_row(params, place, [&](int own, int number) {
-                *state_of(params.last_z, place, number) = smem.z[own];
+                *state_of(params.last_z, place, number) = smem.z[own] * decay;
             });
         }
     }

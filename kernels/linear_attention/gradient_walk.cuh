@@ -136,12 +136,6 @@ struct GradientWalk {
                 }
             }
         }
-        if constexpr (kAll) {
-            if (mode == Mode::Read) {
-                state.multiply_by(passed.decay);
-                Normalized::multiply_by(smem.normalized, passed.decay);
-            }
-        }
         // found again, and not kept in registers meanwhile
         const GradientPlace end = gradient_place(layer, kWidth, params.span, mode);
         store_end(params, end, mode, smem, state, passed);
@@ -393,11 +387,16 @@ struct GradientWalk {
         if (reads(mode)) {
             if (place.last) {
                 meet(params, place, smem, state, place.spans);
+                float decay = 1.f;
+                if constexpr (kAll) {
+                    decay = mode == Mode::Read ? passed.decay : 1.f;
+                    state.multiply_by(decay);
+                }
                 if (params.last.at != nullptr) {
                     state.store(state_of(params.last, place, channel), params.last,
                                 layer.dv - channel, layer.dk);
                 }
-                Normalized::store_end(params, place, smem.normalized);
+                Normalized::store_end(params, place, smem.normalized, decay);
             }
             return;
         }
