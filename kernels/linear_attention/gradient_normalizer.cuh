@@ -214,6 +214,7 @@ struct Normalized {
         if constexpr (!Exists) {
             return;
         }
+        __syncwarp();  // z is written, before all lanes read it
         float products[2 * Tiles];
 #pragma unroll
         for (int i = 0; i < 2 * Tiles; ++i) {

@@ -197,7 +197,8 @@ fn every_feature_map() {
 ///
 /// The strongest without gradients of final states, and without a bonus: final states meet their gradients, and with a
 /// bonus steps their neighbours, without a decay in between, and what rounding makes of these products is more than what
-/// passes such decays.
+/// passes such decays. The yardstick gives f16 the range of f32; decays of channels are written to its operands, which end
+/// at 6e-8, and the strongest are left to other types.
 #[test]
 fn strong_and_weak_decays() {
     for mean in [-1e-3, -0.3, -3.0, -10.0, -40.0] {
@@ -223,7 +224,9 @@ fn strong_and_weak_decays() {
                 decay: Fades::PerChannel,
                 ..case
             };
-            check::<f16>(gated);
+            if mean > -20.0 {
+                check::<f16>(gated);
+            }
             check::<bf16>(Case {
                 bonus: mean > -5.0,
                 ..gated
