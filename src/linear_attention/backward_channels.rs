@@ -1,7 +1,7 @@
 //! What gradients have beside the walks where decays are numbers of channels: dv by a kernel of the forward pass, and
 //! the gradient of the bonus.
 
-use super::backward::{Call, of_steps};
+use super::backward_walks::{Call, of_steps};
 use super::plan::Plan;
 use crate::abi::linear_attention::{
     self as abi, BonusGradientParams, GradientWalkParams, Mode, SPAN, States, SumSpansParams,

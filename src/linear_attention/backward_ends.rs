@@ -1,7 +1,7 @@
 //! What a backward pass has beside rows of steps: the states at the ends of sequences, and what outputs were divided by.
 
 use super::Backward;
-use super::backward::{Call, of_steps};
+use super::backward_walks::{Call, of_steps};
 use super::problem::Problem;
 use crate::abi::linear_attention::{NormalizerGradientParams, Rows, SPAN, States};
 use crate::error::{Error, Result};

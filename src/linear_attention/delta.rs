@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DeviceRepr};
 
-use super::backward::{Call, of_steps};
 use super::backward_ends::Ends;
+use super::backward_walks::{Call, of_steps};
 use super::load;
 use super::plan::first_fit;
 use super::problem::Problem;

@@ -1,9 +1,9 @@
 //! The gradients of attention that is not causal, where all steps read the last state: the walks make that state and
 //! its gradient first, and then only read them.
 
-use super::backward::{Call, of_steps};
 use super::backward_ends::Ends;
 use super::backward_plan::DecayGradient;
+use super::backward_walks::{Call, of_steps};
 use crate::abi::linear_attention::{
     Decays, GradientWalkParams, LastDecaysParams, Layer, Mode, SPAN,
 };

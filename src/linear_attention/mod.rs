@@ -39,6 +39,7 @@ mod backward;
 mod backward_channels;
 mod backward_ends;
 mod backward_plan;
+mod backward_walks;
 mod decays;
 mod delta;
 mod forward;

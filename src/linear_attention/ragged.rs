@@ -15,14 +15,14 @@ pub(super) fn ragged(dtype: Dtype, layer: &Layer, others: &[Rows]) -> i32 {
     let elements = elements.iter().chain(others);
     let rows = elements.fold(channels * dtype.bytes() as u64, |all, rows| {
         let strides = rows.batch_stride | rows.step_stride | rows.head_stride;
-        all | rows.at | strides as u64 * dtype.bytes() as u64
+        all | rows.at | (strides as u64 * dtype.bytes() as u64)
     });
     let decays = &layer.decays;
     let numbers = match decays.channel_stride {
         0 => 0,
         _ => {
             let strides = decays.batch_stride | decays.step_stride | decays.head_stride;
-            decays.at | (layer.dk as u64 | strides as u64) * size_of::<f32>() as u64
+            decays.at | ((layer.dk as u64 | strides as u64) * size_of::<f32>() as u64)
         }
     };
     match 1 << (rows | numbers).trailing_zeros().min(COPY.ilog2()) {
