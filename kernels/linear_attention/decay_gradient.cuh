@@ -28,6 +28,7 @@ struct DecayGradient {
     struct Smem {
         float reads[kSpan][kThreads];   // q dq
         float writes[kSpan][kThreads];  // k dk
+        float squares[kSpan];           // of both, summed over channels, for decays of steps
     };
     struct Span {
         int start;      // the first step in the row of the batch
@@ -64,16 +65,20 @@ struct DecayGradient {
 #pragma unroll 1
         for (int i = warp_of_block(); i < span.steps; i += kWarps) {
             float2 sum = make_float2(0.f, 0.f);
+            float squares = 0.f;
             for (int channel = lane; channel < params.channels; channel += 32) {
                 const float2 both = products(params, span.start + i, channel);
                 sum.x += both.x;
                 sum.y += both.y;
+                squares += both.x * both.x + both.y * both.y;
             }
             sum.x = warp_sum(sum.x);
             sum.y = warp_sum(sum.y);
+            squares = warp_sum(squares);
             if (lane == 0) {
                 smem.reads[i][0] = sum.x;
                 smem.writes[i][0] = sum.y;
+                smem.squares[i] = squares;
             }
         }
         __syncthreads();  // the sums of all steps, before the first warp reads them
@@ -117,7 +122,8 @@ struct DecayGradient {
     // Adds up from the last step of the span to the first, of the products in a column. Sums are known
     // at both borders, and at steps whose decay is 0: what passes them is nothing, whatever rounding
     // says. What is missing from one such place to the next is spread over the steps in between as the
-    // squares of what rounding acts on there.
+    // squares of what rounding acts on there: of each channel, since sums of channels may be small where
+    // they are not. Where borders are a chunk apart, as for a decay of a head, the sums themselves do.
     __device__ __forceinline__ static void add(const DecayGradientParams& params, Smem& smem,
                                                const Span& span, int column, int channel,
                                                float before, float behind) {
@@ -128,6 +134,12 @@ struct DecayGradient {
         };
         const auto lost = [&](int i) {
             return exp2_approx(exponent_of(*at(params.decays, i))) == 0.f;
+        };
+        const auto square = [&](int i) {
+            const float read = smem.reads[i][column];
+            const float write = smem.writes[i][column];
+            const bool of_channels = params.per_channel == 0 && params.per_head == 0;
+            return of_channels ? smem.squares[i] : read * read + write * write;
         };
         const bool late = params.late_reads != 0;
         float sum = behind;
@@ -143,7 +155,7 @@ struct DecayGradient {
                 const float read = smem.reads[first][column];
                 const float write = smem.writes[first][column];
                 missing -= read - write;
-                squares += read * read + write * write;
+                squares += square(first);
                 if (first == 0 || lost(first)) {
                     break;
                 }
@@ -156,7 +168,7 @@ struct DecayGradient {
             for (int i = last; i >= first; --i) {
                 const float read = smem.reads[i][column];
                 const float write = smem.writes[i][column];
-                sum += read - write + share * (read * read + write * write);
+                sum += read - write + share * square(i);
                 const float gradient = ends && i == first ? 0.f : late ? sum - read : sum;
                 if (params.per_head != 0) {
                     all += gradient;

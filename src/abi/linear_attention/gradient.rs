@@ -142,7 +142,7 @@ pub fn decay_gradient(dtype: Dtype) -> Entry {
         params: DecayGradientParams::PARAMS,
         threads,
         blocks: 1,
-        shared_bytes: 4 * 2 * SPAN * threads as usize,
+        shared_bytes: 4 * SPAN * (2 * threads as usize + 1),
     }
 }
 
