@@ -14,4 +14,5 @@ mod launch;
 mod matrix;
 mod mutants;
 mod pass;
+mod planted;
 mod value;

@@ -6,40 +6,13 @@
 use half::f16;
 
 use super::emulator::{Bench, Call, ways};
+use super::planted::{Mutant, assert_flagged, changed, deleted};
 use cuda_emulator::{Device, Fault, FaultKind, Options, Schedule};
 
 const PIPELINE: &str = include_str!("pipeline.ptx");
 const ROWS: usize = 30;
 const DEPTH: usize = 64;
 const COLUMNS: usize = 8;
-
-/// A mistake: the mark of its line, what replaces which part of it (nothing: the line goes), and what must be found.
-struct Mutant {
-    mark: &'static str,
-    change: Option<(&'static str, &'static str)>,
-    kinds: &'static [FaultKind],
-}
-
-const fn deleted(mark: &'static str, kinds: &'static [FaultKind]) -> Mutant {
-    Mutant {
-        mark,
-        change: None,
-        kinds,
-    }
-}
-
-const fn changed(
-    mark: &'static str,
-    from: &'static str,
-    to: &'static str,
-    kinds: &'static [FaultKind],
-) -> Mutant {
-    Mutant {
-        mark,
-        change: Some((from, to)),
-        kinds,
-    }
-}
 
 use FaultKind::{Deadlock, Divergence, Misaligned, MissingWait, OutOfBounds, Race, Uninitialised};
 
@@ -70,28 +43,6 @@ const MUTANTS: [Mutant; 24] = [
     changed("stages", "4", "5", &[OutOfBounds]),
     changed("second store", "@%inside st", "st", &[OutOfBounds]),
 ];
-
-/// The text with the marked line changed, or gone.
-fn mutated(mutant: &Mutant) -> String {
-    let mark = format!("// {}", mutant.mark);
-    let mut found = 0;
-    let lines = PIPELINE.lines().map(|line| {
-        let Some(code) = line.strip_suffix(&mark) else {
-            return line.to_string();
-        };
-        found += 1;
-        match mutant.change {
-            None => String::new(),
-            Some((from, to)) => {
-                assert!(code.contains(from), "`{from}` is not in `{code}`");
-                code.replacen(from, to, 1)
-            }
-        }
-    });
-    let text = lines.collect::<Vec<_>>().join("\n");
-    assert_eq!(found, 1, "lines marked `{}`", mutant.mark);
-    text
-}
 
 fn b(depth: usize, column: usize) -> f64 {
     ((depth * 5 + column * 3) % 7) as f64 - 3.0
@@ -150,19 +101,5 @@ fn the_pipeline_is_right_and_raises_no_alarm() {
 
 #[test]
 fn every_mutant_is_flagged() {
-    let mut missed = Vec::new();
-    for mutant in &MUTANTS {
-        let text = mutated(mutant);
-        for (device, schedule) in ways(80) {
-            let name = format!("{} {:?}, {schedule:?}", mutant.mark, mutant.change);
-            match run(&text, device, schedule) {
-                Ok(_) => missed.push(format!("{name}: nothing was found")),
-                Err(fault) if !mutant.kinds.contains(&fault.kind) => {
-                    missed.push(format!("{name}: {fault}"))
-                }
-                Err(_) => {}
-            }
-        }
-    }
-    assert!(missed.is_empty(), "{}", missed.join("\n"));
+    assert_flagged(&MUTANTS, PIPELINE, 80, run);
 }

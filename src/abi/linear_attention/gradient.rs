@@ -6,7 +6,7 @@ use super::{
     GradientWalkParams, LastDecaysParams, NormalizerGradientParams, SumHeadsParams, SumSpansParams,
     WARPS, squares_bytes,
 };
-use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Unit};
+use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Params, Unit};
 
 /// Steps between two borders where the gradients of decays begin anew.
 pub const SPAN: usize = 64;
@@ -118,96 +118,103 @@ impl GradientWalk {
     }
 }
 
-/// The dtypes of [`sum_heads`] and [`decay_gradient`].
+/// The dtypes of the kernels that are not walks.
 pub const DTYPES: [Dtype; 3] = [F16, BF16, F32];
 
-/// The kernel that adds the gradients of heads that share a tensor, of this type.
-pub fn sum_heads(dtype: Dtype) -> Entry {
+/// A kernel without shared memory, named `name` in kernel symbols and `cpp` in C++; of a type, or of none.
+fn plain(name: &str, cpp: &str, dtype: Option<Dtype>, params: Params, threads: u32) -> Entry {
+    let (suffix, argument) = match dtype {
+        Some(dtype) => (format!("_{}", dtype.name()), format!("<{}>", dtype.cpp())),
+        None => Default::default(),
+    };
     Entry {
-        name: format!("linear_attention_sum_heads_{}", dtype.name()),
-        instance: format!("seqmix::linear_attention::SumHeads<{}>", dtype.cpp()),
-        params: SumHeadsParams::PARAMS,
-        threads: 256,
+        name: format!("linear_attention_{name}{suffix}"),
+        instance: format!("seqmix::linear_attention::{cpp}{argument}"),
+        params,
+        threads,
         blocks: 1,
         shared_bytes: 1, // an empty struct of C++
     }
+}
+
+/// The kernel that adds the gradients of heads that share a tensor, of this type.
+pub fn sum_heads(dtype: Dtype) -> Entry {
+    plain(
+        "sum_heads",
+        "SumHeads",
+        Some(dtype),
+        SumHeadsParams::PARAMS,
+        256,
+    )
 }
 
 /// The kernel that computes the gradients of decays, from tensors of this type.
 pub fn decay_gradient(dtype: Dtype) -> Entry {
     let threads = 64;
     Entry {
-        name: format!("linear_attention_decay_gradient_{}", dtype.name()),
-        instance: format!("seqmix::linear_attention::DecayGradient<{}>", dtype.cpp()),
-        params: DecayGradientParams::PARAMS,
-        threads,
-        blocks: 1,
         shared_bytes: 4 * SPAN * (2 * threads as usize + 1),
+        ..plain(
+            "decay_gradient",
+            "DecayGradient",
+            Some(dtype),
+            DecayGradientParams::PARAMS,
+            threads,
+        )
     }
 }
 
 /// The kernel that computes the gradient of the bonus, from tensors of this type.
 pub fn bonus_gradient(dtype: Dtype) -> Entry {
-    Entry {
-        name: format!("linear_attention_bonus_gradient_{}", dtype.name()),
-        instance: format!("seqmix::linear_attention::BonusGradient<{}>", dtype.cpp()),
-        params: BonusGradientParams::PARAMS,
-        threads: 128,
-        blocks: 1,
-        shared_bytes: 1, // an empty struct of C++
-    }
+    plain(
+        "bonus_gradient",
+        "BonusGradient",
+        Some(dtype),
+        BonusGradientParams::PARAMS,
+        128,
+    )
 }
 
 /// The kernel that computes what the normaliser makes of the gradient of the output, of this type.
 pub fn normalizer_gradient(dtype: Dtype) -> Entry {
-    Entry {
-        name: format!("linear_attention_normalizer_gradient_{}", dtype.name()),
-        instance: format!(
-            "seqmix::linear_attention::NormalizerGradient<{}>",
-            dtype.cpp()
-        ),
-        params: NormalizerGradientParams::PARAMS,
-        threads: 256,
-        blocks: 1,
-        shared_bytes: 1, // an empty struct of C++
-    }
+    let params = NormalizerGradientParams::PARAMS;
+    plain(
+        "normalizer_gradient",
+        "NormalizerGradient",
+        Some(dtype),
+        params,
+        256,
+    )
 }
 
 /// The kernel that multiplies keys of this type with their gradients, for [`last_decays`].
 pub fn key_products(dtype: Dtype) -> Entry {
-    Entry {
-        name: format!("linear_attention_key_products_{}", dtype.name()),
-        instance: format!("seqmix::linear_attention::KeyProducts<{}>", dtype.cpp()),
-        params: LastDecaysParams::PARAMS,
-        threads: 256,
-        blocks: 1,
-        shared_bytes: 1, // an empty struct of C++
-    }
+    plain(
+        "key_products",
+        "KeyProducts",
+        Some(dtype),
+        LastDecaysParams::PARAMS,
+        256,
+    )
 }
 
 /// The kernel that adds these products up to the gradients of decays.
 pub fn last_decays() -> Entry {
     let threads = 256;
     Entry {
-        name: "linear_attention_last_decays".into(),
-        instance: "seqmix::linear_attention::LastDecays".into(),
-        params: LastDecaysParams::PARAMS,
-        threads,
-        blocks: 1,
         shared_bytes: 4 * threads as usize / 32,
+        ..plain(
+            "last_decays",
+            "LastDecays",
+            None,
+            LastDecaysParams::PARAMS,
+            threads,
+        )
     }
 }
 
 /// The kernel that adds the sums of spans.
 pub fn sum_spans() -> Entry {
-    Entry {
-        name: "linear_attention_sum_spans".into(),
-        instance: "seqmix::linear_attention::SumSpans".into(),
-        params: SumSpansParams::PARAMS,
-        threads: 32,
-        blocks: 1,
-        shared_bytes: 1, // an empty struct of C++
-    }
+    plain("sum_spans", "SumSpans", None, SumSpansParams::PARAMS, 32)
 }
 
 pub(super) fn units() -> Vec<Unit> {

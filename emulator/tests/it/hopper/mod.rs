@@ -3,3 +3,4 @@
 mod pipeline;
 mod tensor;
 mod wgmma;
+mod wgmma_faults;

@@ -6,40 +6,13 @@
 use half::f16;
 
 use crate::emulator::{Bench, Call, ways};
-use cuda_emulator::{Fault, FaultKind, Options, Schedule, TensorMap, TensorType};
+use crate::planted::{Mutant, assert_flagged, changed, deleted};
+use cuda_emulator::{Device, Fault, FaultKind, Options, Schedule, TensorMap, TensorType};
 
 const PIPELINE: &str = include_str!("pipeline.ptx");
 /// Rows of A and of B, and their columns.
 const SIZE: usize = 64;
 const DEPTH: usize = 256;
-
-/// A mistake: the mark of its line, what replaces which part of it (nothing: the line goes), and what must be found.
-struct Mutant {
-    mark: &'static str,
-    change: Option<(&'static str, &'static str)>,
-    kinds: &'static [FaultKind],
-}
-
-const fn deleted(mark: &'static str, kinds: &'static [FaultKind]) -> Mutant {
-    Mutant {
-        mark,
-        change: None,
-        kinds,
-    }
-}
-
-const fn changed(
-    mark: &'static str,
-    from: &'static str,
-    to: &'static str,
-    kinds: &'static [FaultKind],
-) -> Mutant {
-    Mutant {
-        mark,
-        change: Some((from, to)),
-        kinds,
-    }
-}
 
 use FaultKind::{
     Deadlock, Divergence, Misaligned, MissingWait, OutOfBounds, Race, Trap, Uninitialised,
@@ -81,28 +54,6 @@ const MUTANTS: [Mutant; 32] = [
     deleted("C has left", &[MissingWait]),
 ];
 
-/// The text with the marked line changed, or gone.
-fn mutated(mutant: &Mutant) -> String {
-    let mark = format!("// {}", mutant.mark);
-    let mut found = 0;
-    let lines = PIPELINE.lines().map(|line| {
-        let Some(code) = line.strip_suffix(&mark) else {
-            return line.to_string();
-        };
-        found += 1;
-        match mutant.change {
-            None => String::new(),
-            Some((from, to)) => {
-                assert!(code.contains(from), "`{from}` is not in `{code}`");
-                code.replacen(from, to, 1)
-            }
-        }
-    });
-    let text = lines.collect::<Vec<_>>().join("\n");
-    assert_eq!(found, 1, "lines marked `{}`", mutant.mark);
-    text
-}
-
 fn a(row: usize, depth: usize) -> i32 {
     ((row * 7 + depth * 11) % 5) as i32 - 2
 }
@@ -112,7 +63,7 @@ fn b(column: usize, depth: usize) -> i32 {
 }
 
 /// Runs a text of the kernel; the product that it stored.
-fn run(text: &str, schedule: Schedule) -> Result<Vec<i32>, Fault> {
+fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<i32>, Fault> {
     let bench = Bench::load(text).unwrap_or_else(|error| panic!("{error}"));
     let matrix = |value: fn(usize, usize) -> i32| -> Vec<u8> {
         (0..SIZE * DEPTH)
@@ -137,7 +88,7 @@ fn run(text: &str, schedule: Schedule) -> Result<Vec<i32>, Fault> {
     let c = bench.memory.alloc(2 * (SIZE * SIZE) as u64).unwrap();
     let maps = [map(a, DEPTH, 128), map(b, DEPTH, 128), map(c, SIZE, 0)];
     bench.run(&Call {
-        device: cuda_emulator::Device::sm_90(),
+        device,
         options: Options {
             threads: 1,
             schedule,
@@ -157,27 +108,13 @@ fn the_pipeline_is_right_and_raises_no_alarm() {
     let expected: Vec<i32> = (0..SIZE * SIZE)
         .map(|at| (0..DEPTH).map(|k| a(at / SIZE, k) * b(at % SIZE, k)).sum())
         .collect();
-    for (_, schedule) in ways(90) {
-        let found = run(PIPELINE, schedule).unwrap_or_else(|fault| panic!("{fault}"));
+    for (device, schedule) in ways(90) {
+        let found = run(PIPELINE, device, schedule).unwrap_or_else(|fault| panic!("{fault}"));
         assert_eq!(found, expected, "{schedule:?}");
     }
 }
 
 #[test]
 fn every_mutant_is_flagged() {
-    let mut missed = Vec::new();
-    for mutant in &MUTANTS {
-        let text = mutated(mutant);
-        for (_, schedule) in ways(90) {
-            let name = format!("{} {:?}, {schedule:?}", mutant.mark, mutant.change);
-            match run(&text, schedule) {
-                Ok(_) => missed.push(format!("{name}: nothing was found")),
-                Err(fault) if !mutant.kinds.contains(&fault.kind) => {
-                    missed.push(format!("{name}: {fault}"));
-                }
-                Err(_) => {}
-            }
-        }
-    }
-    assert!(missed.is_empty(), "{}", missed.join("\n"));
+    assert_flagged(&MUTANTS, PIPELINE, 90, run);
 }

@@ -15,7 +15,7 @@ const ROWS: usize = 64;
 
 /// An element type with its name in PTX.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     F16,
     Bf16,
     Tf32,
@@ -74,7 +74,7 @@ impl Kind {
 
 /// How an operand lies in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Layout {
+pub(super) struct Layout {
     /// Bytes of the swizzle's lines; 0 without one.
     swizzle: usize,
     /// M or N is contiguous.
@@ -139,23 +139,23 @@ const K_MAJOR: Layout = Layout {
 
 /// A form of the instruction.
 #[derive(Debug, Clone, Copy)]
-struct Form {
-    a: Kind,
-    b: Kind,
+pub(super) struct Form {
+    pub(super) a: Kind,
+    pub(super) b: Kind,
     /// `f32`, `f16` or `s32`.
-    accumulator: &'static str,
-    n: usize,
+    pub(super) accumulator: &'static str,
+    pub(super) n: usize,
     /// `None`: in registers.
-    a_layout: Option<Layout>,
-    b_layout: Layout,
+    pub(super) a_layout: Option<Layout>,
+    pub(super) b_layout: Layout,
     /// Adds to what D holds.
-    adds: bool,
-    negate: [bool; 2],
-    saturate: bool,
+    pub(super) adds: bool,
+    pub(super) negate: [bool; 2],
+    pub(super) saturate: bool,
 }
 
 impl Form {
-    fn new(kind: Kind, accumulator: &'static str, n: usize) -> Form {
+    pub(super) fn new(kind: Kind, accumulator: &'static str, n: usize) -> Form {
         Form {
             a: kind,
             b: kind,
@@ -186,7 +186,7 @@ impl Form {
     }
 
     /// The instruction and what must stand around it; `%p` says whether it adds.
-    fn instruction(&self) -> String {
+    pub(super) fn instruction(&self) -> String {
         let list = |name: &str, count: usize| {
             let names: Vec<_> = (0..count).map(|at| format!("%{name}{at}")).collect();
             format!("{{{}}}", names.join(", "))
@@ -219,7 +219,7 @@ impl Form {
     }
 
     /// `case(out, in, da, db)`: `in` holds the image of shared memory, then the registers of A, then those of D.
-    fn kernel(&self, body: &str) -> String {
+    pub(super) fn kernel(&self, body: &str) -> String {
         let count = self.registers();
         let load = |name: &str, count: usize, start: usize| -> String {
             (0..count)
@@ -254,7 +254,7 @@ impl Form {
     }
 
     /// The instruction as it must stand.
-    fn right(&self) -> String {
+    pub(super) fn right(&self) -> String {
         format!(
             "fence.proxy.async.shared::cta;\nbar.sync 0;\nwgmma.fence.sync.aligned;\n{}\
              wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n",
@@ -358,7 +358,7 @@ impl Form {
     }
 
     /// Runs a kernel around the instruction; the bytes of `out`.
-    fn run(&self, body: &str, schedule: Schedule) -> Result<Vec<u8>, Fault> {
+    pub(super) fn run(&self, body: &str, schedule: Schedule) -> Result<Vec<u8>, Fault> {
         let bench = Bench::load(&self.kernel(body)).unwrap_or_else(|error| panic!("{error}"));
         let input = bench.buffer(&self.input());
         let size = 512 * self.registers();
@@ -410,7 +410,7 @@ impl Form {
 
     /// Asserts that a mistake is found.
     #[track_caller]
-    fn fails(&self, body: &str, kind: FaultKind, words: &str, instruction: &str) {
+    pub(super) fn fails(&self, body: &str, kind: FaultKind, words: &str, instruction: &str) {
         let fault = self.run(body, Schedule::LowestPc).unwrap_err();
         assert_eq!(fault.kind, kind, "{fault}");
         assert!(
@@ -582,153 +582,5 @@ fn products_follow_each_other_into_the_same_registers() {
             f32::from_le_bytes(word) as i64,
             form.expected(0, 0) + product
         );
-    }
-}
-
-#[test]
-fn each_missing_step_is_found() {
-    use FaultKind::{Divergence, MissingWait, Race};
-    let form = Form::new(Kind::F16, "f32", 16);
-    let right = form.right();
-    let without = |part: &str| {
-        assert!(right.contains(part));
-        right.replace(part, "")
-    };
-    form.fails(
-        &without("fence.proxy.async.shared::cta;\n"),
-        Race,
-        "no fence.proxy.async in between",
-        "wgmma.mma_async",
-    );
-    form.fails(
-        &without("bar.sync 0;\n"),
-        Race,
-        "multiplies",
-        "wgmma.mma_async",
-    );
-    form.fails(
-        &without("wgmma.fence.sync.aligned;\n"),
-        Race,
-        "there is none",
-        "wgmma.mma_async",
-    );
-    form.fails(
-        &without("wgmma.wait_group.sync.aligned 0;\n"),
-        MissingWait,
-        "of a wgmma.mma_async that was not waited for",
-        "st.global.b32",
-    );
-    form.fails(
-        &without("wgmma.commit_group.sync.aligned;\n"),
-        MissingWait,
-        "that was not waited for",
-        "st.global.b32",
-    );
-    let late = right.replace("aligned 0;", "aligned 1;");
-    form.fails(
-        &late,
-        MissingWait,
-        "that was not waited for",
-        "st.global.b32",
-    );
-    let written = right.replace("wgmma.mma", "mov.b32 %d3, %v;\nwgmma.mma");
-    form.fails(
-        &written,
-        Race,
-        "accessed since the last wgmma.fence: PTX line",
-        "wgmma.mma_async",
-    );
-    let read = right.replace("wgmma.wait", "add.u32 %v, %d2, 1;\nwgmma.wait");
-    form.fails(&read, MissingWait, "that was not waited for", "add.u32");
-    // the tile is written while it is multiplied
-    let over = right.replace("wgmma.wait", "st.shared.u32 [32768], %v;\nwgmma.wait");
-    form.fails(
-        &over,
-        MissingWait,
-        "that a wgmma is still reading",
-        "st.shared.u32",
-    );
-    // after the wait of its own warp a thread may write: no warp of the group still reads
-    let after = right.clone() + "setp.eq.u32 %q, %t, 127;\n@%q st.shared.u32 [32768], %v;\n";
-    assert!(
-        form.run(&after, Schedule::LowestPc).is_ok(),
-        "the thread has waited itself"
-    );
-    // three warps of four
-    let some = right.replace("wgmma.", "@!%last wgmma.");
-    form.fails(
-        &some,
-        FaultKind::Deadlock,
-        "they wait for what none of them will do",
-        "@!%last wgmma.wait_group",
-    );
-    let other = right.replace(
-        "wgmma.commit",
-        &format!(
-            "@%last bra other;\n{i}bra join;\nother:\n{i}join:\nwgmma.commit",
-            i = form.instruction()
-        ),
-    );
-    form.fails(
-        &other,
-        Divergence,
-        "execute different instructions",
-        "wgmma.mma_async",
-    );
-}
-
-#[test]
-fn registers_of_a_are_guarded_too() {
-    let form = Form {
-        a_layout: None,
-        ..Form::new(Kind::F16, "f32", 16)
-    };
-    let right = form.right();
-    let written = right.replace("wgmma.wait", "mov.b32 %a1, %v;\nwgmma.wait");
-    form.fails(
-        &written,
-        FaultKind::MissingWait,
-        "that was not waited for",
-        "mov.b32 %a1",
-    );
-    let unfenced = right.replace("wgmma.mma", "mov.b32 %a1, %v;\nwgmma.mma");
-    form.fails(
-        &unfenced,
-        FaultKind::Race,
-        "since the last wgmma.fence",
-        "wgmma.mma_async",
-    );
-}
-
-#[test]
-fn a_tile_beyond_shared_memory_is_refused() {
-    let form = Form::new(Kind::F16, "f32", 16);
-    let beyond = form.right().replace(
-        "wgmma.fence",
-        "mov.b64 %db, 0x4000004000012000;\nwgmma.fence",
-    );
-    // 0x2000 << 4 is 128 KiB
-    form.fails(
-        &beyond,
-        FaultKind::OutOfBounds,
-        "shared memory at offset 0x20000",
-        "wgmma.mma_async",
-    );
-}
-
-#[test]
-fn forms_that_do_not_exist_are_refused_at_load() {
-    let good = Form::new(Kind::F16, "f32", 16);
-    for (from, to) in [
-        ("m64n16k16", "m64n12k16"),
-        ("m64n16k16", "m64n264k16"),
-        ("m64n16k16", "m64n16k8"),
-        (".f32.f16.f16", ".f32.f16.bf16"),
-        (".f32.f16.f16", ".f16.bf16.bf16"),
-        ("%p, 1, 1", "%p, 2, 1"),
-        ("mma_async", "mma_async.sp"),
-    ] {
-        let text = good.kernel(&good.right().replace(from, to));
-        assert!(Bench::load(&text).is_err(), "{to}");
     }
 }
