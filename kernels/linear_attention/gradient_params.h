@@ -40,10 +40,10 @@ struct GradientWalkParams {
     int normalize;          // 1: the state has a channel of the normaliser
     int factored_keys;      // 1: `factors` are those of keys; 0: of queries
     int value_map;          // FeatureMap of the values
-    int late_reads;         // 1: a query meets the state before the decay of its step
-    int late_writes;        // 1: a step's decay acts on its own update
+    int shift;              // 1: there is a step more than in time; the first has no key and no value, and
+                            // the last no query
     int parts;              // 1: out is of f32; 2: as 1, and out and dots are added to
-    float weight;           // multiplies what is added to the state
+    float weight;           // multiplies what is added to the state, as layer.scale does what is read of it
     float factor_scale;     // multiplies `factors`, and with them `own`
 };
 
@@ -53,6 +53,7 @@ struct SumHeadsParams {
     Rows more;              // as parts, or none: added to them
     Rows own;               // [batch, steps, heads] of f32, or none: what multiplies `other` of the
                             // same step
+    Rows near;              // the same of each step and the one before it in time, or none
     Rows other;             // [batch, steps, its heads, channels]: mapped by `map` as well
     Rows x;                 // [batch, steps, heads that are shared, channels], or none: what was mapped
     Rows out;               // as x, written
@@ -65,14 +66,15 @@ struct SumHeadsParams {
     int channels;
     int map;                // FeatureMap of x
     int single;             // 1: pairs of channels are not aligned
-    float scale;            // of `own`
+    int neighbour;          // `near` multiplies `other` of the step before (-1) or after (1)
+    float scale;            // of `own` and `near`
 };
 
 // The gradients of decays, span by span.
 struct DecayGradientParams {
     Rows q;                 // [batch, steps, heads_q, dk]
     Rows k;                 // [batch, steps, heads_k, dk]
-    Rows dq;                // [batch, steps, heads, dk] of f32, without the own step's part, by the
+    Rows dq;                // [batch, steps, heads, dk] of f32, without what passes no decay, by the
     Rows dk;                // mapped queries and keys
     Rows lookups;           // as dk, or none: what keys add as queries do, by the delta rule
     Decays decays;
@@ -87,7 +89,7 @@ struct DecayGradientParams {
     int per_channel;        // 1: a gradient for each channel; 0: their sum
     int per_head;           // 1: `out` holds sums over the steps of a span
     int span;               // as in GradientWalkParams
-    int late_reads;         // as in GradientWalkParams
+    int shift;              // as in GradientWalkParams: a step's key and decay are those of the one before
 };
 
 // What the normaliser makes of the gradient of the output.
@@ -103,11 +105,21 @@ struct NormalizerGradientParams {
     float eps;
 };
 
+// The product of two rows for each step.
+struct RowProductsParams {
+    Rows left;              // [batch, steps, its heads, channels], mapped by `map`
+    Rows right;             // likewise of its heads, not mapped
+    Rows products;          // [batch, steps, heads] of f32, written
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int channels;
+    int map;                // FeatureMap of `left`
+    int wide;               // 1: `right` is of f32
+};
+
 // The gradients of decays where attention is not causal.
 struct LastDecaysParams {
-    Rows k;                 // [batch, steps, heads_k, dk]
-    Rows dk;                // [batch, steps, heads, dk] of f32, by the mapped keys
-    Rows products;          // [batch, steps, heads] of f32: written, and then added up
+    Rows products;          // [batch, steps, heads] of f32: of keys with their gradients
     Decays out;             // as the decays, written
     States initial;         // before each sequence, or none: zeros
     States initial_z;       // the same of the normaliser, without values
@@ -121,7 +133,6 @@ struct LastDecaysParams {
     int channels;           // dk
     int values;             // dv
     int segment;            // as in Layer
-    int key_map;
     int per_head;           // 1: a number a head, the sum over all steps
 };
 
@@ -136,6 +147,7 @@ struct SumSpansParams {
     int numbers;
     int columns;            // of a row of out
     int span;               // as in GradientWalkParams
+    int shift;              // 1: there is a step more, as in GradientWalkParams
     float scale;            // of the sums
 };
 

@@ -64,16 +64,17 @@ struct ByRows {
     };
 
     struct Ahead {};
-    __device__ __forceinline__ static Ahead load(const Layer&, const GradientPlace&, int) {
+    __device__ __forceinline__ static Ahead load(const Params&, const GradientPlace&, int) {
         return {};
     }
 
     // Starts the copies of the decays of the n-th tile, or writes them. What is not there keeps everything.
-    __device__ __forceinline__ static void fetch(const Layer& layer, const GradientPlace& place,
+    __device__ __forceinline__ static void fetch(const Params& params, const GradientPlace& place,
                                                  Stage& stage, int n) {
         constexpr int kThreads = 128;
         constexpr int kFours = kWidth / 4;
-        const int first = place.lead - n * Count;
+        const Layer& layer = params.layer;
+        const int first = place.first_decay(params) - n * Count;
         const int end = place.steps - n * Count;
         const float* at = decays_at(layer, place, n * Count) +
                           place.channel * layer.decays.channel_stride;
@@ -110,8 +111,9 @@ struct ByRows {
                                                    Products& scores, int chunk, Ahead,
                                                    bool strict) {
         const int first = kChunk * chunk;
+        const float weight = params.weight * params.layer.scale;
         for_each_score(scores, [&](float& score, int i, int j) {
-            score = j < i || (j == i && !strict) ? score * params.weight : 0.f;
+            score = j < i || (j == i && !strict) ? score * weight : 0.f;
             if (i == j) {
                 smem.own[first + i] = score;
             }
@@ -149,7 +151,7 @@ struct ByRows {
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
             Fader fader;
-            fader.begin(params, smem, stage, values[tile], chunk, tile);
+            fader.begin(smem, stage, values[tile], chunk, tile);
             fader.join_neighbours(smem, chunk);
             fader.template join_lanes<1>(scores);
             fader.template join_lanes<2>(scores);
@@ -177,7 +179,8 @@ struct ByRows {
     }
 
     // As BySteps::apply.
-    __device__ __forceinline__ static void apply(Smem& smem, int, float unit, const Faded& faded,
+    __device__ __forceinline__ static void apply(const Params& params, Smem& smem, int, float unit,
+                                                 const Faded& faded,
                                                  typename State::Outputs& outputs,
                                                  typename State::Values&, State& state, Passed&) {
 #pragma unroll
@@ -185,7 +188,7 @@ struct ByRows {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 float& output = outputs[tile][i / 4][i % 4];
-                output = output * (faded.read[tile][i / 4][i % 4] * unit) +
+                output = output * (faded.read[tile][i / 4][i % 4] * (unit * params.layer.scale)) +
                          faded.sums[tile][i / 4][i % 4];
             }
 #pragma unroll
@@ -207,6 +210,29 @@ struct ByRows {
     __device__ __forceinline__ static float decay(const Smem&, int, const Faded& faded, int tile,
                                                   int row) {
         return faded.all[tile][row];
+    }
+
+    // As BySteps::leave; there is no normaliser.
+    template <typename Normalized>
+    __device__ __forceinline__ static void leave(const Params& params, const GradientPlace& place,
+                                                 State& state, typename Normalized::Smem&) {
+        const Layer& layer = params.layer;
+        const float* at = decays_at(layer, place, place.steps);
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                const int channel =
+                    place.channel + Values::warp_channel() + 16 * tile + 8 * row + lane_row();
+                const float decay =
+                    exp2_approx(channel < layer.dv ? exponent_of(at[channel]) : 0.f);
+#pragma unroll
+                for (int part = 0; part < State::kParts; ++part) {
+                    state.values[tile][part][2 * row] *= decay;
+                    state.values[tile][part][2 * row + 1] *= decay;
+                }
+            }
+        }
     }
 
     // Stores the decays of all chunks, for the passing of states.
@@ -245,12 +271,10 @@ private:
         float write[2][4];  // the decay of a value to after the group
         float all[2][2];    // of the whole group, by half and row
 
-        __device__ __forceinline__ void begin(const Params& params, const Smem& smem,
-                                              const Stage& stage, const Pair<Element> (&from)[4],
-                                              int chunk, int tile) {
+        __device__ __forceinline__ void begin(const Smem& smem, const Stage& stage,
+                                              const Pair<Element> (&from)[4], int chunk,
+                                              int tile) {
             const int channel = Values::warp_channel() + 16 * tile + lane_row();
-            const bool late_reads = params.late_reads != 0;
-            const bool late_writes = params.late_writes != 0;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float2 own = of_columns(smem.own + kChunk * chunk, half);
@@ -262,8 +286,8 @@ private:
                         exponent_of(stage.decays[step + i % 2][channel + 8 * (i / 2)]));
                     values[half][i] = i % 2 == 0 ? pair.x : pair.y;
                     sums[half][i] = (i % 2 == 0 ? own.x : own.y) * values[half][i];
-                    read[half][i] = late_reads ? 1.f : decay;
-                    write[half][i] = late_writes ? decay : 1.f;
+                    read[half][i] = decay;
+                    write[half][i] = 1.f;
                     decays[half][i] = decay;
                 }
             }

@@ -20,20 +20,17 @@ namespace seqmix::linear_attention {
 
 // The decays of a tile of steps, a number a step, as reads and writes of the state see them.
 //
-// In chunk `c`, `high` and `low` at i are the sums of the exponents of its first i steps (steps.cuh);
-// a step's read counts those up to its own or, if it is late, the one before; its write likewise.
+// In chunk `c`, `high` and `low` at i are the sums of the exponents up to step i (steps.cuh).
 template <int Count>
 struct alignas(16) Fading {
-    static constexpr int kSums = 20;  // 17, aligned
-    float high[Count / kChunk][kSums];
-    float low[Count / kChunk][kSums];
+    float high[Count / kChunk][kChunk];
+    float low[Count / kChunk][kChunk];
     float inflow[Count];  // what a read finds of the state before the chunk
     float weight[Count];  // with how much of it a write is in the state after the chunk
     float decay[4];       // of each chunk
 
     // Of the chunk `chunk`, whose exponents lanes 0 to 15 give; all lanes of a warp.
-    __device__ __forceinline__ void scan(int chunk, float exponent, int late_reads,
-                                         int late_writes, float scale) {
+    __device__ __forceinline__ void scan(int chunk, float exponent, float scale) {
         constexpr float kUnits = 64.f;
         float high_sum = rintf(exponent * kUnits) / kUnits;
         float low_sum = exponent - high_sum;
@@ -50,25 +47,19 @@ struct alignas(16) Fading {
         const float low_end = __shfl_sync(kAllLanes, low_sum, kChunk - 1);
         const int lane = lane_of_warp();
         if (lane < kChunk) {
-            high[chunk][lane + 1] = high_sum;
-            low[chunk][lane + 1] = low_sum;
+            high[chunk][lane] = high_sum;
+            low[chunk][lane] = low_sum;
+            inflow[kChunk * chunk + lane] = exp2_approx(high_sum + low_sum);
+            weight[kChunk * chunk + lane] =
+                scale * exp2_approx((high_end - high_sum) + (low_end - low_sum));
         }
         if (lane == 0) {
-            high[chunk][0] = 0.f;
-            low[chunk][0] = 0.f;
             decay[chunk] = exp2_approx(high_end + low_end);
         }
-        __syncwarp();  // the sums of all lanes, before each reads those of the step before its own
-        if (lane < kChunk) {
-            const int read = lane + 1 - late_reads;
-            const int write = lane + 1 - late_writes;
-            inflow[kChunk * chunk + lane] = exp2_approx(high[chunk][read] + low[chunk][read]);
-            weight[kChunk * chunk + lane] =
-                scale * exp2_approx((high_end - high[chunk][write]) + (low_end - low[chunk][write]));
-        }
+        __syncwarp();  // the sums of all lanes, before each reads those of other steps
     }
 
-    // The decay between two of these sums.
+    // The decay from after step `from` to after step `to` of a chunk; meaningless for from > to.
     __device__ __forceinline__ float between(int chunk, int to, int from) const {
         return exp2_approx((high[chunk][to] - high[chunk][from]) +
                            (low[chunk][to] - low[chunk][from]));
@@ -113,29 +104,28 @@ struct BySteps {
 
     // The exponent of this lane's step in the warp's chunk of the n-th tile, read ahead.
     using Ahead = float;
-    __device__ __forceinline__ static Ahead load(const Layer& layer, const GradientPlace& place,
+    __device__ __forceinline__ static Ahead load(const Params& params, const GradientPlace& place,
                                                  int n) {
+        const Layer& layer = params.layer;
         const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        if (layer.decays.at == nullptr || step < place.lead || step >= place.steps) {
+        if (layer.decays.at == nullptr || step < place.first_decay(params) || step >= place.steps) {
             return 0.f;
         }
         return exponent_of(decays_at(layer, place, step)[0]);
     }
 
-    __device__ __forceinline__ static void fetch(const Layer&, const GradientPlace&, Stage&, int) {}
+    __device__ __forceinline__ static void fetch(const Params&, const GradientPlace&, Stage&, int) {}
 
     // Of the warp's chunk: stores its decays, and its scores with them; `strict` without those of a step
     // with itself.
     __device__ __forceinline__ static void prepare(const Params& params, Smem& smem,
                                                    Products& scores, int chunk, Ahead exponent,
                                                    bool strict) {
-        const int late_reads = params.late_reads;
-        const int late_writes = params.late_writes;
-        smem.fading.scan(chunk, exponent, late_reads, late_writes, params.weight);
+        smem.fading.scan(chunk, exponent, params.weight);
         for_each_score(scores, [&](float& score, int i, int j) {
+            // as in the walk of the other gradient, so that pairs are rounded alike
             const float factor =
-                params.weight *
-                smem.fading.between(chunk, i + 1 - late_reads, j + 1 - late_writes);
+                params.weight * params.layer.scale * smem.fading.between(chunk, i, j);
             score = j < i || (j == i && !strict) ? score * factor : 0.f;
         });
         float units[2] = {1.f, 1.f};
@@ -155,14 +145,15 @@ struct BySteps {
     // Completes the outputs of the warp's channels of a chunk, which so far are what queries read of the
     // state before it; and takes values and that state to the chunk's end. The state was divided by
     // `unit`.
-    __device__ __forceinline__ static void apply(Smem& smem, int chunk, float unit,
+    __device__ __forceinline__ static void apply(const Params& params, Smem& smem, int chunk,
+                                                 float unit,
                                                  const Faded&,
                                                  typename State::Outputs& outputs,
                                                  typename State::Values& values, State& state,
                                                  Passed& passed) {
         const int first = kChunk * chunk;
         multiply_columns(outputs, smem.fading.inflow + first,
-                         [&](float inflow) { return inflow * unit; });
+                         [&](float inflow) { return inflow * (unit * params.layer.scale); });
         if constexpr (kNarrow<Element>) {
             multiply_columns(outputs, smem.score_units + first,
                              [](float power) { return inverse(power); });
@@ -204,11 +195,25 @@ struct BySteps {
 
     // Completes outputs by Mode::Read: the state, divided by `unit`, is that of the walk's start. Decays
     // multiply what is read of it, so that they make it too small for no operand.
-    __device__ __forceinline__ static void read(const Smem& smem, int chunk, float unit,
+    __device__ __forceinline__ static void read(const Params& params, const Smem& smem, int chunk,
+                                                float unit,
                                                 typename State::Outputs& outputs, Passed& passed) {
         multiply_columns(outputs, smem.fading.inflow + kChunk * chunk,
-                         [&](float inflow) { return inflow * (passed.decay * unit); });
+                         [&](float inflow) {
+                             return inflow * (passed.decay * (unit * params.layer.scale));
+                         });
         passed.decay *= smem.fading.decay[chunk];
+    }
+
+    // Takes the state and the normaliser's past the decay behind the walk.
+    template <typename Normalized>
+    __device__ __forceinline__ static void leave(const Params& params, const GradientPlace& place,
+                                                 State& state,
+                                                 typename Normalized::Smem& normalized) {
+        const float decay =
+            exp2_approx(exponent_of(*decays_at(params.layer, place, place.steps)));
+        state.multiply_by(decay);
+        Normalized::multiply_by(normalized, decay);
     }
 
     // Stores the decay of all chunks, for the passing of states.

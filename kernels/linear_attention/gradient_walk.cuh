@@ -82,9 +82,8 @@ struct GradientWalk {
     }
 
     __device__ __forceinline__ static void run(const Params& params, Smem& smem) {
-        const Layer& layer = params.layer;
         const Mode mode = static_cast<Mode>(params.mode);
-        const GradientPlace place = gradient_place(layer, kWidth, params.span, mode);
+        const GradientPlace place = gradient_place(params, kWidth);
         // behind the last segment of a walk is none that waits for its state
         if (!place.exists || (mode == Mode::States && place.last)) {
             return;
@@ -94,8 +93,8 @@ struct GradientWalk {
         // before that nothing is read, and the walks that meet have to begin together
         const int first = mode == Mode::Read ? place.lead / Count : 0;
         if (tiles > 0) {
-            fetch(layer, place, smem.stages[first % kStages], mode, first);
-            ahead = Fade::load(layer, place, first);
+            fetch(params, place, smem.stages[first % kStages], mode, first);
+            ahead = Fade::load(params, place, first);
         }
         State state;
         state.clear();
@@ -118,10 +117,10 @@ struct GradientWalk {
             // it, its scores and its decays, before these are overwritten
             __syncthreads();
             if (n + 1 < tiles) {
-                fetch(layer, place, smem.stages[(n + 1) % kStages], mode, n + 1);
+                fetch(params, place, smem.stages[(n + 1) % kStages], mode, n + 1);
             }
             prepare(params, place, smem, stage, mode, ahead, n);
-            ahead = Fade::load(layer, place, n + 1);
+            ahead = Fade::load(params, place, n + 1);
             __syncthreads();  // scores, decays and mapped rows of all warps, before each reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -145,17 +144,19 @@ struct GradientWalk {
         // kept or found again, whichever takes fewer registers
         const GradientPlace end = kAll && sizeof(Element) == 2
                                       ? place
-                                      : gradient_place(layer, kWidth, params.span, mode);
+                                      : gradient_place(params, kWidth);
         store_end(params, end, mode, smem, state, passed);
     }
 
     // Starts the copies of the n-th tile. What is not there is zeros.
-    __device__ __forceinline__ static void fetch(const Layer& layer, const GradientPlace& place,
+    __device__ __forceinline__ static void fetch(const Params& params, const GradientPlace& place,
                                                  Stage& stage, Mode mode, int n) {
-        const int first = place.lead - n * Count;
-        const int end = place.steps - n * Count;
-        const auto rows = [&](auto& tile, const Rows& from, int channel, int channels) {
+        const Layer& layer = params.layer;
+        const auto rows = [&](auto& tile, const Rows& from, int first_step, int end_step,
+                              int channel, int channels) {
             using T = std::remove_reference_t<decltype(tile)>;
+            const int first = first_step - n * Count;
+            const int end = end_step - n * Count;
             const Element* at = row_of<const Element>(from, place, n * Count) + channel;
             const int64_t stride = stride_of(from, place);
             if (layer.ragged != 0) {
@@ -173,13 +174,15 @@ struct GradientWalk {
             }
         };
         if (reads(mode)) {
-            rows(stage.q, layer.q, 0, layer.dk);
+            rows(stage.q, layer.q, place.lead, place.queries_end(params), 0, layer.dk);
         }
         if (updates(mode)) {
-            rows(stage.k, layer.k, 0, layer.dk);
-            rows(stage.v.tile, layer.v, place.channel, layer.dv - place.channel);
+            const int first = place.first_key(params);
+            rows(stage.k, layer.k, first, place.steps, 0, layer.dk);
+            rows(stage.v.tile, layer.v, first, place.values_end(params), place.channel,
+                 layer.dv - place.channel);
         }
-        Fade::fetch(layer, place, stage, n);
+        Fade::fetch(params, place, stage, n);
         commit_copies();
     }
 
@@ -194,18 +197,20 @@ struct GradientWalk {
             return;
         }
         const int first = kChunk * chunk;
-        const int lead = place.lead - n * Count - first;
-        const int rows = place.steps - n * Count - first;
+        const int before = n * Count + first;  // steps
         const float2 factors = Normalized::load(params, place, n);
-        const auto map = [&](auto& tile, int number, int columns) {
-            map_rows(tile, static_cast<FeatureMap>(number), first, rows, columns, lead);
+        const auto map = [&](auto& tile, int number, int from, int to, int columns) {
+            map_rows(tile, static_cast<FeatureMap>(number), first, to - before, columns,
+                     from - before);
         };
         if (reads(mode)) {
-            map(stage.q, layer.query_map, layer.dk);
+            map(stage.q, layer.query_map, place.lead, place.queries_end(params), layer.dk);
         }
         if (updates(mode)) {
-            map(stage.k, layer.key_map, layer.dk);
-            map(stage.v.tile, params.value_map, layer.dv - place.channel);
+            const int from = place.first_key(params);
+            map(stage.k, layer.key_map, from, place.steps, layer.dk);
+            map(stage.v.tile, params.value_map, from, place.values_end(params),
+                layer.dv - place.channel);
         }
         __syncwarp();  // mapped rows of all lanes, before each reads them
         Normalized::prepare(params, smem.normalized, chunk, factors);
@@ -217,8 +222,9 @@ struct GradientWalk {
         const bool strict = params.own.at != nullptr;
         if (strict && place.channel == 0) {
             for_each_score(scores, [&](const float& score, int i, int j) {
-                if (i == j && i >= lead && i < rows) {
-                    *row_of<float>(params.own, place, n * Count + first + i) = score;
+                const int step = before + i;
+                if (i == j && step >= place.lead && step < place.queries_end(params)) {
+                    *row_of<float>(params.own, place, step) = score;
                 }
             });
         }
@@ -237,7 +243,7 @@ struct GradientWalk {
             if (mode == Mode::Read) {
                 state.read(outputs, stage.q, first);
                 Normalized::read(params, smem.normalized, chunk, unit, outputs);
-                Fade::read(smem.fade, chunk, unit, outputs, passed);
+                Fade::read(params, smem.fade, chunk, unit, outputs, passed);
                 store(params, place, stage, outputs, n, chunk);
                 if (unit != 1.f) {  // the same for the whole warp
                     state.multiply_by(unit);
@@ -253,7 +259,7 @@ struct GradientWalk {
             state.read(outputs, stage.q, first);
             Normalized::read(params, smem.normalized, chunk, unit, outputs);
         }
-        Fade::apply(smem.fade, chunk, unit, faded, outputs, values, state, passed);
+        Fade::apply(params, smem.fade, chunk, unit, faded, outputs, values, state, passed);
         Normalized::pass(params, smem.normalized, chunk, values, [&](int tile, int row) {
             return Fade::decay(smem.fade, chunk, faded, tile, row);
         });
@@ -275,20 +281,15 @@ struct GradientWalk {
                                                  Stage& stage, Outputs& outputs, int n,
                                                  int chunk) {
         const Layer& layer = params.layer;
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                outputs[tile][i / 4][i % 4] *= layer.scale;
-            }
-        }
+        Place written = place;
+        written.steps = place.queries_end(params);
         if (params.parts == 0) {
             stage.v.put(outputs, chunk);
-            stage.v.store(params.out, layer, place, n * Count, chunk, place.lead);
+            stage.v.store(params.out, layer, written, n * Count, chunk, place.lead);
             return;
         }
-        stage.v.store_parts(outputs, params.out, layer, place, n * Count, chunk, params.parts == 2,
-                            place.lead);
+        stage.v.store_parts(outputs, params.out, layer, written, n * Count, chunk,
+                            params.parts == 2, place.lead);
     }
 
     // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.
@@ -299,7 +300,8 @@ struct GradientWalk {
         }
         const Layer& layer = params.layer;
         const int slices = (layer.dv + kWidth - 1) / kWidth;
-        const int64_t head = (place.span + place.direction * n) * layer.heads + place.head;
+        const int64_t head =
+            static_cast<int64_t>(place.span + place.direction * n) * layer.heads + place.head;
         const int64_t index =
             (head * slices + place.channel / kWidth) * kWarps + warp_of_block();
         auto* at = static_cast<Element*>(params.spans) + index * (16 * Tiles * Size) +
@@ -388,13 +390,18 @@ struct GradientWalk {
     // What the segment leaves behind: its state, and the decays of the state before it.
     __device__ __forceinline__ static void store_end(const Params& params,
                                                      const GradientPlace& place, Mode mode,
-                                                     const Smem& smem, State& state,
+                                                     Smem& smem, State& state,
                                                      const typename Fade::Passed& passed) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
         if (reads(mode)) {
             if (place.last) {
                 meet(params, place, smem, state, place.spans);
+                if (place.decays_behind(params)) {
+                    // found again: kept it would take registers
+                    Fade::template leave<Normalized>(params, gradient_place(params, kWidth), state,
+                                                     smem.normalized);
+                }
                 if (params.last.at != nullptr) {
                     state.store(state_of(params.last, place, channel), params.last,
                                 layer.dv - channel, layer.dk);

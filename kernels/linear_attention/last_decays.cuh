@@ -3,60 +3,21 @@
 // All steps read the last state, which has of step j what the decays behind it let through: so the
 // gradient of a decay is the sum of k dk over the steps before it, and of the initial state times its
 // gradient. Nothing of that cancels, and a step's decay of 0 has let none of it through.
-#pragma once
-
-#include <cstdint>
-
-#include "common/operands.cuh"
-#include "common/warp.cuh"
-#include "linear_attention/features.cuh"
-#include "linear_attention/gradient_params.h"
-#include "linear_attention/gradient_place.cuh"
-#include "linear_attention/sum_heads.cuh"
-
-namespace seqmix::linear_attention {
-
-// The product of each step's key, mapped and rounded as the walks see it, with its gradient.
-//
-// grid    x: spans of steps; y: heads; z: sequences
-// warp    takes a step at a time, its lanes the channels in turn
-template <typename Element>
-struct KeyProducts {
-    static constexpr int kThreads = 256;
-    static constexpr int kWarps = kThreads / 32;
-    struct Smem {};
-
-    __device__ __forceinline__ static void run(const LastDecaysParams& params, Smem&) {
-        const Sequence all = sequence_of(params.cu_seqlens, params.steps, kSpan,
-                                         static_cast<int>(blockIdx.z));
-        const int first = static_cast<int>(blockIdx.x) * kSpan;
-        const int steps = min(all.steps - first, kSpan);
-        const int head = static_cast<int>(blockIdx.y);
-        const auto map = static_cast<FeatureMap>(params.key_map);
-#pragma unroll 1
-        for (int i = warp_of_block(); i < steps; i += kWarps) {
-            const int step = all.start + first + i;
-            const Element* key = row_at<const Element>(params.k, step, head);
-            const float* gradient = row_at<const float>(params.dk, step, head);
-            float sum = 0.f;
-#pragma unroll 4
-            for (int channel = lane_of_warp(); channel < params.channels; channel += 32) {
-                const float mapped = map_of(map, load(key + channel));
-                sum += part<Element>(join<Element>(mapped, 0.f)).x * gradient[channel];
-            }
-            sum = warp_sum(sum);
-            if (lane_of_warp() == 0) {
-                *row_at<float>(params.products, step, head) = sum;
-            }
-        }
-    }
-};
-
-// Adds these products up.
 //
 // grid    y: heads; z: sequences, or one for all if a decay is a number a head
 // block   takes kThreads steps at a time, in order
 // thread  one of them
+#pragma once
+
+#include <cstdint>
+
+#include "common/numeric.cuh"
+#include "common/warp.cuh"
+#include "linear_attention/gradient_params.h"
+#include "linear_attention/gradient_place.cuh"
+
+namespace seqmix::linear_attention {
+
 struct LastDecays {
     static constexpr int kThreads = 256;
     static constexpr int kWarps = kThreads / 32;

@@ -1,5 +1,5 @@
 // Adds the gradients of the heads that share a query, a key or a value, in order, with what a step's
-// own key and value give; and goes back through the feature map.
+// own key and value, or those of its neighbour, give; and goes back through the feature map.
 //
 // grid    x: spans of steps; y: heads of the tensor; z: sequences
 // thread  takes two neighbouring channels of a step at a time, or one where pairs would not be aligned
@@ -85,18 +85,24 @@ struct SumHeads {
                     sum.x += rest.x;
                     sum.y += rest.y;
                 }
-                if (params.own.at != nullptr) {
-                    const float own = params.scale * *row_at<float>(params.own, step, j);
+                const auto add_product = [&](const Rows& scores, int of, int with,
+                                             const float* bonus) {
+                    const float score = params.scale * *row_at<float>(scores, of, j);
                     const float2 other = mapped_neighbours<Width>(
-                        row_at<const Element>(params.other, step, j) + channel, map);
-                    float2 factor = make_float2(own, own);
-                    if (params.bonus != nullptr) {
-                        const float* bonus = params.bonus + j * params.bonus_stride + channel;
-                        factor.x *= bonus[0];
-                        factor.y *= bonus[Width - 1];
-                    }
-                    sum.x += factor.x * other.x;
-                    sum.y += factor.y * other.y;
+                        row_at<const Element>(params.other, with, j) + channel, map);
+                    sum.x += score * (bonus == nullptr ? 1.f : bonus[0]) * other.x;
+                    sum.y += score * (bonus == nullptr ? 1.f : bonus[Width - 1]) * other.y;
+                };
+                if (params.own.at != nullptr) {
+                    add_product(params.own, step, step,
+                                params.bonus == nullptr
+                                    ? nullptr
+                                    : params.bonus + j * params.bonus_stride + channel);
+                }
+                const int neighbour = step + params.neighbour;
+                if (params.near.at != nullptr && neighbour >= all.start &&
+                    neighbour < all.start + all.steps) {
+                    add_product(params.near, max(step, neighbour), neighbour, nullptr);
                 }
             }
             if (params.x.at != nullptr) {

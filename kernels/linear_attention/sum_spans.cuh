@@ -23,7 +23,8 @@ struct SumSpans {
         float sum = 0.f;
         for (int sequence = 0; sequence < params.sequences; ++sequence) {
             const int steps =
-                sequence_of(params.cu_seqlens, params.steps, params.span, sequence).steps;
+                sequence_of(params.cu_seqlens, params.steps, params.span, sequence).steps +
+                params.shift;
             const int64_t slot =
                 span_slot(params.cu_seqlens, params.steps, params.span, sequence);
             for (int span = lane_of_warp(); span < spans_of(steps, params.span); span += 32) {

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::abi::linear_attention::{
     self as abi, BonusGradientParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientWalk, GradientWalkParams, LastDecaysParams, NormalizerGradientParams, Rows,
-    SumHeadsParams, SumSpansParams,
+    GradientWalk, GradientWalkParams, LastDecaysParams, NormalizerGradientParams,
+    RowProductsParams, Rows, SumHeadsParams, SumSpansParams,
 };
 use crate::abi::{Dtype, Entry};
 use crate::driver::Device;
@@ -44,7 +44,7 @@ pub(super) struct Gradients {
     /// In the order of [`DTYPES`].
     pub(super) normalizer_gradient: Vec<Kernel<NormalizerGradientParams>>,
     /// In the order of [`DTYPES`].
-    pub(super) key_products: Vec<Kernel<LastDecaysParams>>,
+    pub(super) row_products: Vec<Kernel<RowProductsParams>>,
     pub(super) last_decays: Kernel<LastDecaysParams>,
 }
 
@@ -61,6 +61,8 @@ unsafe impl DeviceRepr for SumSpansParams {}
 unsafe impl DeviceRepr for BonusGradientParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for NormalizerGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for RowProductsParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for LastDecaysParams {}
 
@@ -79,7 +81,7 @@ impl Gradients {
             bonus_gradient: of_dtypes(ctx, abi::bonus_gradient)?,
             sum_spans: load(ctx, &abi::sum_spans())?,
             normalizer_gradient: of_dtypes(ctx, abi::normalizer_gradient)?,
-            key_products: of_dtypes(ctx, abi::key_products)?,
+            row_products: of_dtypes(ctx, abi::row_products)?,
             last_decays: load(ctx, &abi::last_decays())?,
             rows,
         })

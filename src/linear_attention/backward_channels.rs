@@ -1,11 +1,12 @@
 //! What gradients have beside the walks where decays are numbers of channels: dv by a kernel of the forward pass, and
 //! the gradient of the bonus.
 
+use super::FeatureMap;
 use super::backward_walks::{Call, of_steps};
 use super::plan::Plan;
 use crate::abi::linear_attention::{
-    self as abi, BonusGradientParams, GradientWalkParams, Mode, SPAN, States, SumSpansParams,
-    WalkParams,
+    self as abi, BonusGradientParams, GradientWalkParams, Mode, RowProductsParams, SPAN, States,
+    SumSpansParams, WalkParams,
 };
 use crate::error::Result;
 
@@ -42,6 +43,26 @@ impl Call<'_> {
             self.kernels
                 .pass_over(self.launch, self.problem, plan, &params, at)
         }
+    }
+
+    /// Queues the products of each step's value with the gradient of its output, which the bonus multiplies.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    pub(super) unsafe fn own_products(&self) -> Result<()> {
+        let (problem, layer) = (self.problem, self.layer);
+        let params = RowProductsParams {
+            left: self.dout,
+            right: layer.v,
+            products: of_steps(problem, self.at(self.plan.memory.own), 1),
+            cu_seqlens: layer.cu_seqlens,
+            steps: layer.steps,
+            channels: layer.dv,
+            map: FeatureMap::Identity as i32,
+            wide: 0,
+        };
+        // SAFETY: this function's own condition.
+        unsafe { self.row_products(&params) }
     }
 
     /// Queues what computes the gradient of the bonus, if it is asked for.
@@ -86,6 +107,7 @@ impl Call<'_> {
             numbers: numbers as i32,
             columns: layer.dk,
             span: SPAN as i32,
+            shift: 0,
             scale: layer.scale,
         };
         // SAFETY: as above; where there is no step it reads no sum.

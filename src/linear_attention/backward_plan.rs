@@ -28,8 +28,8 @@ pub(super) enum DecayGradient {
 }
 
 impl DecayGradient {
-    /// Steps between the borders where sums begin anew. What rounding adds up in between is spread over all of these
-    /// steps alike, so that a sum over steps would have all of it: there, only pairs that cancel lie between borders.
+    /// Steps between the borders where sums begin anew. What rounding adds up in between is spread over these steps, and
+    /// a sum over steps would have all of it: there, only what cancels lies between borders.
     pub(super) const fn span(self) -> usize {
         match self {
             Self::Head => CHUNK,
@@ -95,6 +95,8 @@ pub(super) struct Memory {
     pub(super) parts: [usize; 3],
     /// `[batch, steps, heads]` in f32: each step's own products; not causal, those of keys with their gradients.
     pub(super) own: usize,
+    /// The same of each step and the one before it, with a bonus.
+    pub(super) near: usize,
     /// The states at the borders of spans, their units, and the normaliser's.
     pub(super) spans: usize,
     pub(super) span_units: usize,
@@ -229,10 +231,13 @@ impl Memory {
         let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
         let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
         let factors = if normalizes { take(of_steps(2)) } else { 0 };
-        let (mut own, mut spans, mut span_units) = (0, 0, 0);
+        let (mut own, mut near, mut spans, mut span_units) = (0, 0, 0, 0);
         let (mut z_spans, mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0, 0);
         if ddecay.is_some() || problem.bonus {
             own = take(of_steps(1));
+        }
+        if problem.bonus {
+            near = take(of_steps(1));
         }
         if dbonus {
             bonus_sums = take(product(&[4, problem.span_slots(SPAN), heads, dk]));
@@ -258,6 +263,7 @@ impl Memory {
             factors,
             parts,
             own,
+            near,
             spans,
             span_units,
             z_spans,

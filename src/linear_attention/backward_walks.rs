@@ -7,7 +7,8 @@ use super::problem::Problem;
 use super::{FeatureMap, LinearAttention};
 use crate::abi::linear_attention::{
     self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays,
-    GradientWalkParams, Mode, Rows, SPAN, States, SumHeadsParams, SumSpansParams,
+    GradientWalkParams, Mode, RowProductsParams, Rows, SPAN, States, SumHeadsParams,
+    SumSpansParams,
 };
 use crate::error::Result;
 use crate::launch::Launch;
@@ -34,6 +35,26 @@ pub(super) fn turned(states: States) -> States {
         key_stride: states.value_stride,
         value_stride: states.key_stride,
         ..states
+    }
+}
+
+/// The rows from so many steps later on; `bytes` are those of an element.
+fn later(rows: Rows, steps: i64, bytes: usize) -> Rows {
+    let offset = steps * rows.step_stride * bytes as i64; // within a tensor, or a row outside it
+    Rows {
+        at: rows.at.wrapping_add_signed(offset),
+        ..rows
+    }
+}
+
+/// The decays from so many steps later on, if there are any.
+fn decays_later(decays: Decays, steps: i64) -> Decays {
+    match decays.at {
+        0 => decays,
+        at => Decays {
+            at: at.wrapping_add_signed(4 * steps * decays.step_stride), // as for rows
+            ..decays
+        },
     }
 }
 
@@ -72,6 +93,10 @@ impl Call<'_> {
         if let Some(normalized) = self.normalized {
             // SAFETY: this function's own condition, here and below.
             unsafe { self.normalizer_gradient(&normalized) }?;
+        }
+        if self.problem.bonus {
+            // SAFETY: as above.
+            unsafe { self.own_products() }?;
         }
         if let Some(delta) = self.delta.filter(|_| !self.problem.is_empty()) {
             // SAFETY: as above.
@@ -126,7 +151,7 @@ impl Call<'_> {
         }
     }
 
-    /// Whether a step's own key and value are left out of the walks, and added afterwards.
+    /// Whether what passes no decay is left out of the walks, and added afterwards.
     pub(super) fn is_strict(&self) -> bool {
         (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
     }
@@ -146,8 +171,17 @@ impl Call<'_> {
         let identity = FeatureMap::Identity as i32;
         let exists = |exists: bool, offset: usize| if exists { self.at(offset) } else { 0 };
         let bordered = self.ddecay.is_some() && self.problem.config.causal;
-        // with a bonus no decay of its own is between a step and others
-        let late = i32::from(!self.problem.bonus);
+        // with a bonus, keys and what belongs to them are those of the step before
+        let bonus = self.problem.bonus;
+        let element = self.problem.dtype.bytes();
+        let of_part = |which: usize| match self.plan.parts[which] {
+            true => 4,
+            false => element,
+        };
+        let earlier = |rows: Rows, bytes: usize| match bonus {
+            true => later(rows, -1, bytes),
+            false => rows,
+        };
         let normalizes = self.normalized.is_some();
         let passes = self.plan.passes_states();
         let segments = |which: usize| {
@@ -192,15 +226,17 @@ impl Call<'_> {
         let dq = GradientWalkParams {
             layer: abi::Layer {
                 q: self.dout,
-                k: layer.v,
-                v: layer.k,
+                k: earlier(layer.v, element),
+                v: earlier(layer.k, element),
+                decays: decays_later(layer.decays, -i64::from(bonus)),
                 scale,
                 ..of_keys
             },
             out: out(0, self.problem.dk),
-            own: match self.is_strict() {
-                true => of_steps(self.problem, self.at(memory.own), 1),
-                false => Rows::default(),
+            own: match (bonus, self.is_strict()) {
+                (true, _) => of_steps(self.problem, self.at(memory.near), 1),
+                (false, true) => of_steps(self.problem, self.at(memory.own), 1),
+                (false, false) => Rows::default(),
             },
             initial: turned(ends.initial),
             initial_z: turned(ends.initial_z),
@@ -210,7 +246,7 @@ impl Call<'_> {
             spans: exists(bordered, memory.spans),
             span_units: exists(bordered, memory.span_units),
             z_spans: exists(bordered && normalizes, memory.z_spans),
-            late_reads: self.problem.bonus.into(),
+            shift: bonus.into(),
             value_map: map,
             normalize: normalizes.into(),
             factored_keys: 0,
@@ -218,14 +254,15 @@ impl Call<'_> {
         };
         let dk = GradientWalkParams {
             layer: abi::Layer {
-                q: layer.v,
+                q: earlier(layer.v, element),
                 k: self.dout,
                 v: layer.q,
+                decays: decays_later(layer.decays, i64::from(!bonus)),
                 reversed: 1,
                 scale: 1.0,
                 ..of_keys
             },
-            out: out(1, self.problem.dk),
+            out: earlier(out(1, self.problem.dk), of_part(1)),
             initial: turned(ends.dlast),
             last: turned(ends.dinitial),
             initial_z: turned(ends.dlast_z),
@@ -235,8 +272,6 @@ impl Call<'_> {
             decays: exists(passes, memory.decays[1]),
             dots: exists(bordered, memory.dots),
             factored_keys: 1,
-            late_reads: 1,
-            late_writes: late,
             parts: self.plan.parts[1].into(),
             weight: scale,
             ..dq
@@ -246,6 +281,11 @@ impl Call<'_> {
                 q: layer.k,
                 k: layer.q,
                 v: self.dout,
+                // a kernel of the forward pass does that by itself
+                decays: match self.plan.values {
+                    Some(_) => layer.decays,
+                    None => decays_later(layer.decays, 1),
+                },
                 reversed: 1,
                 scale: 1.0,
                 ..layer
@@ -254,8 +294,6 @@ impl Call<'_> {
             initial: ends.dlast,
             segments: segments(1),
             value_map: identity,
-            late_reads: 1,
-            late_writes: 1,
             weight: scale,
             ..of_values(2)
         };
@@ -319,6 +357,20 @@ impl Call<'_> {
         unsafe { self.launch.run(kernel, grid(self.problem.dk), &carry) }
     }
 
+    /// Queues what multiplies two rows of each step.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    pub(super) unsafe fn row_products(&self, params: &RowProductsParams) -> Result<()> {
+        if self.problem.steps == 0 || self.problem.is_empty() {
+            return Ok(());
+        }
+        let kernel = &self.kernels.gradients.row_products[self.dtype()];
+        let grid = self.grid_of_spans(SPAN, self.problem.heads);
+        // SAFETY: this function's own condition.
+        unsafe { self.launch.run(kernel, grid, params) }
+    }
+
     /// Queues what makes dq, dk or dv of their parts, if they have any.
     ///
     /// # Safety
@@ -334,9 +386,9 @@ impl Call<'_> {
         if !self.plan.parts[which] || shared == 0 {
             return Ok(());
         }
-        let own = match which {
-            0 | 1 if self.is_strict() => of_steps(self.problem, self.at(self.plan.memory.own), 1),
-            _ => Rows::default(),
+        let scores = |exists: bool, at: usize| match exists && which < 2 {
+            true => of_steps(self.problem, self.at(at), 1),
+            false => Rows::default(),
         };
         let alone = |rows: Rows| Rows { shared: 1, ..rows };
         let mapped = self.problem.config.feature_map != FeatureMap::Identity;
@@ -350,7 +402,8 @@ impl Call<'_> {
                 1 => self.lookups(),
                 _ => Rows::default(),
             },
-            own,
+            own: scores(self.is_strict(), self.plan.memory.own),
+            near: scores(self.problem.bonus, self.plan.memory.near),
             other,
             x: if mapped { alone(x) } else { Rows::default() },
             out: alone(self.gradients[which]),
@@ -362,6 +415,8 @@ impl Call<'_> {
             map: self.problem.config.feature_map as i32,
             // rows of an odd number of elements, or an odd address
             single: (layer.ragged as usize == self.problem.dtype.bytes()).into(),
+            // of a query the key before it, and of a key the query after it
+            neighbour: if which == 0 { -1 } else { 1 },
             scale: self.scale(),
             bonus: layer.bonus,
             bonus_stride: layer.bonus_head_stride,
@@ -384,6 +439,7 @@ impl Call<'_> {
         let part =
             |which: usize| of_steps(self.problem, self.at(memory.parts[which]), self.problem.dk);
         let per_head = form == DecayGradient::Head;
+        let shift = i32::from(self.problem.bonus);
         if self.problem.steps > 0 && !self.problem.is_empty() {
             let params = DecayGradientParams {
                 q: layer.q,
@@ -409,14 +465,13 @@ impl Call<'_> {
                 per_channel: (form == DecayGradient::Channel).into(),
                 per_head: per_head.into(),
                 span: form.span() as i32,
-                late_reads: self.problem.bonus.into(),
+                shift,
             };
             let kernel = &self.kernels.gradients.decay_gradient[self.dtype()];
+            let spans = (self.problem.steps + shift as usize).div_ceil(form.span());
+            let grid = [spans, heads, self.problem.sequences];
             // SAFETY: this function's own condition.
-            unsafe {
-                self.launch
-                    .run(kernel, self.grid_of_spans(form.span(), heads), &params)
-            }?;
+            unsafe { self.launch.run(kernel, grid, &params) }?;
         }
         if !per_head || heads == 0 {
             return Ok(());
@@ -431,6 +486,7 @@ impl Call<'_> {
             numbers: layer.heads,
             columns: 1,
             span: form.span() as i32,
+            shift,
             scale: 1.0,
         };
         // SAFETY: as above; where there is no step it reads no sum.

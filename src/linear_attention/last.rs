@@ -5,7 +5,7 @@ use super::backward_ends::Ends;
 use super::backward_plan::DecayGradient;
 use super::backward_walks::{Call, of_steps};
 use crate::abi::linear_attention::{
-    Decays, GradientWalkParams, LastDecaysParams, Layer, Mode, SPAN,
+    Decays, GradientWalkParams, LastDecaysParams, Layer, Mode, RowProductsParams,
 };
 use crate::error::Result;
 
@@ -69,10 +69,21 @@ impl Call<'_> {
     pub(super) unsafe fn last_decays(&self, form: DecayGradient, out: Decays) -> Result<()> {
         let (problem, layer, memory) = (self.problem, self.layer, &self.plan.memory);
         let per_head = form == DecayGradient::Head;
-        let params = LastDecaysParams {
-            k: layer.k,
-            dk: of_steps(problem, self.at(memory.parts[1]), problem.dk),
+        // of keys with their gradients
+        let products = RowProductsParams {
+            left: layer.k,
+            right: of_steps(problem, self.at(memory.parts[1]), problem.dk),
             products: of_steps(problem, self.at(memory.own), 1),
+            cu_seqlens: layer.cu_seqlens,
+            steps: layer.steps,
+            channels: layer.dk,
+            map: layer.key_map,
+            wide: 1,
+        };
+        // SAFETY: this function's own condition.
+        unsafe { self.row_products(&products) }?;
+        let params = LastDecaysParams {
+            products: products.products,
             out,
             initial: self.ends.initial,
             initial_z: self.ends.initial_z,
@@ -86,18 +97,8 @@ impl Call<'_> {
             channels: layer.dk,
             values: layer.dv,
             segment: layer.segment,
-            key_map: layer.key_map,
             per_head: per_head.into(),
         };
-        let kernels = &self.kernels.gradients;
-        if problem.steps > 0 && !problem.is_empty() {
-            let grid = self.grid_of_spans(SPAN, problem.heads);
-            // SAFETY: this function's own condition.
-            unsafe {
-                self.launch
-                    .run(&kernels.key_products[self.dtype()], grid, &params)
-            }?;
-        }
         let sequences = match per_head {
             true => 1,
             false => problem.sequences,
@@ -106,7 +107,8 @@ impl Call<'_> {
             return Ok(());
         }
         let grid = [1, problem.heads, sequences];
+        let kernel = &self.kernels.gradients.last_decays;
         // SAFETY: as above; it reads what the kernels before it wrote.
-        unsafe { self.launch.run(&kernels.last_decays, grid, &params) }
+        unsafe { self.launch.run(kernel, grid, &params) }
     }
 }

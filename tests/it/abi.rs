@@ -146,7 +146,7 @@ fn the_table_has_every_kernel_for_every_target() {
             "bonus_gradient",
             "decay_gradient",
             "normalizer_gradient",
-            "key_products",
+            "row_products",
         ]
         .map(|kernel| format!("linear_attention_{kernel}_{dtype}"));
         walks.into_iter().flatten().chain(others)

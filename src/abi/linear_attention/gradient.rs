@@ -1,10 +1,10 @@
 //! The kernels of gradients by the linear rule.
 
 use super::{
-    BonusGradientParams, CHUNK, DecayGradientParams,
+    BonusGradientParams, DecayGradientParams,
     Gate::{self, Channel, Step},
-    GradientWalkParams, LastDecaysParams, NormalizerGradientParams, SumHeadsParams, SumSpansParams,
-    WARPS, squares_bytes,
+    GradientWalkParams, LastDecaysParams, NormalizerGradientParams, RowProductsParams,
+    SumHeadsParams, SumSpansParams, WARPS, squares_bytes,
 };
 use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Params, Unit};
 
@@ -69,8 +69,8 @@ impl GradientWalk {
         } = *self;
         let mut stage = dtype.bytes() * count * (2 * size + Self::WIDTH);
         let numbers = match self.gate {
-            // sums of exponents; two numbers a step, and one a chunk; a unit a step
-            Step => 2 * 20 * (count / CHUNK) + 2 * count + 4 + count,
+            // four numbers and a unit a step, and one a chunk
+            Step => 4 * count + 4 + count,
             // a number a step, one for each second; one a channel
             Channel => count + count / 2 + Self::WIDTH,
         };
@@ -186,18 +186,18 @@ pub fn normalizer_gradient(dtype: Dtype) -> Entry {
     )
 }
 
-/// The kernel that multiplies keys of this type with their gradients, for [`last_decays`].
-pub fn key_products(dtype: Dtype) -> Entry {
+/// The kernel that multiplies two rows of each step, of this type.
+pub fn row_products(dtype: Dtype) -> Entry {
     plain(
-        "key_products",
-        "KeyProducts",
+        "row_products",
+        "RowProducts",
         Some(dtype),
-        LastDecaysParams::PARAMS,
+        RowProductsParams::PARAMS,
         256,
     )
 }
 
-/// The kernel that adds these products up to the gradients of decays.
+/// The kernel that adds products of keys with their gradients up to those of decays.
 pub fn last_decays() -> Entry {
     let threads = 256;
     Entry {
@@ -238,8 +238,8 @@ pub(super) fn units() -> Vec<Unit> {
             "linear_attention/normalizer_gradient.cuh",
         ));
         units.push(unit(
-            key_products(dtype),
-            "linear_attention/last_decays.cuh",
+            row_products(dtype),
+            "linear_attention/row_products.cuh",
         ));
         units.push(unit(
             decay_gradient(dtype),

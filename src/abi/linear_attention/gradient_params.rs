@@ -53,13 +53,11 @@ params! {
         pub factored_keys: i32,
         /// The number of the [`FeatureMap`](super::FeatureMap) of the values.
         pub value_map: i32,
-        /// 1: a query meets the state before the decay of its step.
-        pub late_reads: i32,
-        /// 1: a step's decay acts on its own update.
-        pub late_writes: i32,
+        /// 1: there is a step more than in time; the first has no key and no value, and the last no query.
+        pub shift: i32,
         /// 1: `out` is of f32; 2: as 1, and `out` and `dots` are added to.
         pub parts: i32,
-        /// Multiplies what is added to the state.
+        /// Multiplies what is added to the state, as `layer.scale` does what is read of it.
         pub weight: f32,
         /// Multiplies `factors`, and with them `own`.
         pub factor_scale: f32,
@@ -75,6 +73,8 @@ params! {
         pub more: Rows,
         /// `[batch, steps, heads]` in f32, or none: what multiplies `other` of the same step.
         pub own: Rows,
+        /// The same of each step and the one before it in time, or none.
+        pub near: Rows,
         /// `[batch, steps, its heads, channels]`, mapped by `map` as well.
         pub other: Rows,
         /// `[batch, steps, heads that are shared, channels]`, or none: what was mapped.
@@ -93,13 +93,15 @@ params! {
         pub heads: i32,
         /// Heads of `out`.
         pub shared: i32,
-        /// Channels of all of these but `own`.
+        /// Channels of all of these but `own` and `near`.
         pub channels: i32,
         /// The number of a [`FeatureMap`](super::FeatureMap).
         pub map: i32,
         /// 1: pairs of channels are not aligned, in any of these.
         pub single: i32,
-        /// Multiplies `own`.
+        /// `near` multiplies `other` of the step before (-1) or after (1).
+        pub neighbour: i32,
+        /// Multiplies `own` and `near`.
         pub scale: f32,
     }
 }
@@ -111,7 +113,7 @@ params! {
         pub q: Rows,
         /// `[batch, steps, heads_k, dk]`
         pub k: Rows,
-        /// `[batch, steps, heads, dk]` in f32, without the own step's part, by the mapped queries.
+        /// `[batch, steps, heads, dk]` in f32, without what passes no decay, by the mapped queries.
         pub dq: Rows,
         /// The same by the mapped keys.
         pub dk: Rows,
@@ -141,8 +143,8 @@ params! {
         pub per_head: i32,
         /// As in [`GradientWalkParams`].
         pub span: i32,
-        /// As in [`GradientWalkParams`].
-        pub late_reads: i32,
+        /// As in [`GradientWalkParams`]: a step's key and decay are those of the one before it in time.
+        pub shift: i32,
     }
 }
 
@@ -169,13 +171,31 @@ params! {
 }
 
 params! {
-    /// Parameters of the kernels that compute the gradients of decays where attention is not causal.
+    /// Parameters of the kernels that multiply two rows of each step.
+    pub struct RowProductsParams as "seqmix::linear_attention::RowProductsParams" with [Rows] {
+        /// `[batch, steps, its heads, channels]`, mapped by `map`.
+        pub left: Rows,
+        /// Likewise of its heads, not mapped.
+        pub right: Rows,
+        /// `[batch, steps, heads]` in f32, written.
+        pub products: Rows,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Of both.
+        pub channels: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of `left`.
+        pub map: i32,
+        /// 1: `right` is of f32.
+        pub wide: i32,
+    }
+}
+
+params! {
+    /// Parameters of the kernel that computes the gradients of decays where attention is not causal.
     pub struct LastDecaysParams as "seqmix::linear_attention::LastDecaysParams" with [Rows, Decays, States] {
-        /// `[batch, steps, heads_k, dk]`
-        pub k: Rows,
-        /// `[batch, steps, heads, dk]` in f32, by the mapped keys.
-        pub dk: Rows,
-        /// `[batch, steps, heads]` in f32: the products of both, written by the first kernel and added up by the second.
+        /// `[batch, steps, heads]` in f32: the products of keys, mapped, with their gradients.
         pub products: Rows,
         /// As the decays, written.
         pub out: Decays,
@@ -203,8 +223,6 @@ params! {
         pub values: i32,
         /// As in [`Layer`].
         pub segment: i32,
-        /// The number of the [`FeatureMap`](super::FeatureMap) of the keys.
-        pub key_map: i32,
         /// 1: a number a head, the sum over all steps.
         pub per_head: i32,
     }
@@ -231,6 +249,8 @@ params! {
         pub columns: i32,
         /// As in [`GradientWalkParams`].
         pub span: i32,
+        /// 1: there is a step more, as in [`GradientWalkParams`].
+        pub shift: i32,
         /// Multiplies the sums.
         pub scale: f32,
     }

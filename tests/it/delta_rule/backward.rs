@@ -80,6 +80,8 @@ fn every_gate_from_weak_to_strong() {
         Fades::PerHead(-2.0),
         Fades::PerStep(-0.01),
         Fades::PerStep(-1.0),
+        Fades::PerHead(-10.0),
+        Fades::PerStep(-10.0),
         Fades::PerStep(-20.0),
         Fades::Forgets,
     ];

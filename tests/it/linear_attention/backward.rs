@@ -194,11 +194,6 @@ fn every_feature_map() {
 }
 
 /// Decays from none to total, step by step in turn: what follows a strong one is not lost.
-///
-/// Strong decays of heads and of channels without gradients of final states, and without a bonus: final states meet their gradients, and
-/// with a bonus steps their neighbours, without a decay in between, and what rounding makes of these products is more than
-/// what passes such decays. The strongest leave nothing of states in f16, to whose operands decays of channels are written
-/// as well: the yardstick gives it the range of f32.
 #[test]
 fn strong_and_weak_decays() {
     for mean in [-1e-3, -0.3, -3.0, -10.0, -40.0] {
@@ -207,7 +202,6 @@ fn strong_and_weak_decays() {
                 seqlen: 100,
                 mean,
                 lost,
-                states: mean > -20.0,
                 ..SMALL
             };
             check::<f16>(case);
@@ -218,19 +212,15 @@ fn strong_and_weak_decays() {
             check::<bf16>(Case {
                 decay: Fades::PerHead,
                 lost: false,
-                states: mean > -5.0,
                 ..case
             });
             let gated = Case {
                 decay: Fades::PerChannel,
-                states: mean > -5.0,
                 ..case
             };
-            if mean > -20.0 {
-                check::<f16>(gated);
-            }
+            check::<f16>(gated);
             check::<bf16>(Case {
-                bonus: mean > -5.0,
+                bonus: true,
                 ..gated
             });
         }

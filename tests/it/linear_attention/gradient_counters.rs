@@ -88,7 +88,7 @@ fn of_gradients(kernel: &str) -> bool {
         "bonus_gradient_",
         "decay_gradient_",
         "normalizer_gradient_",
-        "key_products_",
+        "row_products_",
         "last_decays",
         "sum_spans",
     ]

@@ -124,11 +124,13 @@ impl Problem for Keys {
             arguments.set(&format!("{name}.value_stride"), dv as i64);
             arguments.set(&format!("{name}.key_stride"), 1_i64);
         }
-        arguments.set("layer.decays.at", buffers.upload(&self.inputs.decay));
         let channels = match self.decay {
             Fades::PerChannel => dk,
             _ => 1,
         };
+        // from the last step on, the decay before a step is that of the one after it in time
+        let decays = buffers.upload(&self.inputs.decay) + 4 * channels as u64;
+        arguments.set("layer.decays.at", decays);
         arguments.set("layer.decays.step_stride", channels as i64);
         arguments.set("layer.decays.channel_stride", i64::from(channels > 1));
         // more steps than there are: the kernel has to clamp them
@@ -142,8 +144,6 @@ impl Problem for Keys {
             ("layer.reversed", 1),
             ("layer.ragged", self.ragged as usize),
             ("span", 64),
-            ("late_reads", 1),
-            ("late_writes", 1),
         ];
         for (name, size) in sizes {
             arguments.set(name, size as i32);
