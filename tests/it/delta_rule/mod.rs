@@ -48,7 +48,7 @@ struct Case {
 }
 
 /// How states fade.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Fades {
     No,
     /// With logarithms of about this.
