@@ -213,6 +213,8 @@ impl<'l> Block<'l> {
 
     fn exit(&mut self, at: usize) {
         self.warps[at].state = State::Exited;
+        let held = std::mem::take(&mut self.context.registers[at]);
+        self.context.changes += u64::from(held != 0);
         let block = self.warps[at].block;
         let mut warps = self.warps[block * self.size..][..self.size].iter();
         if warps.all(|warp| matches!(warp.state, State::Exited)) {

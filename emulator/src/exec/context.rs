@@ -7,6 +7,7 @@ use super::Shared as Launching;
 use super::bulk::Pending;
 use super::cluster::Gate;
 use super::mbarrier::{self, Mbarrier};
+use super::registers::LANES;
 use super::traffic::count_range;
 pub(super) use super::traffic::{count_global, count_shared};
 use super::warp::Warp;
@@ -104,12 +105,15 @@ pub(super) struct Context<'l> {
     pub changes: u64,
     /// Blocks whose warps have all exited.
     pub exited: Vec<bool>,
-    /// Registers a thread of each warp, where setmaxnreg said so, and the most that a block has.
+    /// Registers a thread of each warp: `.maxnreg`, then what setmaxnreg said; 0 where nothing did.
     pub registers: Vec<u32>,
     /// Warps of one block, and the warpgroups of all.
     pub block_warps: usize,
     pub warpgroups: Vec<Warpgroup>,
-    pub register_limit: u32,
+    /// Registers of a block, and whether the kernel says how many.
+    pub register_pool: (u32, bool),
+    /// What a warp has of them at its start.
+    start_registers: u32,
     /// Times each operation was issued, a warp at a time.
     pub issued: Vec<u64>,
     pub report: Report,
@@ -123,6 +127,7 @@ impl<'l> Context<'l> {
         let body = &launch.kernel.body;
         let block_bytes = launch.kernel.shared_bytes(launch.launch.dynamic_shared) as usize;
         let stride = block_bytes.next_multiple_of(16);
+        let start_registers = launch.kernel.registers.unwrap_or(0);
         Context {
             body,
             allocations: launch.allocations,
@@ -140,10 +145,14 @@ impl<'l> Context<'l> {
             pending: Vec::new(),
             changes: 0,
             exited: vec![false; blocks],
-            registers: vec![0; blocks * warps],
+            registers: vec![start_registers; blocks * warps],
             block_warps: warps,
             warpgroups: warpgroups(blocks, warps),
-            register_limit: launch.device.registers_per_block,
+            register_pool: match launch.kernel.registers {
+                Some(each) => (each * (warps * LANES) as u32, true),
+                None => (launch.device.registers_per_block, false),
+            },
+            start_registers,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
             clock: 0,
@@ -160,7 +169,7 @@ impl<'l> Context<'l> {
         self.pending.clear();
         self.changes = 0;
         self.exited.fill(false);
-        self.registers.fill(0);
+        self.registers.fill(self.start_registers);
         self.warpgroups = warpgroups(self.exited.len(), self.block_warps);
         self.clock = 0;
     }

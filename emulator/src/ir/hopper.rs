@@ -70,9 +70,10 @@ pub(crate) enum Hopper {
     WgmmaWait {
         pending: u32,
     },
-    /// `setmaxnreg`
+    /// `setmaxnreg`: `more` for `.inc`.
     SetRegisters {
         count: u32,
+        more: bool,
     },
 }
 
