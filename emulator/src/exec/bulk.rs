@@ -237,7 +237,7 @@ fn push(
     read: Option<Read>,
     reduce: Option<Reduce>,
 ) -> Done {
-    mbarrier::check(warp, context, mbarrier, lane)?;
+    mbarrier::check_shown(warp, context, mbarrier, lane)?;
     let by = mbarrier::accessor(warp, lane);
     for &(at, size) in &data.pieces {
         if let Err(refusal) = context.detector.issue_write(at, size, by) {

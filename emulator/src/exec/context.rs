@@ -184,15 +184,19 @@ impl<'l> Context<'l> {
         at % self.stride.max(1)
     }
 
-    /// `fence.mbarrier_init`: the mbarriers that these lanes have initialised, or have seen initialised, are shown to
-    /// all that the barrier of the cluster lets go on from here.
-    pub(super) fn fence_init(&mut self, warp: &Warp, active: u32) {
-        for &at in self.mbarriers.keys() {
+    /// A fence shows the async proxy the mbarriers that these lanes have initialised, or have seen initialised. With
+    /// `cluster`, as `fence.mbarrier_init` does, all that the barrier of the cluster lets go on from here see them too.
+    pub(super) fn show_mbarriers(&mut self, warp: &Warp, active: u32, cluster: bool) {
+        for (&at, barrier) in &mut self.mbarriers {
+            if barrier.shown && !cluster {
+                continue;
+            }
             let seen = lanes(active).any(|lane| {
                 let by = mbarrier::accessor(warp, lane);
                 self.detector.use_object(at, by).is_ok()
             });
-            if seen {
+            barrier.shown |= seen;
+            if seen && cluster {
                 self.init_fences.entry(at).or_insert(self.cluster_phase);
             }
         }

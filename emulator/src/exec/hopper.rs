@@ -47,8 +47,11 @@ pub(super) fn run(
         Hopper::Bulk(copy) => bulk::issue(warp, context, copy, active)?,
         Hopper::BulkCommit => warp.stores.commit(active),
         &Hopper::BulkWait { pending, read } => bulk::wait(warp, context, pending, read, active)?,
-        Hopper::FenceProxy => context.detector.fence_proxy(warp.index, active, warp.at),
-        Hopper::FenceInit => context.fence_init(warp, active),
+        Hopper::FenceProxy => {
+            context.detector.fence_proxy(warp.index, active, warp.at);
+            context.show_mbarriers(warp, active, false);
+        }
+        Hopper::FenceInit => context.show_mbarriers(warp, active, true),
         &Hopper::Elect { d, p, members } => elect(warp, active, (d, p), members),
         &Hopper::SetRegisters { count, more } => {
             return set_registers(warp, context, count, more);

@@ -25,6 +25,8 @@ pub(super) struct Mbarrier {
     bytes: i64,
     /// Phases that have ended.
     phase: u32,
+    /// A fence has shown its initialisation to the async proxy.
+    pub(super) shown: bool,
     /// What the arrivals of this phase have released.
     gathered: Seen,
     /// What those of the last phase had.
@@ -173,6 +175,9 @@ pub(super) fn run(
     active: u32,
 ) -> Done<Option<Stop>> {
     let at = places(warp, context, &instruction.at, active)?;
+    for lane in lanes(active) {
+        context.detector.note_object(at[lane], accessor(warp, lane));
+    }
     let count_of = |warp: &Warp, slot| warp.registers.get::<u32>(slot);
     match instruction.op {
         MbarrierOp::Init { count } => {
@@ -300,6 +305,7 @@ fn initialise(warp: &Warp, context: &mut Context<'_>, at: usize, count: u32, lan
             pending: count,
             bytes: 0,
             phase: 0,
+            shown: false,
             gathered: Seen::default(),
             released: Seen::default(),
         },
@@ -348,6 +354,19 @@ pub(super) fn expect_one(warp: &Warp, context: &mut Context<'_>, at: usize, lane
 /// Checks that a lane may name the mbarrier at an offset.
 pub(super) fn check(warp: &Warp, context: &mut Context<'_>, at: usize, lane: usize) -> Done {
     find(warp, context, at, lane).map(|_| ())
+}
+
+/// Checks that a lane may let the async proxy tell the mbarrier at an offset.
+pub(super) fn check_shown(warp: &Warp, context: &mut Context<'_>, at: usize, lane: usize) -> Done {
+    if find(warp, context, at, lane)?.shown {
+        return Ok(());
+    }
+    let message = format!(
+        "names the mbarrier at offset {:#x}, whose initialisation the async proxy does not see: no fence.mbarrier_init or \
+         fence.proxy.async came after it",
+        context.offset_in_block(at)
+    );
+    Err(Trouble::new(FaultKind::Race, lane as u32, message))
 }
 
 /// The agent ends what an mbarrier waits for: `bytes` that have come, or an arrival.

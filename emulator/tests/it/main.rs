@@ -14,5 +14,4 @@ mod launch;
 mod matrix;
 mod mutants;
 mod pass;
-mod planted;
 mod value;

@@ -1,7 +1,6 @@
 //! What came with Hopper, beyond single instructions: boxes of tensors, warpgroup products, whole pipelines.
 
 pub(crate) mod gemm;
-mod pipeline;
 mod tensor;
 mod wgmma;
 mod wgmma_faults;

@@ -12,6 +12,14 @@ pub(crate) const SIDE: usize = 64;
 /// Bytes of 64 rows of 128 bytes.
 const TILE: usize = 128 * SIDE;
 
+/// Marks of the products of a step.
+const PRODUCT_MARKS: [&str; 4] = [
+    " // first product",
+    " // product",
+    " // product",
+    " // last product",
+];
+
 /// Where the warpgroups take A from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Source {
@@ -184,10 +192,10 @@ ready:
     }
 
     /// Row and column of C at which the block's tile begins.
-    fn corner(&self) -> String {
+    fn corner(&self, what: &str) -> String {
         let below = match self.cluster {
             1 => String::new(),
-            blocks => format!("    mad.lo.u32 %row, %row, {blocks}, %rank; // tile of the block\n"),
+            blocks => format!("    mad.lo.u32 %row, %row, {blocks}, %rank; // tile to {what}\n"),
         };
         format!(
             "    div.u32 %row, %tile, %across;
@@ -271,7 +279,7 @@ bring_step:
     add.u32 %tile, %tile, %stride;
     bra bring;
 ",
-            corner = self.corner(),
+            corner = self.corner("bring"),
             bars = self.stage_bars(),
             stage = self.stage(),
             after_a = self.groups * TILE,
@@ -391,14 +399,7 @@ multiply:
                 text += "    add.s64 %da, %da, 2;\n";
                 text += &format!("    add.s64 %db, %db, {};{mark}\n", self.b_step());
             }
-            text += &self.product(
-                "%da",
-                if part == 3 {
-                    " // last product"
-                } else {
-                    " // product"
-                },
-            );
+            text += &self.product("%da", PRODUCT_MARKS[part]);
         }
         text += "    wgmma.commit_group.sync.aligned; // commit
     wgmma.wait_group.sync.aligned 1; // step before is done
@@ -424,16 +425,12 @@ multiply:
 "
         .to_string();
         for part in 0..4 {
-            let mark = if part == 3 {
-                " // last of A"
-            } else {
-                " // rows of A"
-            };
+            let mark = ["first", "rows", "rows", "last"][part];
             text += &format!(
                 "    or.b32 %x, %half, {};
     xor.b32 %x, %x, %low;{}
     mad.lo.u32 %x, %x, 16, %v;
-    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%a{}, %a{}, %a{}, %a{}}}, [%x];{mark}\n",
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%a{}, %a{}, %a{}, %a{}}}, [%x]; // {mark} of A\n",
                 2 * part,
                 if part == 1 { " // swizzle of A" } else { "" },
                 4 * part,
@@ -455,11 +452,7 @@ multiply:
             let a: Vec<String> = (4 * part..4 * part + 4)
                 .map(|at| format!("%a{at}"))
                 .collect();
-            let mark = if part == 3 {
-                " // last product"
-            } else {
-                " // product"
-            };
+            let mark = PRODUCT_MARKS[part];
             text += &self.product(&format!("{{{}}}", a.join(", ")), mark);
         }
         text += "    wgmma.commit_group.sync.aligned; // commit
@@ -524,7 +517,7 @@ multiply:
 finish:
     @%storer cp.async.bulk.wait_group.read 0; // last C has left
 ",
-            corner = self.corner(),
+            corner = self.corner("store"),
         )
     }
 
