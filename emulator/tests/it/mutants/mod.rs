@@ -7,6 +7,7 @@
 mod copies;
 mod hopper;
 mod planted;
+mod ring;
 
 use std::sync::Mutex;
 use std::thread;
@@ -15,7 +16,7 @@ use planted::{Planted, Verdict};
 
 /// Everything that mistakes are planted in.
 fn kernels() -> Vec<Planted> {
-    let mut all = vec![copies::planted()];
+    let mut all = vec![copies::planted(), ring::planted()];
     all.extend(hopper::planted());
     all
 }
