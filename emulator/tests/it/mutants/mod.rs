@@ -4,19 +4,23 @@
 //! Each mutant is a line changed as a programmer might get it wrong. Several still give the right numbers on the emulator,
 //! and might on a GPU: what counts is that the mistake is seen, and where.
 
+mod attention;
 mod copies;
 mod hopper;
 mod planted;
 mod ring;
+mod sums;
 
 use std::sync::Mutex;
 use std::thread;
 
+use crate::assembler;
 use planted::{Planted, Verdict};
 
 /// Everything that mistakes are planted in.
 fn kernels() -> Vec<Planted> {
-    let mut all = vec![copies::planted(), ring::planted()];
+    let mut all = vec![copies::planted(), ring::planted(), attention::planted()];
+    all.extend(sums::planted());
     all.extend(hopper::planted());
     all
 }
@@ -57,4 +61,21 @@ fn mistakes_are_flagged_where_they_are() {
         100 * flagged >= 95 * total,
         "{flagged} of {total} mistakes are flagged\n{table}"
     );
+}
+
+#[test]
+fn the_assembler_accepts_every_kernel() {
+    let Some(ptxas) = assembler::find() else {
+        println!("no ptxas beside nvcc: the kernels are not assembled");
+        return;
+    };
+    let refused: Vec<_> = kernels()
+        .iter()
+        .filter_map(|kernel| {
+            // wgmma and setmaxnreg belong to the H100 alone
+            let arch = if kernel.arch < 90 { "80" } else { "90a" };
+            assembler::assemble(&ptxas, arch, kernel.name, &kernel.text)
+        })
+        .collect();
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
 }

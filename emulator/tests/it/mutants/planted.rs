@@ -85,6 +85,9 @@ impl Mutant {
     }
 }
 
+/// Runs a text; the bytes of its results.
+pub(crate) type Run = Box<dyn Fn(&str, Device, Schedule) -> Result<Vec<u8>, Fault> + Send>;
+
 /// A kernel with its mistakes.
 pub(crate) struct Planted {
     pub(crate) name: &'static str,
@@ -92,8 +95,7 @@ pub(crate) struct Planted {
     /// The first architecture that has its instructions.
     pub(crate) arch: u32,
     pub(crate) mutants: &'static [Mutant],
-    /// Runs a text; the bytes of its results.
-    pub(crate) run: Box<dyn Fn(&str, Device, Schedule) -> Result<Vec<u8>, Fault> + Send>,
+    pub(crate) run: Run,
 }
 
 /// What became of a mistake.

@@ -1,5 +1,6 @@
 //! A whole matrix multiplication for Hopper in its variants: right to a bound on ragged problems, and silent.
 
+mod consumer;
 mod kernel;
 
 use std::iter;
