@@ -316,12 +316,12 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn shared_offset(
         &self,
-        lane: u32,
+        (pc, lane): (Pc, u32),
         address: u64,
         bytes: usize,
         write: bool,
     ) -> Done<usize> {
-        let at = self.shared_place(lane, address, bytes, write)?;
+        let at = self.shared_place((pc, lane), address, bytes, write)?;
         if !address.is_multiple_of(bytes as u64) {
             let verb = if write { "writes" } else { "reads" };
             let message = format!(
@@ -336,7 +336,7 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn shared_place(
         &self,
-        lane: u32,
+        (pc, lane): (Pc, u32),
         address: u64,
         bytes: usize,
         write: bool,
@@ -347,7 +347,7 @@ impl<'l> Context<'l> {
         if inside {
             return Ok(self.own + address as usize);
         }
-        self.remote_offset(lane, address, bytes, write)
+        self.remote_offset((pc, lane), address, bytes, write)
     }
 
     /// The address of the same offset in block `rank` of the cluster.
@@ -428,7 +428,13 @@ impl<'l> Context<'l> {
 
     /// The place of an address that does not lie in the block's own memory: see [`CLUSTER_SHIFT`].
     #[cold]
-    fn remote_offset(&self, lane: u32, address: u64, bytes: usize, write: bool) -> Done<usize> {
+    fn remote_offset(
+        &self,
+        (pc, lane): (Pc, u32),
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done<usize> {
         let verb = if write { "writes" } else { "reads" };
         let (rank, offset) = (
             address >> CLUSTER_SHIFT,
@@ -456,13 +462,19 @@ impl<'l> Context<'l> {
             );
             return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
         }
+        if rank * self.stride != self.own && self.body.near.get(pc as usize) == Some(&true) {
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory of block {rank} of the cluster by an instruction that reaches its own alone"
+            );
+            return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
+        }
         Ok(rank * self.stride + offset as usize)
     }
 
     /// Reads shared bytes of one lane, or of the warp by the row that a lane names.
     #[inline]
     pub(super) fn load_shared(&mut self, by: Accessor, address: u64, out: &mut [u8]) -> Done {
-        let at = self.shared_offset(by.lane, address, out.len(), false)?;
+        let at = self.shared_offset((by.pc, by.lane), address, out.len(), false)?;
         if let Err(refusal) = self.detector.read(at, out.len(), by) {
             return Err(refused(self, by, at, out.len(), "reads", refusal));
         }
@@ -473,7 +485,7 @@ impl<'l> Context<'l> {
     /// Writes shared bytes of one lane.
     #[inline]
     pub(super) fn store_shared(&mut self, by: Accessor, address: u64, bytes: &[u8]) -> Done {
-        let at = self.shared_offset(by.lane, address, bytes.len(), true)?;
+        let at = self.shared_offset((by.pc, by.lane), address, bytes.len(), true)?;
         if let Err(refusal) = self.detector.write(at, bytes.len(), by) {
             return Err(refused(self, by, at, bytes.len(), "writes", refusal));
         }

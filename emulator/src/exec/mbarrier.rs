@@ -74,7 +74,7 @@ pub(super) fn places(
             Space::Generic => memory::shared_address(all[lane], lane)?,
             _ => all[lane],
         };
-        out[lane] = context.shared_offset(lane as u32, address, 8, true)?;
+        out[lane] = context.shared_offset((warp.at, lane as u32), address, 8, true)?;
     }
     Ok(out)
 }
@@ -89,7 +89,7 @@ pub(super) fn place(
 ) -> Done<usize> {
     let own = addresses(&warp.registers, at.slot, at.narrow, at.offset)[lane];
     let address = rank.map_or(own, |rank| context.address_in(rank, own));
-    context.shared_offset(lane as u32, address, 8, true)
+    context.shared_offset((warp.at, lane as u32), address, 8, true)
 }
 
 pub(super) fn accessor(warp: &Warp, lane: usize) -> Accessor {

@@ -317,7 +317,7 @@ impl Tile {
         let mut out = vec![0.0; self.rows.len() * depth];
         let mut values = [0.0; UNIT];
         let mut unit = |address: u64, values: &mut [f32]| -> Done {
-            let at = context.shared_place(0, address, UNIT, false)?;
+            let at = context.shared_place((Pc::MAX, 0), address, UNIT, false)?;
             ranges.push((at, UNIT));
             self.element.decode(&context.shared[at..at + UNIT], values);
             Ok(())

@@ -127,6 +127,7 @@ const CLUSTER: &[Mutant] = &[
     changed("the other block", "1;", "0;", &[Trap, Deadlock, Race, MissingWait], &["ask for a free stage", "stage before", "stage before there", "last stage", "last stage there", "copy of A", "copy of B"]),
     changed("stage before of the other", "%peer", "%rank", &[Trap, Deadlock, Race, MissingWait], &["ask for a free stage", "stage before", "stage before there", "last stage", "last stage there", "copy of A", "copy of B"]),
     changed("last stage of the other", "%peer", "2", &[Trap], &["last stage of the other"]),
+    changed("stage before there", "shared::cluster", "shared::cta", &[OutOfBounds], &["stage before there"]),
     deleted("last stage there", &[Deadlock], EMPTY),
     changed("stage before there", "release", "relaxed", &[MissingWait, Race], &["copy of B"]),
     deleted("stage is free", &[Race, MissingWait, Trap], &["copy of A", "copy of B", "expect"]),
