@@ -279,7 +279,7 @@ impl<'l> Block<'l> {
         for (at, group) in self.context.warpgroups.iter().enumerate() {
             if let Some(late) = group.straggler() {
                 let at = at / groups * self.size + at % groups * wgmma::WARPS + late;
-                let message = "the block ends, and this warp has executed fewer wgmma instructions than others of its warpgroup";
+                let message = "the block ends, and this warp has executed fewer instructions of its warpgroup than others";
                 return Err(self.fault(at, *Trouble::new(FaultKind::Divergence, None, message)));
             }
         }

@@ -99,6 +99,8 @@ fn set_registers(
         );
         return Err(Trouble::new(FaultKind::Resources, None, message));
     }
+    // all warps of a warpgroup execute it
+    wgmma::note(warp, context)?;
     context.registers[warp.index] = count;
     context.changes += u64::from(count < own);
     Ok(None)

@@ -130,7 +130,7 @@ pub(super) fn fence(warp: &mut Warp) {
 }
 
 /// Notes an instruction that all warps of a warpgroup must execute alike; the number of the warpgroup.
-fn note(warp: &Warp, context: &mut Context<'_>) -> Done<usize> {
+pub(super) fn note(warp: &Warp, context: &mut Context<'_>) -> Done<usize> {
     let size = context.block_warps;
     if warp.number / WARPS * WARPS + WARPS > size {
         let message = format!(

@@ -42,6 +42,9 @@ pub(crate) struct Stray {
 impl Detector {
     /// Notes an operation on an mbarrier, which may be another block's.
     pub(crate) fn note_object(&mut self, address: usize, by: Accessor) {
+        if self.agent == self.warps {
+            return;
+        }
         let block = self.block_of(address >> self.grain_shift);
         if by.warp / self.warps != block {
             let event = Event::new(self.now(by.warp), by.warp, by.lane.into(), by.pc);
