@@ -388,10 +388,8 @@ pub(super) fn copy_arrive(
 pub(super) fn complete(context: &mut Context<'_>, warps: &mut [Warp], at: usize) -> Done {
     let pending = context.pending.remove(at);
     context.detector.agent_period();
-    let (lane, agent) = (
-        pending.lane as usize,
-        AgentLane::of_mbarrier(pending.mbarrier),
-    );
+    let lane = pending.lane as usize;
+    let agent = mbarrier::told(context, pending.mbarrier, lane)?.agent;
     match pending.what {
         What::Copies { until } => {
             copy::finish(&mut warps[pending.warp], context, lane, until, agent);

@@ -94,6 +94,8 @@ pub(super) struct Context<'l> {
     pub detector: Detector,
     /// mbarriers by where they lie in `shared`.
     pub mbarriers: BTreeMap<usize, Mbarrier>,
+    /// mbarriers that were initialised in each block.
+    pub initialised: Vec<u32>,
     /// Ends of the cluster's barrier when a fence.mbarrier_init showed an mbarrier to the cluster.
     pub init_fences: BTreeMap<usize, u64>,
     /// Times that the barrier of the cluster has opened.
@@ -139,6 +141,7 @@ impl<'l> Context<'l> {
             own: 0,
             detector: Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy),
             mbarriers: BTreeMap::new(),
+            initialised: vec![0; blocks],
             init_fences: BTreeMap::new(),
             cluster_phase: 0,
             gate: Gate::default(),
@@ -163,6 +166,7 @@ impl<'l> Context<'l> {
     pub(super) fn reset(&mut self) {
         self.detector.reset();
         self.mbarriers.clear();
+        self.initialised.fill(0);
         self.init_fences.clear();
         self.cluster_phase = 0;
         self.gate = Gate::default();
@@ -177,6 +181,11 @@ impl<'l> Context<'l> {
     /// A warp of block `rank` of the cluster runs from now on.
     pub(super) fn enter(&mut self, rank: usize) {
         self.own = rank * self.stride;
+    }
+
+    /// The block that a byte of the cluster's shared memory belongs to.
+    pub(super) fn block_at(&self, at: usize) -> usize {
+        at / self.stride.max(1)
     }
 
     /// The offset in its block of a byte of the cluster's shared memory.

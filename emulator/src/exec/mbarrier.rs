@@ -25,6 +25,8 @@ pub(super) struct Mbarrier {
     bytes: i64,
     /// Phases that have ended.
     phase: u32,
+    /// What tells its copies from those of others.
+    pub(super) agent: AgentLane,
     /// A fence has shown its initialisation to the async proxy.
     pub(super) shown: bool,
     /// What the arrivals of this phase have released.
@@ -298,6 +300,9 @@ fn initialise(warp: &Warp, context: &mut Context<'_>, at: usize, count: u32, lan
         ));
     }
     context.init_fences.remove(&at);
+    let block = context.block_at(at);
+    let number = context.initialised[block];
+    context.initialised[block] += 1;
     context.mbarriers.insert(
         at,
         Mbarrier {
@@ -305,6 +310,7 @@ fn initialise(warp: &Warp, context: &mut Context<'_>, at: usize, count: u32, lan
             pending: count,
             bytes: 0,
             phase: 0,
+            agent: AgentLane::of_mbarrier(number),
             shown: false,
             gathered: Seen::default(),
             released: Seen::default(),
@@ -369,6 +375,21 @@ pub(super) fn check_shown(warp: &Warp, context: &mut Context<'_>, at: usize, lan
     Err(Trouble::new(FaultKind::Race, lane as u32, message))
 }
 
+/// The mbarrier that something under way ends at.
+pub(super) fn told<'c>(
+    context: &'c mut Context<'_>,
+    at: usize,
+    lane: usize,
+) -> Done<&'c mut Mbarrier> {
+    match context.mbarriers.get_mut(&at) {
+        Some(barrier) => Ok(barrier),
+        None => {
+            let message = "an asynchronous copy ends at an mbarrier that was invalidated meanwhile";
+            trap(lane, message.into())
+        }
+    }
+}
+
 /// The agent ends what an mbarrier waits for: `bytes` that have come, or an arrival.
 pub(super) fn signal(
     context: &mut Context<'_>,
@@ -376,11 +397,11 @@ pub(super) fn signal(
     bytes: Option<u32>,
     lane: usize,
 ) -> Done {
-    let Some(barrier) = context.mbarriers.get_mut(&at) else {
-        let message = "an asynchronous copy ends at an mbarrier that was invalidated meanwhile";
-        return trap(lane, message.into());
-    };
-    (context.detector).release_agent(AgentLane::of_mbarrier(at), &mut barrier.gathered);
+    let agent = told(context, at, lane)?.agent;
+    let mut ended = Seen::default();
+    context.detector.release_agent(agent, &mut ended);
+    let barrier = told(context, at, lane)?;
+    barrier.gathered.join(&ended);
     match bytes {
         Some(bytes) => add_bytes(barrier, -i64::from(bytes), lane)?,
         None => arrive(barrier, 1, false, false, lane)?,
