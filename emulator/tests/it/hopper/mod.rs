@@ -4,3 +4,4 @@ pub(crate) mod gemm;
 mod tensor;
 mod wgmma;
 mod wgmma_faults;
+mod wgmma_layout;
