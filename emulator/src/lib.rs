@@ -52,6 +52,7 @@ mod ir;
 mod lower;
 mod memory;
 mod module;
+mod occupancy;
 mod race;
 mod report;
 mod syntax;
@@ -62,13 +63,14 @@ pub use device::Device;
 pub use driver::Settings;
 pub use exec::{Launch, Options, Schedule, launch};
 pub use fault::{Fault, FaultKind, Site};
-pub use image::{ImageError, ptx};
+pub use image::{ImageError, ptx, registers};
 pub use install::{
     Driver, InstallError, configure, install, select, take_faults, take_reports,
     take_thread_faults, take_thread_reports,
 };
 pub use memory::{Memory, MemoryError};
 pub use module::{Kernel, LoadError, Module, Param, Program};
+pub use occupancy::Limit;
 pub use report::{GlobalTraffic, Report, SharedTraffic};
 pub use syntax::ParseError;
 pub use tensor_map::{TENSOR_MAP_BYTES, TensorMap, TensorType};

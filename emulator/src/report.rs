@@ -63,6 +63,9 @@ pub struct Report {
     pub block: [u32; 3],
     /// Static and dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
+    /// 32-bit registers of a thread; `None` where the image had no machine code for the device.
+    #[serde(default)]
+    pub registers: Option<u32>,
     /// Warp instructions by class, in the order of [`Class::ALL`].
     pub instructions: [u64; Class::ALL.len()],
     /// Multiply-adds of tensor-core instructions.

@@ -7,12 +7,12 @@ use super::error::{Error, Result, code};
 use super::ffi::{CUresult, Handle, HostPtr, In, call};
 use super::function::Function;
 use super::log;
-use super::occupancy::resident_blocks;
 use super::settings::config;
 use super::state::Driver;
 use super::work::{Work, submit};
 use crate::exec;
 use crate::module::Kernel;
+use crate::occupancy::Block;
 
 /// A launch of one kernel, with its own copy of the parameters.
 #[derive(Clone)]
@@ -92,12 +92,15 @@ impl Launch {
 
     /// All blocks of a cooperative launch must be on the device at once.
     fn check_resident(&self, driver: &Driver) -> Result<()> {
-        let threads = self.block.iter().map(|n| u64::from(*n)).product();
-        let shared =
-            u64::from(self.function.kernel()?.static_shared) + u64::from(self.dynamic_shared);
+        let shared = self.function.kernel()?.static_shared;
+        let block = Block {
+            threads: (self.block.iter())
+                .fold(1, |product: u64, n| product.saturating_mul((*n).into())),
+            shared: u64::from(shared) + u64::from(self.dynamic_shared),
+            registers: self.function.registers(),
+        };
         let device = &driver.device;
-        let most =
-            u64::from(device.multiprocessors) * u64::from(resident_blocks(device, threads, shared));
+        let most = u64::from(device.multiprocessors) * u64::from(block.resident(device).0);
         let blocks =
             (self.grid.iter()).fold(1u64, |product, n| product.saturating_mul((*n).into()));
         if blocks <= most {

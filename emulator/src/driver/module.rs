@@ -59,7 +59,8 @@ impl Programs {
         }
         // Parsed under the lock: another thread that wants the same image waits and then finds it.
         let text = image::ptx(image, device)?;
-        let program = Arc::new(Program::parse(&text)?);
+        let code = image::MachineCode::find(image, device);
+        let program = Arc::new(Program::parse(&text)?.with_machine_code(code));
         cached.push((image.into(), Arc::clone(&program)));
         let mut bytes: usize = cached.iter().map(|(key, _)| key.len()).sum();
         while bytes > CACHE_BYTES {

@@ -16,8 +16,8 @@ use crate::exec::{Options, Schedule};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The device to pose as, `sm_80` (default) or `sm_90`. Can change only while no context
-    /// exists. `CUDA_EMULATOR_ARCH`.
+    /// The device to pose as, `sm_80` (default), `sm_86`, `sm_89` or `sm_90`. Can change only while no
+    /// context exists. `CUDA_EMULATOR_ARCH`.
     pub arch: Option<String>,
     /// Bytes of device memory, 8 GiB by default. Can change only while no context exists.
     /// `CUDA_EMULATOR_MEMORY`.

@@ -42,6 +42,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::ir::{Constant, Special};
 use crate::memory::{Allocations, Memory};
 use crate::module::{Kernel, Module};
+use crate::occupancy;
 use crate::race::WARP_LIMIT;
 use crate::report::Report;
 
@@ -275,6 +276,7 @@ pub fn launch(
         grid: launch.grid,
         block: launch.block,
         shared_bytes: kernel.shared_bytes(launch.dynamic_shared),
+        registers: launch.module.program().registers(launch.kernel),
         ..Report::default()
     };
     for part in &reports {
@@ -393,6 +395,18 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         let most = device.shared_per_block_optin;
         return refuse(format!(
             "{total} bytes of static and dynamic shared memory; the device allows {most}"
+        ));
+    }
+    let registers = launch.module.program().registers(launch.kernel);
+    let block = occupancy::Block {
+        threads,
+        shared: total.into(),
+        registers,
+    };
+    if let Some(registers) = registers.filter(|_| !block.registers_suffice(device)) {
+        let most = device.registers_per_block;
+        return refuse(format!(
+            "a block of {threads} threads of {registers} registers each; the device allows {most} in all"
         ));
     }
     if kernel.local_bytes > MAX_LOCAL {

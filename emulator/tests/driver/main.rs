@@ -2,6 +2,8 @@
 //! wrong.
 
 mod capture;
+#[path = "../support/cubin.rs"]
+mod cubin;
 #[path = "../support/fatbin.rs"]
 mod fatbin;
 mod functions;
@@ -9,6 +11,7 @@ mod launch;
 mod memory;
 mod module;
 mod objects;
+mod occupancy;
 mod tensor_map;
 
 use std::sync::Arc;
