@@ -303,7 +303,7 @@ pub(super) extern "C" fn cuLaunchCooperativeKernel(
 #[derive(Clone, Copy)]
 pub(super) struct Config {
     grid: [u32; 3],
-    pub(super) block: [u32; 3],
+    block: [u32; 3],
     pub(super) dynamic_shared: u32,
     stream: Handle,
     attributes: In<Attribute>,
@@ -311,6 +311,12 @@ pub(super) struct Config {
 }
 
 impl Config {
+    /// Threads of a block, as many as an int holds.
+    pub(super) fn threads(&self) -> i32 {
+        let threads = (self.block.iter()).fold(1u32, |product, n| product.saturating_mul(*n));
+        i32::try_from(threads).unwrap_or(i32::MAX)
+    }
+
     /// What the attributes ask for; an error if one is not emulated.
     pub(super) fn attributes(&self) -> Result<Attributes> {
         // SAFETY: C passes as many attributes as it says.

@@ -178,14 +178,29 @@ pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
             .attributes()?
             .cluster
             .map_or(1, |sides| sides.iter().product());
-        let threads = config
-            .block
-            .iter()
-            .fold(1u32, |product, n| product.saturating_mul(*n));
-        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
+        let threads = config.threads();
         let per = blocks(&driver, &function, threads, config.dynamic_shared as usize)?;
         // as many as there is room for: which multiprocessors may form a cluster is not modelled
         let clusters = per * driver.device.multiprocessors / cluster.max(1);
         count.set(clusters as i32)
+    })
+}
+
+/// The largest clusters that every device of the arch has, if a block fits at all.
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxPotentialClusterSize(
+    size: Out<i32>,
+    handle: Handle,
+    config: In<Config>,
+) -> CUresult {
+    call("cuOccupancyMaxPotentialClusterSize", || {
+        let (driver, function) = function(handle)?;
+        let config = config.get()?;
+        let threads = config.threads();
+        if blocks(&driver, &function, threads, config.dynamic_shared as usize)? == 0 {
+            let text = format!("no block of {threads} threads and its shared memory fits");
+            return Err(Error::value(text));
+        }
+        size.set(driver.device.max_cluster as i32)
     })
 }

@@ -56,7 +56,7 @@ symbols! {
             cuInit cuDriverGetVersion cuDeviceGet cuDeviceGetCount cuDeviceGetName cuDeviceGetUuid
             cuDeviceGetUuid_v2 cuDeviceTotalMem_v2 cuDeviceComputeCapability cuDeviceGetAttribute
             cuDeviceGetProperties cuDeviceGetPCIBusId cuDeviceGetByPCIBusId cuDeviceCanAccessPeer
-            cuDeviceGetExecAffinitySupport cuProfilerStart cuProfilerStop;
+            cuDeviceGetP2PAttribute cuDeviceGetExecAffinitySupport cuProfilerStart cuProfilerStop;
         context:
             cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxReset_v2
             cuDevicePrimaryCtxGetState cuDevicePrimaryCtxSetFlags_v2 cuCtxCreate_v2 cuCtxCreate_v3
@@ -64,7 +64,8 @@ symbols! {
             cuCtxPopCurrent_v2 cuCtxGetDevice cuCtxGetDevice_v2 cuCtxGetFlags cuCtxSetFlags
             cuCtxGetId cuCtxGetApiVersion cuCtxSynchronize cuCtxSynchronize_v2 cuCtxGetLimit
             cuCtxSetLimit cuCtxGetCacheConfig cuCtxSetCacheConfig cuCtxGetSharedMemConfig
-            cuCtxSetSharedMemConfig cuCtxGetStreamPriorityRange cuCtxResetPersistingL2Cache;
+            cuCtxSetSharedMemConfig cuCtxGetStreamPriorityRange cuCtxResetPersistingL2Cache
+            cuCtxEnablePeerAccess cuCtxDisablePeerAccess;
         memory:
             cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemAllocAsync cuMemAllocFromPoolAsync
             cuMemFreeAsync cuMemGetInfo_v2 cuMemGetAddressRange_v2;
@@ -74,7 +75,10 @@ symbols! {
             cuDeviceGetMemPool cuDeviceSetMemPool;
         host:
             cuMemAllocHost_v2 cuMemHostAlloc cuMemFreeHost cuMemHostRegister_v2 cuMemHostUnregister
-            cuMemHostGetFlags;
+            cuMemHostGetFlags cuMemHostGetDevicePointer_v2;
+        managed:
+            cuMemAllocManaged cuStreamAttachMemAsync cuMemPrefetchAsync cuMemPrefetchAsync_v2
+            cuMemAdvise cuMemAdvise_v2;
         pointer:
             cuPointerGetAttribute cuPointerGetAttributes cuPointerSetAttribute;
         copy:
@@ -102,7 +106,8 @@ symbols! {
             cuOccupancyMaxActiveBlocksPerMultiprocessor
             cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
             cuOccupancyAvailableDynamicSMemPerBlock cuOccupancyMaxPotentialBlockSize
-            cuOccupancyMaxPotentialBlockSizeWithFlags cuOccupancyMaxActiveClusters;
+            cuOccupancyMaxPotentialBlockSizeWithFlags cuOccupancyMaxActiveClusters
+            cuOccupancyMaxPotentialClusterSize;
         stream:
             cuStreamCreate cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamSynchronize
             cuStreamQuery cuStreamGetFlags cuStreamGetPriority cuStreamGetId cuStreamGetCtx
@@ -130,14 +135,12 @@ symbols! {
         cuArrayGetSparseProperties cuCoredumpDeregisterCompleteCallback
         cuCoredumpDeregisterStartCallback cuCoredumpGetAttribute cuCoredumpGetAttributeGlobal
         cuCoredumpRegisterCompleteCallback cuCoredumpRegisterStartCallback cuCoredumpSetAttribute
-        cuCoredumpSetAttributeGlobal cuCtxAttach cuCtxDetach cuCtxDisablePeerAccess
-        cuCtxEnablePeerAccess cuCtxFromGreenCtx cuCtxGetDevResource cuCtxGetExecAffinity
+        cuCoredumpSetAttributeGlobal cuCtxAttach cuCtxDetach         cuCtxFromGreenCtx cuCtxGetDevResource cuCtxGetExecAffinity
         cuCtxRecordEvent cuCtxWaitEvent cuDestroyExternalMemory cuDestroyExternalSemaphore
         cuDevResourceGenerateDesc cuDevSmResourceSplit cuDevSmResourceSplitByCount
         cuDeviceGetCliqueCount cuDeviceGetCliqueInfo cuDeviceGetDevResource
         cuDeviceGetFabricClusterUuid cuDeviceGetGraphMemAttribute cuDeviceGetHostAtomicCapabilities
-        cuDeviceGetLuid cuDeviceGetP2PAtomicCapabilities cuDeviceGetP2PAttribute
-        cuDeviceGetTexture1DLinearMaxWidth cuDeviceGraphMemTrim cuDeviceRegisterAsyncNotification
+        cuDeviceGetLuid cuDeviceGetP2PAtomicCapabilities         cuDeviceGetTexture1DLinearMaxWidth cuDeviceGraphMemTrim cuDeviceRegisterAsyncNotification
         cuDeviceSetGraphMemAttribute cuDeviceUnregisterAsyncNotification
         cuExternalMemoryGetMappedBuffer cuExternalMemoryGetMappedMipmappedArray
         cuFlushGPUDirectRDMAWrites cuFuncSetBlockShape cuFuncSetSharedSize cuGetExportTable
@@ -182,14 +185,13 @@ symbols! {
         cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease cuLogicalEndpointIdReserve
         cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind cuLogsCurrent
         cuLogsDumpToFile cuLogsDumpToMemory cuLogsRegisterCallback cuLogsUnregisterCallback
-        cuMemAddressFree cuMemAddressReserve cuMemAdvise cuMemAdvise_v2 cuMemAllocManaged
-        cuMemBatchDecompressAsync cuMemCreate cuMemDiscardAndPrefetchBatchAsync
+        cuMemAddressFree cuMemAddressReserve         cuMemBatchDecompressAsync cuMemCreate cuMemDiscardAndPrefetchBatchAsync
         cuMemDiscardBatchAsync cuMemExportToShareableHandle cuMemGetAccess
         cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle cuMemGetDefaultMemPool
         cuMemGetHandleForAddressRange cuMemGetLocationInfo cuMemGetMemPool
-        cuMemHostGetDevicePointer_v2 cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync
+        cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync
         cuMemPoolExportPointer cuMemPoolExportToShareableHandle cuMemPoolImportFromShareableHandle
-        cuMemPoolImportPointer cuMemPrefetchAsync cuMemPrefetchAsync_v2 cuMemPrefetchBatchAsync
+        cuMemPoolImportPointer cuMemPrefetchBatchAsync
         cuMemRangeGetAttribute cuMemRangeGetAttributes cuMemRelease cuMemRetainAllocationHandle
         cuMemSetAccess cuMemSetMemPool cuMemUnmap cuMemcpy3DAsync_v2 cuMemcpy3DBatchAsync
         cuMemcpy3DBatchAsync_v2 cuMemcpy3DPeer cuMemcpy3DPeerAsync cuMemcpy3DWithAttributesAsync
@@ -200,9 +202,8 @@ symbols! {
         cuMipmappedArrayGetSparseProperties cuModuleGetSurfRef cuModuleGetTexRef
         cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2 cuMulticastBindMem
         cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind
-        cuOccupancyMaxPotentialClusterSize cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti
-        cuParamSetv cuProfilerInitialize cuSignalExternalSemaphoresAsync cuStreamAttachMemAsync
-        cuStreamBatchMemOp cuStreamBatchMemOp_v2 cuStreamBeginCaptureToCig
+        cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti
+        cuParamSetv cuProfilerInitialize cuSignalExternalSemaphoresAsync         cuStreamBatchMemOp cuStreamBatchMemOp_v2 cuStreamBeginCaptureToCig
         cuStreamBeginCaptureToGraph cuStreamBeginRecaptureToGraph cuStreamCopyAttributes
         cuStreamEndCaptureToCig cuStreamGetAttribute cuStreamGetDevResource cuStreamGetGreenCtx
         cuStreamSetAttribute cuStreamUpdateCaptureDependencies cuStreamUpdateCaptureDependencies_v2

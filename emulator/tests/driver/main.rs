@@ -8,6 +8,7 @@ mod cubin;
 mod fatbin;
 mod functions;
 mod launch;
+mod managed;
 mod memory;
 mod module;
 mod objects;
