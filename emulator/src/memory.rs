@@ -400,6 +400,17 @@ impl Memory {
         Ok(then(data, state))
     }
 
+    /// Whether a range lies inside one live allocation.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
+        match bytes {
+            0 => Ok(()),
+            _ => self.range(address, bytes, |_, _| ()),
+        }
+    }
+
     /// Copies host bytes to the device.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         if bytes.is_empty() {

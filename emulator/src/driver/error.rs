@@ -162,13 +162,23 @@ fn entry(result: CUresult) -> Result<&'static (CUresult, &'static CStr, &'static
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGetErrorName(error: CUresult, name: Out<*const c_char>) -> CUresult {
-    call("cuGetErrorName", || name.set(entry(error)?.1.as_ptr()))
+    call("cuGetErrorName", || {
+        // what is no error has a null for a name
+        name.set(entry(error).map_or(std::ptr::null(), |entry| entry.1.as_ptr()))?;
+        entry(error).map(drop)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGetErrorString(error: CUresult, text: Out<*const c_char>) -> CUresult {
     call("cuGetErrorString", || {
-        let general = entry(error)?.2;
+        let general = match entry(error) {
+            Ok(entry) => entry.2,
+            Err(unknown) => {
+                text.set(std::ptr::null())?;
+                return Err(unknown);
+            }
+        };
         let own = LAST.with_borrow(|last| {
             let text = last.get(&error).filter(|text| !text.is_empty());
             text.map(|text| lasting(text))

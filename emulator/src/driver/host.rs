@@ -67,15 +67,24 @@ impl HostBlocks {
         bytes: usize,
         (flags, kind): (u32, Kind),
     ) -> Result<*mut c_void> {
+        if bytes == 0 {
+            return Err(Error::value("0 bytes of host memory cannot be"));
+        }
+        let full = || {
+            Error::new(
+                code::OUT_OF_MEMORY,
+                format!("the host has no {bytes} bytes left"),
+            )
+        };
         // Whole pages, so that what lies behind the block is nobody else's.
-        let pages = bytes.checked_next_multiple_of(PAGE).filter(|_| bytes > 0);
-        let layout = (pages.and_then(|size| Layout::from_size_align(size, PAGE).ok()))
-            .ok_or_else(|| Error::value(format!("{bytes} bytes of host memory cannot be")))?;
+        let pages = bytes.checked_next_multiple_of(PAGE);
+        let layout = pages
+            .and_then(|size| Layout::from_size_align(size, PAGE).ok())
+            .ok_or_else(full)?;
         // SAFETY: the layout has a size above 0.
         let pointer = HostPtr(unsafe { alloc_zeroed(layout) }.cast());
         if pointer.0.is_null() {
-            let text = format!("the host has no {bytes} bytes left");
-            return Err(Error::new(code::OUT_OF_MEMORY, text));
+            return Err(full());
         }
         let block = Block {
             pointer,

@@ -9,6 +9,7 @@ use super::function::Function;
 use super::log;
 use super::settings::config;
 use super::state::Driver;
+use super::stream::stream;
 use super::work::{Work, submit};
 use crate::exec;
 use crate::module::Kernel;
@@ -224,6 +225,15 @@ impl Request<'_> {
     unsafe fn submit(&self) -> Result<()> {
         let (driver, context) = current()?;
         let function = driver.functions.get(self.function)?;
+        let of_stream = stream(&driver, &context, self.stream)?.context;
+        // the kernels of a library belong to every context
+        if (function.module.context).is_some_and(|of_kernel| of_kernel != of_stream) {
+            let text = format!(
+                "{} and the stream belong to different contexts",
+                function.name()
+            );
+            return Err(Error::new(code::INVALID_HANDLE, text));
+        }
         // SAFETY: this function's contract.
         let bytes = unsafe { parameters(function.kernel()?, self.pointers, self.extra) }?;
         let launch = Launch {

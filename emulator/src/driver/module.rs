@@ -59,6 +59,7 @@ impl Programs {
         }
         // Parsed under the lock: another thread that wants the same image waits and then finds it.
         let text = image::ptx(image, device)?;
+        check_target(&text, device)?;
         let code = image::MachineCode::find(image, device);
         let program = Arc::new(Program::parse(&text)?.with_machine_code(code));
         cached.push((image.into(), Arc::clone(&program)));
@@ -68,6 +69,31 @@ impl Programs {
         }
         Ok(program)
     }
+}
+
+/// Refuses PTX for a device that this one is not, as the compiler of a driver does.
+fn check_target(text: &str, device: &Device) -> Result<()> {
+    let mut lines = text.lines().map(str::trim_start);
+    let targets = lines.find_map(|line| line.strip_prefix(".target"));
+    let mut names = targets.unwrap_or_default().split(',').map(str::trim);
+    let Some(name) = names.find_map(|name| name.strip_prefix("sm_")) else {
+        return Ok(()); // the parser has its own words for a text without a target
+    };
+    let digits = name.trim_end_matches(|end: char| !end.is_ascii_digit());
+    let Ok(arch) = digits.parse::<u32>() else {
+        return Ok(());
+    };
+    let own = device.arch();
+    let runs = match &name[digits.len()..] {
+        "a" => arch == own,
+        "f" => arch <= own && arch / 10 == own / 10,
+        _ => arch <= own,
+    };
+    if runs {
+        return Ok(());
+    }
+    let text = format!("the PTX is for sm_{name}, which a device of sm_{own} does not run");
+    Err(Error::new(code::INVALID_PTX, text))
 }
 
 impl From<LoadError> for Error {

@@ -9,12 +9,29 @@ use super::error::{Error, Result, code};
 use super::ffi::{CUresult, Out, Text, call};
 use super::log::once;
 
+/// What a function does.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// What it does on hardware, as far as the emulator has such a thing.
+    Emulated,
+    /// It checks its arguments and does nothing: a hint, or a setting that changes no result.
+    Accepted,
+    /// It returns `CUDA_ERROR_NOT_SUPPORTED` and says its name.
+    Refused,
+}
+
 macro_rules! symbols {
-    (emulated { $($area:ident: $($name:ident)+;)+ } others { $($other:ident)+ }) => {
+    (
+        emulated { $($area:ident: $($name:ident)+;)+ }
+        accepted { $($near:ident: $($idle:ident)+;)+ }
+        others { $($other:ident)+ }
+    ) => {
         /// The address of a function by its exact name.
         fn address(name: &str) -> Option<*mut c_void> {
             let address = match name {
                 $($(stringify!($name) => super::$area::$name as *const (),)+)+
+                $($(stringify!($idle) => super::$near::$idle as *const (),)+)+
                 $(stringify!($other) => others::$other as *const (),)+
                 _ => return None,
             };
@@ -34,9 +51,13 @@ macro_rules! symbols {
             )+
         }
 
-        /// Every symbol that this driver exports.
+        /// Every symbol that this driver exports, with its state and its file.
         #[cfg(test)]
-        const ALL: &[&str] = &[$($(stringify!($name),)+)+ $(stringify!($other),)+];
+        const ALL: &[(&str, State, &str)] = &[
+            $($((stringify!($name), State::Emulated, stringify!($area)),)+)+
+            $($((stringify!($idle), State::Accepted, stringify!($near)),)+)+
+            $((stringify!($other), State::Refused, ""),)+
+        ];
     };
 }
 
@@ -56,31 +77,29 @@ symbols! {
             cuInit cuDriverGetVersion cuDeviceGet cuDeviceGetCount cuDeviceGetName cuDeviceGetUuid
             cuDeviceGetUuid_v2 cuDeviceTotalMem_v2 cuDeviceComputeCapability cuDeviceGetAttribute
             cuDeviceGetProperties cuDeviceGetPCIBusId cuDeviceGetByPCIBusId cuDeviceCanAccessPeer
-            cuDeviceGetP2PAttribute cuDeviceGetExecAffinitySupport cuProfilerStart cuProfilerStop;
+            cuDeviceGetP2PAttribute cuDeviceGetExecAffinitySupport;
         context:
             cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxReset_v2
             cuDevicePrimaryCtxGetState cuDevicePrimaryCtxSetFlags_v2 cuCtxCreate_v2 cuCtxCreate_v3
             cuCtxCreate_v4 cuCtxDestroy_v2 cuCtxSetCurrent cuCtxGetCurrent cuCtxPushCurrent_v2
             cuCtxPopCurrent_v2 cuCtxGetDevice cuCtxGetDevice_v2 cuCtxGetFlags cuCtxSetFlags
             cuCtxGetId cuCtxGetApiVersion cuCtxSynchronize cuCtxSynchronize_v2 cuCtxGetLimit
-            cuCtxSetLimit cuCtxGetCacheConfig cuCtxSetCacheConfig cuCtxGetSharedMemConfig
-            cuCtxSetSharedMemConfig cuCtxGetStreamPriorityRange cuCtxResetPersistingL2Cache
+            cuCtxSetLimit cuCtxGetCacheConfig cuCtxGetSharedMemConfig cuCtxGetStreamPriorityRange
             cuCtxEnablePeerAccess cuCtxDisablePeerAccess;
         memory:
             cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemAllocAsync cuMemAllocFromPoolAsync
             cuMemFreeAsync cuMemGetInfo_v2 cuMemGetAddressRange_v2;
         pool:
-            cuMemPoolCreate cuMemPoolDestroy cuMemPoolTrimTo cuMemPoolGetAttribute
+            cuMemPoolCreate cuMemPoolDestroy cuMemPoolGetAttribute
             cuMemPoolSetAttribute cuMemPoolSetAccess cuMemPoolGetAccess cuDeviceGetDefaultMemPool
             cuDeviceGetMemPool cuDeviceSetMemPool;
         host:
             cuMemAllocHost_v2 cuMemHostAlloc cuMemFreeHost cuMemHostRegister_v2 cuMemHostUnregister
             cuMemHostGetFlags cuMemHostGetDevicePointer_v2;
         managed:
-            cuMemAllocManaged cuStreamAttachMemAsync cuMemPrefetchAsync cuMemPrefetchAsync_v2
-            cuMemAdvise cuMemAdvise_v2;
+            cuMemAllocManaged;
         pointer:
-            cuPointerGetAttribute cuPointerGetAttributes cuPointerSetAttribute;
+            cuPointerGetAttribute cuPointerGetAttributes;
         copy:
             cuMemcpy cuMemcpyAsync cuMemcpyHtoD_v2 cuMemcpyHtoDAsync_v2 cuMemcpyDtoH_v2
             cuMemcpyDtoHAsync_v2 cuMemcpyDtoD_v2 cuMemcpyDtoDAsync_v2 cuMemcpyPeer cuMemcpyPeerAsync
@@ -96,10 +115,9 @@ symbols! {
             cuLibraryLoadFromFile cuLibraryUnload cuLibraryGetKernel cuLibraryGetKernelCount
             cuLibraryEnumerateKernels cuLibraryGetModule cuLibraryGetGlobal;
         function:
-            cuFuncGetAttribute cuKernelGetAttribute cuFuncSetAttribute cuKernelSetAttribute
-            cuFuncSetCacheConfig cuKernelSetCacheConfig cuFuncSetSharedMemConfig cuFuncGetModule
+            cuFuncGetAttribute cuKernelGetAttribute cuFuncSetAttribute cuKernelSetAttribute cuFuncGetModule
             cuKernelGetLibrary cuKernelGetFunction cuFuncGetName cuKernelGetName cuFuncGetParamInfo
-            cuKernelGetParamInfo cuFuncGetParamCount cuKernelGetParamCount cuFuncIsLoaded cuFuncLoad;
+            cuKernelGetParamInfo cuFuncGetParamCount cuKernelGetParamCount cuFuncIsLoaded;
         launch:
             cuLaunchKernel cuLaunchCooperativeKernel cuLaunchKernelEx;
         occupancy:
@@ -121,13 +139,29 @@ symbols! {
             cuStreamGetCaptureInfo_v2 cuStreamGetCaptureInfo_v3 cuThreadExchangeStreamCaptureMode;
         graph:
             cuGraphInstantiateWithFlags cuGraphInstantiate_v2 cuGraphInstantiateWithParams
-            cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphUpload cuGraphDestroy
+            cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphDestroy
             cuGraphClone cuGraphGetNodes cuGraphGetRootNodes cuGraphGetEdges cuGraphGetEdges_v2
             cuGraphNodeGetType cuGraphNodeGetDependencies;
         tensor_map:
             cuTensorMapEncodeTiled;
         symbols:
             cuGetProcAddress cuGetProcAddress_v2;
+    }
+    accepted {
+        device:
+            cuProfilerStart cuProfilerStop;
+        context:
+            cuCtxResetPersistingL2Cache cuCtxSetCacheConfig cuCtxSetSharedMemConfig;
+        pool:
+            cuMemPoolTrimTo;
+        pointer:
+            cuPointerSetAttribute;
+        managed:
+            cuStreamAttachMemAsync cuMemPrefetchAsync cuMemPrefetchAsync_v2 cuMemAdvise cuMemAdvise_v2;
+        function:
+            cuFuncSetCacheConfig cuKernelSetCacheConfig cuFuncSetSharedMemConfig cuFuncLoad;
+        graph:
+            cuGraphUpload;
     }
     others {
         cuArray3DCreate_v2 cuArray3DGetDescriptor_v2 cuArrayCreate_v2 cuArrayDestroy
@@ -301,59 +335,4 @@ pub(super) extern "C" fn cuGetProcAddress_v2(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    /// The names in the calls of `load` in `src/driver/sys/mod.rs` of that release, sorted.
-    const CUDARC: &str = include_str!("../../tests/support/cudarc-0.19.10-symbols.txt");
-
-    #[test]
-    fn every_symbol_of_cudarc_is_listed_once() {
-        let ours: BTreeSet<&str> = ALL.iter().copied().collect();
-        let missing: Vec<&str> = CUDARC.lines().filter(|name| !ours.contains(name)).collect();
-        assert!(missing.is_empty(), "{missing:?}");
-        assert_eq!(ours.len(), ALL.len());
-        assert!(CUDARC.lines().count() > 500);
-    }
-
-    #[test]
-    fn a_plain_name_means_the_variant_of_the_callers_version() {
-        #[rustfmt::skip]
-        let cases = [
-            ("cuInit", 12_000, Some("cuInit")),
-            ("cuMemAlloc", 4_000, Some("cuMemAlloc_v2")),
-            ("cuMemAlloc_v2", 4_000, Some("cuMemAlloc_v2")),
-            ("cuCtxCreate", 11_000, Some("cuCtxCreate_v2")),
-            ("cuCtxCreate", 11_080, Some("cuCtxCreate_v3")),
-            ("cuCtxCreate", 13_000, Some("cuCtxCreate_v4")),
-            ("cuEventElapsedTime", 12_000, Some("cuEventElapsedTime")),
-            ("cuLaunchHostFunc", 13_000, Some("cuLaunchHostFunc")),
-            ("cuNothing", 13_000, None),
-            ("", 13_000, None),
-        ];
-        for (symbol, version, expected) in cases {
-            assert_eq!(
-                lookup(symbol, version),
-                expected.and_then(address),
-                "{symbol} {version}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_late_is_exported() {
-        for (name, _) in SINCE {
-            assert!(address(name).is_some(), "{name}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_emulated_says_its_name() {
-        let code = others::cuTexObjectCreate();
-        assert_eq!(code, code::NOT_SUPPORTED);
-        let text = super::super::error::last_text(code);
-        assert_eq!(text, "cuTexObjectCreate is not emulated");
-    }
-}
+mod tests;

@@ -340,7 +340,7 @@ fn a_cooperative_launch_must_fit_the_device() {
     let multiprocessors = (context
         .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT))
     .unwrap() as u32;
-    // Two blocks of 1024 threads fit a multiprocessor.
+    // One block of 1024 threads fits a multiprocessor of 1536 threads, two fit one of 2048.
     let mut run = |blocks| {
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&mut data).arg(&7u32);
@@ -348,9 +348,11 @@ fn a_cooperative_launch_must_fit_the_device() {
         unsafe { launch.launch_cooperative(config(blocks, 1024, 4096)) }.map(drop)
     };
     run(1).unwrap();
-    let holds = format!("holds {}", 2 * multiprocessors);
+    let resident = kernel.occupancy_max_active_blocks_per_multiprocessor(1024, 4096, None);
+    let most = resident.unwrap() * multiprocessors;
+    let holds = format!("holds {most}");
     let code = CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
-    assert_error(run(2 * multiprocessors + 1), code, &holds);
+    assert_error(run(most + 1), code, &holds);
 }
 
 #[test]

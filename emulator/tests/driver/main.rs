@@ -7,6 +7,7 @@ mod cubin;
 #[path = "../support/fatbin.rs"]
 mod fatbin;
 mod functions;
+mod hostile;
 mod launch;
 mod managed;
 mod memory;

@@ -65,13 +65,17 @@ fn images_that_do_not_run_say_why() {
         image
     };
     #[rustfmt::skip]
-    let cases: [(Ptx, CUresult, &str); 7] = [
+    let cases: [(Ptx, CUresult, &str); 9] = [
         (Ptx::from_binary(fatbin(&[sass(80), sass(90)])), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
             "only SASS for sm_80, sm_90"),
         (Ptx::from_binary(fatbin(&[ptx(120, KERNELS)])), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
             "PTX for compute_120"),
         (Ptx::from_binary(truncated(fatbin(&[sass(80)]))), CUresult::CUDA_ERROR_INVALID_IMAGE,
             "is damaged"),
+        (Ptx::from_src(KERNELS.replace(".target sm_80", ".target sm_120")), CUresult::CUDA_ERROR_INVALID_PTX,
+            "the PTX is for sm_120, which"),
+        (Ptx::from_src(KERNELS.replace(".target sm_80", ".target sm_100a, debug")), CUresult::CUDA_ERROR_INVALID_PTX,
+            "the PTX is for sm_100a, which"),
         (Ptx::from_src("no module"), CUresult::CUDA_ERROR_INVALID_IMAGE,
             "no module image"),
         (Ptx::from_src(lines("bar.dance 0;")), CUresult::CUDA_ERROR_INVALID_PTX,
