@@ -212,9 +212,19 @@ struct ErrorLog {
 }
 
 impl ErrorLog {
+    /// The log of errors; that of information, the options 3 and 4, becomes empty.
     fn find(count: u32, options: &In<u32>, values: &Out<usize>) -> Result<ErrorLog> {
-        const BUFFER: u32 = 5;
-        const SIZE: u32 = 6;
+        ErrorLog::of(count, options, values, [3, 4])?.fill("");
+        ErrorLog::of(count, options, values, [5, 6])
+    }
+
+    /// The log of two options: its buffer and its size.
+    fn of(
+        count: u32,
+        options: &In<u32>,
+        values: &Out<usize>,
+        [buffer, size]: [u32; 2],
+    ) -> Result<ErrorLog> {
         // SAFETY: C passes as many options as it says.
         let options = unsafe { options.list(count as usize) }?;
         if !options.is_empty() {
@@ -225,9 +235,10 @@ impl ErrorLog {
             // SAFETY: C passes as many values as options, and `at` is below their number.
             Some(unsafe { values.element(at) })
         };
-        let used = value(SIZE);
-        let size = used.as_ref().map_or(Ok(0), Out::get)?;
-        let buffer = value(BUFFER).map_or(Ok(0), |slot| slot.get())?;
+        let used = value(size);
+        // An unsigned int in the place of a pointer: its upper half may be anything.
+        let size = used.as_ref().map_or(Ok(0), Out::get)? & u32::MAX as usize;
+        let buffer = value(buffer).map_or(Ok(0), |slot| slot.get())?;
         // SAFETY: the value of this option is a pointer to a buffer of as many chars as the other says.
         let buffer = unsafe { Out::from_address(buffer) };
         Ok(ErrorLog { buffer, size, used })

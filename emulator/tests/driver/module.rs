@@ -179,22 +179,32 @@ fn the_compilers_log_has_the_error() {
         b"\0",
     ]
     .concat();
-    let mut log = [1u8; 64];
+    let (mut log, mut info) = ([1u8; 64], [1u8; 8]);
     let mut options = [
         Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
         Option::CU_JIT_ERROR_LOG_BUFFER,
+        Option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+        Option::CU_JIT_INFO_LOG_BUFFER,
     ];
-    let mut values: [*mut c_void; 2] = [log.len() as *mut c_void, log.as_mut_ptr().cast()];
+    // Sizes are ints in the place of pointers, whose upper half is nobody's.
+    let size = log.len() | 7 << 40;
+    let mut values: [*mut c_void; 4] = [
+        size as *mut c_void,
+        log.as_mut_ptr().cast(),
+        info.len() as *mut c_void,
+        info.as_mut_ptr().cast(),
+    ];
     let mut module = null_mut();
     // SAFETY: the image is whole, and there are as many values as options.
     let result = unsafe {
         let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         let image = text.as_ptr().cast();
-        sys::cuModuleLoadDataEx(&raw mut module, image, 2, options, values).result()
+        sys::cuModuleLoadDataEx(&raw mut module, image, 4, options, values).result()
     };
     assert_error(result, CUresult::CUDA_ERROR_INVALID_PTX, "bar.dance");
     let end = log.iter().position(|byte| *byte == 0).expect("a C string");
     let text = std::str::from_utf8(&log[..end]).unwrap();
     assert!(text.contains("through_shared"), "{text}");
     assert_eq!(values[0] as usize, end + 1, "the size that is used");
+    assert_eq!(info[0], 0, "the other log is empty");
 }
