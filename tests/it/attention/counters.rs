@@ -96,6 +96,11 @@ fn judge(case: Case) -> Vec<String> {
         for traffic in [&report.global_loads, &report.global_stores] {
             assert_eq!(traffic.sectors * SECTOR, traffic.bytes, "{report}");
         }
+        // What the emulator reads of the machine code is what ptxas said when it was built.
+        let mut built = kernels().iter().filter(|info| info.name == report.kernel);
+        if let Some(info) = built.find(|info| info.arch.trim_end_matches('a') == report.device) {
+            assert_eq!(report.registers, Some(info.registers), "{report}");
+        }
         let (read, ideal) = (
             report.global_loads.bytes,
             ideal(&report.kernel, case) as f64,
