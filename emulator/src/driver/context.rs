@@ -38,9 +38,9 @@ pub(super) struct Context {
     /// Stream 0, which waits for all blocking streams.
     pub(super) legacy: Arc<Stream>,
     per_thread: Mutex<HashMap<ThreadId, Arc<Stream>>>,
-    limits: Mutex<BTreeMap<u32, usize>>,
-    cache_config: AtomicI32,
-    shared_config: AtomicI32,
+    pub(super) limits: Mutex<BTreeMap<u32, usize>>,
+    pub(super) cache_config: AtomicI32,
+    pub(super) shared_config: AtomicI32,
     /// What a kernel did wrong, if faults are sticky: every call fails with it from then on.
     fault: OnceLock<Error>,
 }
@@ -436,75 +436,6 @@ fn synchronize(context: Handle) -> Result<()> {
     lock(&driver.captures).forbid_in_context("cuCtxSynchronize", context.handle)
 }
 
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetLimit(out: Out<usize>, limit: u32) -> CUresult {
-    call("cuCtxGetLimit", || {
-        let (_, context) = current()?;
-        let value = lock(&context.limits).get(&limit).copied();
-        out.set(value.ok_or_else(|| no_limit(limit))?)
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxSetLimit(limit: u32, value: usize) -> CUresult {
-    call("cuCtxSetLimit", || {
-        let (_, context) = current()?;
-        let mut limits = lock(&context.limits);
-        *limits.get_mut(&limit).ok_or_else(|| no_limit(limit))? = value;
-        Ok(())
-    })
-}
-
-fn no_limit(limit: u32) -> Error {
-    Error::new(
-        code::UNSUPPORTED_LIMIT,
-        format!("CUlimit {limit} is not emulated"),
-    )
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetCacheConfig(out: Out<i32>) -> CUresult {
-    call("cuCtxGetCacheConfig", || {
-        out.set(current()?.1.cache_config.load(Relaxed))
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxSetCacheConfig(preference: i32) -> CUresult {
-    call("cuCtxSetCacheConfig", || {
-        current()?.1.cache_config.store(preference, Relaxed);
-        Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetSharedMemConfig(out: Out<i32>) -> CUresult {
-    call("cuCtxGetSharedMemConfig", || {
-        out.set(current()?.1.shared_config.load(Relaxed))
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxSetSharedMemConfig(preference: i32) -> CUresult {
-    call("cuCtxSetSharedMemConfig", || {
-        current()?.1.shared_config.store(preference, Relaxed);
-        Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetStreamPriorityRange(
-    least: Out<i32>,
-    greatest: Out<i32>,
-) -> CUresult {
-    call("cuCtxGetStreamPriorityRange", || {
-        current()?;
-        least.set_if_wanted(*super::stream::PRIORITIES.end());
-        greatest.set_if_wanted(*super::stream::PRIORITIES.start());
-        Ok(())
-    })
-}
-
 /// There is one device, and a device is no peer of itself.
 fn no_peer(context: Handle) -> Result<()> {
     let (driver, _) = current()?;
@@ -530,9 +461,4 @@ pub(super) extern "C" fn cuCtxDisablePeerAccess(peer: Handle) -> CUresult {
             _ => error,
         })
     })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxResetPersistingL2Cache() -> CUresult {
-    call("cuCtxResetPersistingL2Cache", || current().map(drop))
 }

@@ -6,7 +6,7 @@
 //! | file | area |
 //! |---|---|
 //! | `symbols` | the list of all functions, those that are not emulated, `cuGetProcAddress` |
-//! | `device`, `context` | the one device, its attributes, contexts |
+//! | `device`, `context`, `limits` | the one device, its attributes, contexts |
 //! | `memory`, `pool`, `host`, `managed`, `pointer` | device memory, pools, pinned and managed memory, what a pointer is |
 //! | `copy`, `memset` | copies and memsets |
 //! | `module`, `function`, `occupancy`, `launch` | images, kernels, launches |
@@ -46,6 +46,7 @@ mod graph;
 mod handle;
 mod host;
 mod launch;
+mod limits;
 mod log;
 mod managed;
 mod memory;

@@ -163,20 +163,21 @@ mod tests {
             ("CUDA_EMULATOR_THREADS", "3"),
             ("CUDA_EMULATOR_SCHEDULE", "adversarial:7"),
             ("CUDA_EMULATOR_REPORT", "1"),
+            ("CUDA_EMULATOR_STICKY", "1"),
         ])
         .unwrap();
         assert_eq!(config.device.arch(), 90);
         assert_eq!(config.device.total_memory, 1 << 20);
         assert_eq!(config.options.threads, 3);
         assert_eq!(config.options.schedule, Schedule::Adversarial(7));
-        assert!(config.report && !config.quiet);
+        assert!(config.report && config.sticky && !config.quiet);
     }
 
     #[test]
     fn nothing_set_is_the_baseline() {
         let config = environment(&[("CUDA_EMULATOR_REPORT", "0")]).unwrap();
         assert_eq!(config.device, Device::sm_80());
-        assert!(!config.report);
+        assert!(!config.report && !config.sticky);
     }
 
     #[test]

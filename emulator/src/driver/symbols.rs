@@ -83,16 +83,18 @@ symbols! {
             cuDevicePrimaryCtxGetState cuDevicePrimaryCtxSetFlags_v2 cuCtxCreate_v2 cuCtxCreate_v3
             cuCtxCreate_v4 cuCtxDestroy_v2 cuCtxSetCurrent cuCtxGetCurrent cuCtxPushCurrent_v2
             cuCtxPopCurrent_v2 cuCtxGetDevice cuCtxGetDevice_v2 cuCtxGetFlags cuCtxSetFlags
-            cuCtxGetId cuCtxGetApiVersion cuCtxSynchronize cuCtxSynchronize_v2 cuCtxGetLimit
-            cuCtxSetLimit cuCtxGetCacheConfig cuCtxGetSharedMemConfig cuCtxGetStreamPriorityRange
-            cuCtxEnablePeerAccess cuCtxDisablePeerAccess;
+            cuCtxGetId cuCtxGetApiVersion cuCtxSynchronize cuCtxSynchronize_v2 cuCtxEnablePeerAccess
+            cuCtxDisablePeerAccess;
+        limits:
+            cuCtxGetLimit cuCtxSetLimit cuCtxGetCacheConfig cuCtxGetSharedMemConfig
+            cuCtxGetStreamPriorityRange;
         memory:
             cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemAllocAsync cuMemAllocFromPoolAsync
             cuMemFreeAsync cuMemGetInfo_v2 cuMemGetAddressRange_v2;
         pool:
-            cuMemPoolCreate cuMemPoolDestroy cuMemPoolGetAttribute
-            cuMemPoolSetAttribute cuMemPoolSetAccess cuMemPoolGetAccess cuDeviceGetDefaultMemPool
-            cuDeviceGetMemPool cuDeviceSetMemPool;
+            cuMemPoolCreate cuMemPoolDestroy cuMemPoolGetAttribute cuMemPoolSetAttribute
+            cuMemPoolSetAccess cuMemPoolGetAccess cuDeviceGetDefaultMemPool cuDeviceGetMemPool
+            cuDeviceSetMemPool;
         host:
             cuMemAllocHost_v2 cuMemHostAlloc cuMemFreeHost cuMemHostRegister_v2 cuMemHostUnregister
             cuMemHostGetFlags cuMemHostGetDevicePointer_v2;
@@ -115,9 +117,10 @@ symbols! {
             cuLibraryLoadFromFile cuLibraryUnload cuLibraryGetKernel cuLibraryGetKernelCount
             cuLibraryEnumerateKernels cuLibraryGetModule cuLibraryGetGlobal;
         function:
-            cuFuncGetAttribute cuKernelGetAttribute cuFuncSetAttribute cuKernelSetAttribute cuFuncGetModule
-            cuKernelGetLibrary cuKernelGetFunction cuFuncGetName cuKernelGetName cuFuncGetParamInfo
-            cuKernelGetParamInfo cuFuncGetParamCount cuKernelGetParamCount cuFuncIsLoaded;
+            cuFuncGetAttribute cuKernelGetAttribute cuFuncSetAttribute cuKernelSetAttribute
+            cuFuncGetModule cuKernelGetLibrary cuKernelGetFunction cuFuncGetName cuKernelGetName
+            cuFuncGetParamInfo cuKernelGetParamInfo cuFuncGetParamCount cuKernelGetParamCount
+            cuFuncIsLoaded;
         launch:
             cuLaunchKernel cuLaunchCooperativeKernel cuLaunchKernelEx;
         occupancy:
@@ -139,8 +142,8 @@ symbols! {
             cuStreamGetCaptureInfo_v2 cuStreamGetCaptureInfo_v3 cuThreadExchangeStreamCaptureMode;
         graph:
             cuGraphInstantiateWithFlags cuGraphInstantiate_v2 cuGraphInstantiateWithParams
-            cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphDestroy
-            cuGraphClone cuGraphGetNodes cuGraphGetRootNodes cuGraphGetEdges cuGraphGetEdges_v2
+            cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphDestroy cuGraphClone
+            cuGraphGetNodes cuGraphGetRootNodes cuGraphGetEdges cuGraphGetEdges_v2
             cuGraphNodeGetType cuGraphNodeGetDependencies;
         tensor_map:
             cuTensorMapEncodeTiled;
@@ -150,14 +153,15 @@ symbols! {
     accepted {
         device:
             cuProfilerStart cuProfilerStop;
-        context:
-            cuCtxResetPersistingL2Cache cuCtxSetCacheConfig cuCtxSetSharedMemConfig;
+        limits:
+            cuCtxSetCacheConfig cuCtxSetSharedMemConfig cuCtxResetPersistingL2Cache;
         pool:
             cuMemPoolTrimTo;
         pointer:
             cuPointerSetAttribute;
         managed:
-            cuStreamAttachMemAsync cuMemPrefetchAsync cuMemPrefetchAsync_v2 cuMemAdvise cuMemAdvise_v2;
+            cuStreamAttachMemAsync cuMemPrefetchAsync cuMemPrefetchAsync_v2 cuMemAdvise
+            cuMemAdvise_v2;
         function:
             cuFuncSetCacheConfig cuKernelSetCacheConfig cuFuncSetSharedMemConfig cuFuncLoad;
         graph:
@@ -169,12 +173,13 @@ symbols! {
         cuArrayGetSparseProperties cuCoredumpDeregisterCompleteCallback
         cuCoredumpDeregisterStartCallback cuCoredumpGetAttribute cuCoredumpGetAttributeGlobal
         cuCoredumpRegisterCompleteCallback cuCoredumpRegisterStartCallback cuCoredumpSetAttribute
-        cuCoredumpSetAttributeGlobal cuCtxAttach cuCtxDetach         cuCtxFromGreenCtx cuCtxGetDevResource cuCtxGetExecAffinity
-        cuCtxRecordEvent cuCtxWaitEvent cuDestroyExternalMemory cuDestroyExternalSemaphore
-        cuDevResourceGenerateDesc cuDevSmResourceSplit cuDevSmResourceSplitByCount
-        cuDeviceGetCliqueCount cuDeviceGetCliqueInfo cuDeviceGetDevResource
-        cuDeviceGetFabricClusterUuid cuDeviceGetGraphMemAttribute cuDeviceGetHostAtomicCapabilities
-        cuDeviceGetLuid cuDeviceGetP2PAtomicCapabilities         cuDeviceGetTexture1DLinearMaxWidth cuDeviceGraphMemTrim cuDeviceRegisterAsyncNotification
+        cuCoredumpSetAttributeGlobal cuCtxAttach cuCtxDetach cuCtxFromGreenCtx cuCtxGetDevResource
+        cuCtxGetExecAffinity cuCtxRecordEvent cuCtxWaitEvent cuDestroyExternalMemory
+        cuDestroyExternalSemaphore cuDevResourceGenerateDesc cuDevSmResourceSplit
+        cuDevSmResourceSplitByCount cuDeviceGetCliqueCount cuDeviceGetCliqueInfo
+        cuDeviceGetDevResource cuDeviceGetFabricClusterUuid cuDeviceGetGraphMemAttribute
+        cuDeviceGetHostAtomicCapabilities cuDeviceGetLuid cuDeviceGetP2PAtomicCapabilities
+        cuDeviceGetTexture1DLinearMaxWidth cuDeviceGraphMemTrim cuDeviceRegisterAsyncNotification
         cuDeviceSetGraphMemAttribute cuDeviceUnregisterAsyncNotification
         cuExternalMemoryGetMappedBuffer cuExternalMemoryGetMappedMipmappedArray
         cuFlushGPUDirectRDMAWrites cuFuncSetBlockShape cuFuncSetSharedSize cuGetExportTable
@@ -219,33 +224,33 @@ symbols! {
         cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease cuLogicalEndpointIdReserve
         cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind cuLogsCurrent
         cuLogsDumpToFile cuLogsDumpToMemory cuLogsRegisterCallback cuLogsUnregisterCallback
-        cuMemAddressFree cuMemAddressReserve         cuMemBatchDecompressAsync cuMemCreate cuMemDiscardAndPrefetchBatchAsync
-        cuMemDiscardBatchAsync cuMemExportToShareableHandle cuMemGetAccess
-        cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle cuMemGetDefaultMemPool
-        cuMemGetHandleForAddressRange cuMemGetLocationInfo cuMemGetMemPool
-        cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync
-        cuMemPoolExportPointer cuMemPoolExportToShareableHandle cuMemPoolImportFromShareableHandle
-        cuMemPoolImportPointer cuMemPrefetchBatchAsync
-        cuMemRangeGetAttribute cuMemRangeGetAttributes cuMemRelease cuMemRetainAllocationHandle
-        cuMemSetAccess cuMemSetMemPool cuMemUnmap cuMemcpy3DAsync_v2 cuMemcpy3DBatchAsync
-        cuMemcpy3DBatchAsync_v2 cuMemcpy3DPeer cuMemcpy3DPeerAsync cuMemcpy3DWithAttributesAsync
-        cuMemcpy3D_v2 cuMemcpyAtoA_v2 cuMemcpyAtoD_v2 cuMemcpyAtoHAsync_v2 cuMemcpyAtoH_v2
-        cuMemcpyBatchAsync cuMemcpyBatchAsync_v2 cuMemcpyDtoA_v2 cuMemcpyHtoAAsync_v2
-        cuMemcpyHtoA_v2 cuMemcpyWithAttributesAsync cuMipmappedArrayCreate cuMipmappedArrayDestroy
-        cuMipmappedArrayGetLevel cuMipmappedArrayGetMemoryRequirements
-        cuMipmappedArrayGetSparseProperties cuModuleGetSurfRef cuModuleGetTexRef
-        cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2 cuMulticastBindMem
-        cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind
-        cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti
-        cuParamSetv cuProfilerInitialize cuSignalExternalSemaphoresAsync         cuStreamBatchMemOp cuStreamBatchMemOp_v2 cuStreamBeginCaptureToCig
-        cuStreamBeginCaptureToGraph cuStreamBeginRecaptureToGraph cuStreamCopyAttributes
-        cuStreamEndCaptureToCig cuStreamGetAttribute cuStreamGetDevResource cuStreamGetGreenCtx
-        cuStreamSetAttribute cuStreamUpdateCaptureDependencies cuStreamUpdateCaptureDependencies_v2
-        cuStreamWaitValue32 cuStreamWaitValue32_v2 cuStreamWaitValue64 cuStreamWaitValue64_v2
-        cuStreamWriteValue32 cuStreamWriteValue32_v2 cuStreamWriteValue64 cuStreamWriteValue64_v2
-        cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray
-        cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide
-        cuTensorMapReplaceAddress cuTexObjectCreate cuTexObjectDestroy cuTexObjectGetResourceDesc
+        cuMemAddressFree cuMemAddressReserve cuMemBatchDecompressAsync cuMemCreate
+        cuMemDiscardAndPrefetchBatchAsync cuMemDiscardBatchAsync cuMemExportToShareableHandle
+        cuMemGetAccess cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle
+        cuMemGetDefaultMemPool cuMemGetHandleForAddressRange cuMemGetLocationInfo cuMemGetMemPool
+        cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync cuMemPoolExportPointer
+        cuMemPoolExportToShareableHandle cuMemPoolImportFromShareableHandle cuMemPoolImportPointer
+        cuMemPrefetchBatchAsync cuMemRangeGetAttribute cuMemRangeGetAttributes cuMemRelease
+        cuMemRetainAllocationHandle cuMemSetAccess cuMemSetMemPool cuMemUnmap cuMemcpy3DAsync_v2
+        cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_v2 cuMemcpy3DPeer cuMemcpy3DPeerAsync
+        cuMemcpy3DWithAttributesAsync cuMemcpy3D_v2 cuMemcpyAtoA_v2 cuMemcpyAtoD_v2
+        cuMemcpyAtoHAsync_v2 cuMemcpyAtoH_v2 cuMemcpyBatchAsync cuMemcpyBatchAsync_v2
+        cuMemcpyDtoA_v2 cuMemcpyHtoAAsync_v2 cuMemcpyHtoA_v2 cuMemcpyWithAttributesAsync
+        cuMipmappedArrayCreate cuMipmappedArrayDestroy cuMipmappedArrayGetLevel
+        cuMipmappedArrayGetMemoryRequirements cuMipmappedArrayGetSparseProperties cuModuleGetSurfRef
+        cuModuleGetTexRef cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2
+        cuMulticastBindMem cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity
+        cuMulticastUnbind cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti cuParamSetv
+        cuProfilerInitialize cuSignalExternalSemaphoresAsync cuStreamBatchMemOp
+        cuStreamBatchMemOp_v2 cuStreamBeginCaptureToCig cuStreamBeginCaptureToGraph
+        cuStreamBeginRecaptureToGraph cuStreamCopyAttributes cuStreamEndCaptureToCig
+        cuStreamGetAttribute cuStreamGetDevResource cuStreamGetGreenCtx cuStreamSetAttribute
+        cuStreamUpdateCaptureDependencies cuStreamUpdateCaptureDependencies_v2 cuStreamWaitValue32
+        cuStreamWaitValue32_v2 cuStreamWaitValue64 cuStreamWaitValue64_v2 cuStreamWriteValue32
+        cuStreamWriteValue32_v2 cuStreamWriteValue64 cuStreamWriteValue64_v2 cuSurfObjectCreate
+        cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray cuSurfRefSetArray
+        cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide cuTensorMapReplaceAddress
+        cuTexObjectCreate cuTexObjectDestroy cuTexObjectGetResourceDesc
         cuTexObjectGetResourceViewDesc cuTexObjectGetTextureDesc cuTexRefCreate cuTexRefDestroy
         cuTexRefGetAddressMode cuTexRefGetAddress_v2 cuTexRefGetArray cuTexRefGetBorderColor
         cuTexRefGetFilterMode cuTexRefGetFlags cuTexRefGetFormat cuTexRefGetMaxAnisotropy
