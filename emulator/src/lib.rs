@@ -15,7 +15,7 @@
 //! A [`Fault`] names the kernel, block, thread, PTX line, CUDA source line (compile with `-lineinfo`) and the other access.
 //!
 //! # What it does not see
-//! It runs PTX, not SASS: mistakes of ptxas, occupancy and the reordering of weak memory operations stay invisible. Races
+//! It runs PTX, not SASS: mistakes of ptxas and the reordering of weak memory operations stay invisible. Races
 //! on global memory are not judged. Tensor cores and approximate functions round within the documented bounds, not bit
 //! for bit as hardware does.
 //!
@@ -43,33 +43,39 @@
 //! The emulator knows no kernel. An operand is always a slot. An unknown opcode is an error at load, never a guess.
 
 mod class;
+mod cost;
 mod device;
 mod driver;
 mod exec;
 mod fault;
+mod gpu;
 mod image;
 mod install;
 mod ir;
 mod lower;
 mod memory;
 mod module;
+mod occupancy;
 mod race;
 mod report;
 mod syntax;
 mod tensor_map;
 
-pub use class::Class;
+pub use class::{Class, MatrixKind};
+pub use cost::{Bound, Cost, Occupancy, Resource};
 pub use device::Device;
 pub use driver::Settings;
 pub use exec::{Launch, Options, Schedule, launch};
 pub use fault::{Fault, FaultKind, Site};
-pub use image::{ImageError, ptx};
+pub use gpu::{Gpu, Rates};
+pub use image::{ImageError, ptx, registers};
 pub use install::{
     Driver, InstallError, configure, install, select, take_faults, take_reports,
     take_thread_faults, take_thread_reports,
 };
 pub use memory::{Memory, MemoryError};
 pub use module::{Kernel, LoadError, Module, Param, Program};
+pub use occupancy::Limit;
 pub use report::{GlobalTraffic, Report, SharedTraffic};
 pub use syntax::ParseError;
 pub use tensor_map::{TENSOR_MAP_BYTES, TensorMap, TensorType};

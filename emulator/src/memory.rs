@@ -5,12 +5,15 @@
 //! emulated program on global memory is a race here, on bytes only, and shows as whichever value came last.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Where device addresses start: above every address of the host, so that a unified copy tells the two apart. Far below
 /// lie the windows of shared, local and parameter memory.
 const BASE: u64 = 1 << 48;
+/// Where host memory may lie that the device reaches: above the windows of shared, local and parameter memory.
+const LOWEST_MAPPED: u64 = 1 << 36;
 /// Address space is given out in regions of 2 MiB: an address finds its allocation by one division.
 const REGION: u64 = 1 << 21;
 /// Bytes before an allocation that belong to nobody. Allocations are aligned to 256 bytes as the driver
@@ -72,6 +75,8 @@ pub(crate) struct Allocation {
     /// One state byte a byte of data.
     pub state: *mut u8,
     live: bool,
+    /// The bytes are the host's, which keeps them.
+    borrowed: bool,
     /// Touched by the running launch: its marks are to be counted and cleared.
     pub touched: AtomicBool,
 }
@@ -95,10 +100,33 @@ impl Allocation {
             data,
             state,
             live: true,
+            borrowed: false,
             touched: AtomicBool::new(false),
         };
         // dropping it gives back whichever of the two there is
         (!data.is_null() && !state.is_null()).then_some(allocation)
+    }
+
+    /// Host memory under its own address. Who writes it there is not seen, so every byte counts as written. `None` if the
+    /// host has no room for the states.
+    fn mapped(data: *mut u8, bytes: usize) -> Option<Self> {
+        let layout = Self::layout(bytes)?;
+        // SAFETY: `Memory::map` asks for at least one byte.
+        let state = unsafe { alloc_zeroed(layout) };
+        if state.is_null() {
+            return None;
+        }
+        // SAFETY: it was just allocated with as many bytes.
+        unsafe { std::ptr::write_bytes(state, INITIALISED, bytes) };
+        Some(Allocation {
+            base: data.addr() as u64,
+            bytes: bytes as u64,
+            data,
+            state,
+            live: true,
+            borrowed: true,
+            touched: AtomicBool::new(false),
+        })
     }
 
     /// Aligned to 16 bytes on the host, so that atomics of the host serve atomics of the device.
@@ -111,9 +139,14 @@ impl Allocation {
             return;
         };
         if std::mem::replace(&mut self.live, false) {
-            for buffer in [self.data, self.state] {
+            let data = if self.borrowed {
+                std::ptr::null_mut()
+            } else {
+                self.data
+            };
+            for buffer in [data, self.state] {
                 if !buffer.is_null() {
-                    // SAFETY: `new` allocated it with this layout; `live` was true, so it is freed once.
+                    // SAFETY: `new` or `mapped` allocated it with this layout; `live` was true, so it is freed once.
                     unsafe { dealloc(buffer, layout) };
                 }
             }
@@ -154,15 +187,27 @@ pub(crate) struct Allocations {
     /// Index + 1 of the allocation in each region; 0 is none.
     regions: Vec<u32>,
     list: Vec<Allocation>,
+    /// Host memory that the device reaches too, by its address; all of it lies below [`BASE`].
+    mapped: BTreeMap<u64, Allocation>,
     used: u64,
 }
 
 impl Allocations {
     /// The allocation whose address range (with its red zones) holds `address`.
     fn near(&self, address: u64) -> Option<&Allocation> {
-        let region = usize::try_from(address.checked_sub(BASE)? / REGION).ok()?;
+        if address < BASE {
+            return self.host(address);
+        }
+        let region = usize::try_from((address - BASE) / REGION).ok()?;
         let index = self.regions.get(region)?.checked_sub(1)?;
         self.list.get(index as usize)
+    }
+
+    /// The host memory that holds `address`.
+    #[cold]
+    fn host(&self, address: u64) -> Option<&Allocation> {
+        let (base, block) = self.mapped.range(..=address).next_back()?;
+        (address - base < block.bytes).then_some(block)
     }
 
     /// The live allocation that holds all of `bytes` bytes at `address`, or what is wrong with them.
@@ -283,6 +328,10 @@ impl Memory {
     pub fn free(&self, address: u64) -> Result<(), MemoryError> {
         let mut all = self.lock_mut();
         let bytes = match all.find(address, 1) {
+            Ok(allocation) if allocation.borrowed => {
+                let reason = "it is the host's memory".to_owned();
+                return Err(MemoryError::BadFree { address, reason });
+            }
             Ok(allocation) if allocation.base == address => allocation.bytes,
             Ok(allocation) => {
                 let reason = format!(
@@ -304,6 +353,42 @@ impl Memory {
         Ok(())
     }
 
+    /// Lets the device reach host memory under its own address.
+    ///
+    /// # Safety
+    /// `data` is valid to read and write `bytes` bytes until [`Memory::unmap`] of its address, or the memory's end.
+    pub(crate) unsafe fn map(&self, data: *mut u8, bytes: usize) -> Result<(), MemoryError> {
+        let address = data.addr() as u64;
+        if bytes == 0 {
+            return Err(MemoryError::Empty);
+        }
+        let end = address.saturating_add(bytes as u64);
+        // Generic addresses of other spaces lie below, addresses of the device's own memory above.
+        if address < LOWEST_MAPPED || end > BASE {
+            let reason = "host memory that lies there cannot be mapped".to_owned();
+            return Err(MemoryError::BadRange {
+                address,
+                bytes: bytes as u64,
+                reason,
+            });
+        }
+        let mut all = self.lock_mut();
+        let Some(block) = Allocation::mapped(data, bytes) else {
+            return Err(MemoryError::OutOfMemory {
+                requested: bytes as u64,
+                free: self.capacity - all.used,
+                capacity: self.capacity,
+            });
+        };
+        all.mapped.insert(address, block);
+        Ok(())
+    }
+
+    /// Takes host memory away from the device; nothing happens if it was not mapped.
+    pub(crate) fn unmap(&self, address: u64) {
+        self.lock_mut().mapped.remove(&address);
+    }
+
     fn range<T>(
         &self,
         address: u64,
@@ -313,6 +398,17 @@ impl Memory {
         let all = self.lock();
         let (data, state) = all.pointers(address, bytes)?;
         Ok(then(data, state))
+    }
+
+    /// Whether a range lies inside one live allocation.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
+        match bytes {
+            0 => Ok(()),
+            _ => self.range(address, bytes, |_, _| ()),
+        }
     }
 
     /// Copies host bytes to the device.
@@ -401,69 +497,12 @@ impl Memory {
     /// Distinct bytes that the last launch read and wrote; clears the marks.
     pub(crate) fn take_marks(&self) -> (u64, u64) {
         let all = self.lock_mut();
-        all.list
-            .iter()
+        (all.list.iter())
+            .chain(all.mapped.values())
             .map(Allocation::take_marks)
             .fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_checked_to_the_byte() {
-        let memory = Memory::new(1 << 20);
-        let a = memory.alloc(100).unwrap();
-        assert_eq!(a % 256, 0);
-        assert_ne!(a % 512, 0, "aligned to no more than the driver promises");
-        memory.write(a + 90, &[1; 10]).unwrap();
-        let error = memory.write(a + 91, &[1; 10]).unwrap_err().to_string();
-        assert!(
-            error.contains("1 bytes past the 100-byte allocation"),
-            "{error}"
-        );
-        let error = memory.read(a - 1, &mut [0]).unwrap_err().to_string();
-        assert!(error.contains("1 bytes before"), "{error}");
-    }
-
-    #[test]
-    fn unwritten_bytes_read_as_nan_and_copies_keep_that() {
-        let memory = Memory::new(1 << 20);
-        let (a, b) = (memory.alloc(4).unwrap(), memory.alloc(4).unwrap());
-        memory.write(a, &[7, 7]).unwrap();
-        memory.copy(b, a, 4).unwrap();
-        let mut out = [0; 4];
-        memory.read(b, &mut out).unwrap();
-        assert_eq!(out, [7, 7, 0xff, 0xff]);
-    }
-
-    #[test]
-    fn freed_memory_is_told_from_unknown_memory() {
-        let memory = Memory::new(1000);
-        let a = memory.alloc(600).unwrap();
-        assert!(matches!(
-            memory.alloc(600),
-            Err(MemoryError::OutOfMemory { free: 400, .. })
-        ));
-        assert!(memory.free(a + 8).is_err());
-        memory.free(a).unwrap();
-        assert!(
-            memory
-                .free(a)
-                .unwrap_err()
-                .to_string()
-                .contains("was freed")
-        );
-        assert!(
-            memory
-                .write(a, &[1])
-                .unwrap_err()
-                .to_string()
-                .contains("was freed")
-        );
-        assert_ne!(memory.alloc(600).unwrap(), a, "addresses are not reused");
-        assert_eq!(memory.used(), 600);
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! Programs and modules: PTX parsed and lowered once, and its global variables placed in a device's memory.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 
+use crate::image::MachineCode;
 use crate::ir::{Body, Constant};
 use crate::lower::{self, Functions, LowerError, Place};
 use crate::memory::{Memory, MemoryError};
@@ -98,6 +99,10 @@ pub struct Program {
     names: HashMap<String, usize>,
     globals: Vec<Global>,
     files: HashMap<u32, String>,
+    /// What its image has beside the text.
+    code: Option<MachineCode>,
+    /// Read from the machine code when first asked for: many images are loaded for the few that are launched.
+    registers: OnceLock<BTreeMap<String, u32>>,
 }
 
 impl Program {
@@ -164,7 +169,21 @@ impl Program {
             names,
             globals,
             files,
+            code: None,
+            registers: OnceLock::new(),
         })
+    }
+
+    /// The same with the machine code that its image has for a device.
+    pub(crate) fn with_machine_code(self, code: Option<MachineCode>) -> Program {
+        Program { code, ..self }
+    }
+
+    /// The 32-bit registers that ptxas gave a thread of a kernel; `None` without machine code, for PTX does not tell.
+    pub fn registers(&self, kernel: &str) -> Option<u32> {
+        let code = self.code.as_ref()?;
+        let registers = self.registers.get_or_init(|| code.registers());
+        registers.get(kernel).copied()
     }
 
     /// A kernel by name.

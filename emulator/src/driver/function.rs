@@ -12,6 +12,7 @@ use super::module::LoadedModule;
 use super::state::{Driver, driver};
 use crate::device::Device;
 use crate::module::Kernel;
+use crate::occupancy::Block;
 
 // `CUfunction_attribute`.
 const MAX_THREADS_PER_BLOCK: u32 = 0;
@@ -71,6 +72,11 @@ impl Function {
         kernel.ok_or_else(|| Error::new(code::NOT_FOUND, "the kernel is gone"))
     }
 
+    /// 32-bit registers of a thread, if the image had machine code for the device.
+    pub(super) fn registers(&self) -> Option<u32> {
+        self.module.module.program().registers(self.name())
+    }
+
     /// Bytes of dynamic shared memory that a launch may ask for.
     pub(super) fn dynamic_shared_limit(&self) -> u32 {
         self.dynamic_shared.load(Relaxed)
@@ -81,14 +87,30 @@ impl Function {
         let value = match attribute {
             MAX_THREADS_PER_BLOCK => {
                 let own = kernel.max_threads.unwrap_or(device.max_threads_per_block);
-                own.min(device.max_threads_per_block)
+                let most = own.min(device.max_threads_per_block);
+                let fits = |threads: u32| {
+                    let block = Block {
+                        threads: threads.into(),
+                        shared: 0,
+                        registers: self.registers(),
+                    };
+                    block.registers_suffice(device)
+                };
+                let smaller = (1..).map_while(|warps| most.checked_sub(warps * device.warp_size));
+                (std::iter::once(most).chain(smaller))
+                    .find(|threads| fits(*threads))
+                    .unwrap_or(0)
             }
             SHARED_SIZE => kernel.static_shared,
             LOCAL_SIZE => kernel.local_bytes,
-            NUM_REGS => {
-                let text = "PTX does not tell how many registers a kernel takes: ask ptxas -v";
-                return Err(Error::unsupported(text));
-            }
+            NUM_REGS => self.registers().ok_or_else(|| {
+                Error::unsupported(format!(
+                    "{}: PTX does not tell how many registers a kernel takes, and its image has no machine code for \
+                     sm_{}: add code=sm_{1}, or ask ptxas -v",
+                    self.name(),
+                    device.arch()
+                ))
+            })?,
             PTX_VERSION | BINARY_VERSION => device.arch(),
             CONST_SIZE | CACHE_MODE_CA => 0,
             MAX_DYNAMIC_SHARED_SIZE => self.dynamic_shared_limit(),

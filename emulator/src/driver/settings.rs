@@ -16,8 +16,8 @@ use crate::exec::{Options, Schedule};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The device to pose as, `sm_80` (default) or `sm_90`. Can change only while no context
-    /// exists. `CUDA_EMULATOR_ARCH`.
+    /// The device to pose as, `sm_80` (default), `sm_86`, `sm_89` or `sm_90`. Can change only while no
+    /// context exists. `CUDA_EMULATOR_ARCH`.
     pub arch: Option<String>,
     /// Bytes of device memory, 8 GiB by default. Can change only while no context exists.
     /// `CUDA_EMULATOR_MEMORY`.
@@ -31,6 +31,9 @@ pub struct Settings {
     pub max_instructions: Option<u64>,
     /// Print each launch's report to stderr; no by default. `CUDA_EMULATOR_REPORT`.
     pub report: Option<bool>,
+    /// Faults come as on hardware: the launch succeeds, every later call in its context fails, and only the context's end
+    /// makes the device usable again. No by default, so that one process can meet many faults. `CUDA_EMULATOR_STICKY`.
+    pub sticky: Option<bool>,
     /// Do not print faults to stderr: for tests that expect them. No by default.
     pub quiet: Option<bool>,
 }
@@ -41,6 +44,7 @@ pub(super) struct Config {
     pub(super) device: Device,
     pub(super) options: Options,
     pub(super) report: bool,
+    pub(super) sticky: bool,
     pub(super) quiet: bool,
 }
 
@@ -82,19 +86,22 @@ fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config>
         };
         variable(name).map(parse).transpose()
     };
+    let flag = |name| variable(name).map(|text| !matches!(&*text, "" | "0"));
     let threads = number("CUDA_EMULATOR_THREADS")?;
     let settings = Settings {
         arch: variable("CUDA_EMULATOR_ARCH"),
         memory: number("CUDA_EMULATOR_MEMORY")?,
         threads: threads.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         schedule: variable("CUDA_EMULATOR_SCHEDULE"),
-        report: variable("CUDA_EMULATOR_REPORT").map(|text| !matches!(&*text, "" | "0")),
+        report: flag("CUDA_EMULATOR_REPORT"),
+        sticky: flag("CUDA_EMULATOR_STICKY"),
         ..Settings::default()
     };
     let defaults = Config {
         device: Device::default(),
         options: Options::default(),
         report: false,
+        sticky: false,
         quiet: false,
     };
     defaults.with(&settings)
@@ -131,6 +138,7 @@ impl Config {
             self.options.max_instructions = limit;
         }
         self.report = settings.report.unwrap_or(self.report);
+        self.sticky = settings.sticky.unwrap_or(self.sticky);
         self.quiet = settings.quiet.unwrap_or(self.quiet);
         Ok(self)
     }
@@ -155,20 +163,21 @@ mod tests {
             ("CUDA_EMULATOR_THREADS", "3"),
             ("CUDA_EMULATOR_SCHEDULE", "adversarial:7"),
             ("CUDA_EMULATOR_REPORT", "1"),
+            ("CUDA_EMULATOR_STICKY", "1"),
         ])
         .unwrap();
         assert_eq!(config.device.arch(), 90);
         assert_eq!(config.device.total_memory, 1 << 20);
         assert_eq!(config.options.threads, 3);
         assert_eq!(config.options.schedule, Schedule::Adversarial(7));
-        assert!(config.report && !config.quiet);
+        assert!(config.report && config.sticky && !config.quiet);
     }
 
     #[test]
     fn nothing_set_is_the_baseline() {
         let config = environment(&[("CUDA_EMULATOR_REPORT", "0")]).unwrap();
         assert_eq!(config.device, Device::sm_80());
-        assert!(!config.report);
+        assert!(!config.report && !config.sticky);
     }
 
     #[test]

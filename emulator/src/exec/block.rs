@@ -112,6 +112,7 @@ impl<'l> Block<'l> {
         for (&count, &class) in self.context.issued.iter().zip(&self.context.body.classes) {
             report.instructions[class as usize] += count;
         }
+        report.mma_multiply_adds = report.mma.iter().sum();
         report
     }
 

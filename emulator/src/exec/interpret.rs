@@ -8,6 +8,7 @@ use super::{
     atomic, call, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
     product, wgmma,
 };
+use crate::class::MatrixKind;
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -411,7 +412,7 @@ fn run_group<const AVX2: bool>(
                 match &op.code {
                     Code::Mma(mma) => {
                         multiply::<AVX2>(&mut warp.registers, mma);
-                        context.report.mma_multiply_adds += 16 * 8 * u64::from(mma.k);
+                        context.report.mma[MatrixKind::Half as usize] += 16 * 8 * u64::from(mma.k);
                     }
                     Code::Collective(op) => product::run(warp, context, op),
                     Code::LoadMatrix(matrix) => matrix::load(warp, context, matrix)?,

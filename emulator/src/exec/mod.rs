@@ -42,6 +42,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::ir::{Constant, Special};
 use crate::memory::{Allocations, Memory};
 use crate::module::{Kernel, Module};
+use crate::occupancy;
 use crate::race::WARP_LIMIT;
 use crate::report::Report;
 
@@ -275,6 +276,7 @@ pub fn launch(
         grid: launch.grid,
         block: launch.block,
         shared_bytes: kernel.shared_bytes(launch.dynamic_shared),
+        registers: launch.module.program().registers(launch.kernel),
         ..Report::default()
     };
     for part in &reports {
@@ -348,7 +350,8 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         message,
         others: Vec::new(),
     };
-    let refuse = |message: String| Err(fault(FaultKind::Resources, message));
+    let refuse = |message: String| Err(fault(FaultKind::Configuration, message));
+    let lacks = |message: String| Err(fault(FaultKind::Resources, message));
     let Some(kernel) = launch.module.program().kernel(launch.kernel) else {
         return refuse(format!("the module has no kernel `{}`", launch.kernel));
     };
@@ -395,9 +398,21 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
             "{total} bytes of static and dynamic shared memory; the device allows {most}"
         ));
     }
+    let registers = launch.module.program().registers(launch.kernel);
+    let block = occupancy::Block {
+        threads,
+        shared: total.into(),
+        registers,
+    };
+    if let Some(registers) = registers.filter(|_| !block.registers_suffice(device)) {
+        let most = device.registers_per_block;
+        return lacks(format!(
+            "a block of {threads} threads of {registers} registers each; the device allows {most} in all"
+        ));
+    }
     if kernel.local_bytes > MAX_LOCAL {
         let bytes = kernel.local_bytes;
-        return refuse(format!(
+        return lacks(format!(
             "{bytes} bytes of local memory a thread; devices have {MAX_LOCAL}"
         ));
     }
@@ -435,12 +450,12 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         ));
     }
     if blocks as usize * threads.div_ceil(32) as usize > WARP_LIMIT {
-        return refuse(format!(
+        return lacks(format!(
             "a cluster of {blocks} blocks of {threads} threads; the race detector tells {WARP_LIMIT} warps apart"
         ));
     }
     if kernel.body.ops.len() >= 1 << 24 {
-        return refuse(format!(
+        return lacks(format!(
             "{} instructions; the race detector tells 16,777,215 apart",
             kernel.body.ops.len()
         ));

@@ -12,6 +12,7 @@ use super::descriptor::Descriptor;
 use super::reads::Read;
 use super::registers::{LANES, Registers};
 use super::warp::{Stop, Warp};
+use crate::class::MatrixKind;
 use crate::fault::FaultKind;
 use crate::ir::{Accumulator, MatrixElement, Pc, Slot, Wgmma, WgmmaSource};
 use crate::race::{Accessor, AgentLane};
@@ -235,7 +236,7 @@ pub(super) fn multiply(warp: &mut Warp, context: &mut Context<'_>, wgmma: &Wgmma
     } else {
         multiply_floats(&mut warp.registers, wgmma, &a, &b, adds);
     }
-    context.report.mma_multiply_adds += (ROWS * n * k) as u64;
+    context.report.mma[MatrixKind::from(wgmma.a_kind) as usize] += (ROWS * n * k) as u64;
     Ok(())
 }
 

@@ -3,13 +3,16 @@
 //! The inputs are those of the other tests, changed at random from a fixed seed, so that a failure is the same on every run.
 //! `fuzz/` has the same as targets of cargo-fuzz, which run without end.
 
+#[path = "../support/cubin.rs"]
+mod cubin;
 #[path = "../support/fatbin.rs"]
 mod fatbin;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use cuda_emulator::{Device, Program, ptx};
+use cubin::cubin;
+use cuda_emulator::{Device, Program, ptx, registers};
 use fatbin::{Entry, Packing, fatbin, ptx as plain};
 
 /// Mutants of each kind of input.
@@ -209,7 +212,13 @@ fn a_changed_image_is_read_or_refused() {
         packing,
         payload: texts[at].as_bytes(),
     };
+    let code = cubin(80, &[("walk", 255), ("step", 24)]);
+    let machine = Entry {
+        payload: &code,
+        ..entry(2, 80, 0, Packing::Plain, 0)
+    };
     let images = [
+        fatbin(&[machine]),
         fatbin(&[plain(80, &texts[0])]),
         fatbin(&[
             entry(1, 80, 0, Packing::Zstd, 1),
@@ -221,7 +230,7 @@ fn a_changed_image_is_read_or_refused() {
         ]),
     ];
     let mut random = Random(2);
-    let mut read = 0;
+    let (mut read, mut told) = (0, 0);
     for _ in 0..IMAGES {
         let mut image = random.pick(&images);
         for _ in 0..1 + random.below(3) {
@@ -241,6 +250,7 @@ fn a_changed_image_is_read_or_refused() {
         survives(&shown, || {
             for device in [Device::sm_80(), Device::sm_90()] {
                 read += usize::from(ptx(&image, &device).is_ok());
+                told += registers(&image, &device).len();
             }
         });
     }
@@ -248,4 +258,5 @@ fn a_changed_image_is_read_or_refused() {
         (IMAGES / 20..2 * IMAGES * 19 / 20).contains(&read),
         "{read}"
     );
+    assert!((IMAGES / 40..IMAGES / 2).contains(&told), "{told}");
 }

@@ -88,7 +88,7 @@ fn launches_beyond_the_device_are_refused() {
     ];
     for (call, part) in cases {
         let fault = bench.run(&call).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Resources, "{fault}");
+        assert_eq!(fault.kind, FaultKind::Configuration, "{fault}");
         assert!(
             fault.to_string().contains(part),
             "`{part}` is not in: {fault}"
@@ -121,7 +121,7 @@ fn shared_memory_is_what_the_device_has() {
         (Device::sm_80(), 200 << 10),
     ] {
         let fault = bench.run(&ask(device, dynamic)).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Resources);
+        assert_eq!(fault.kind, FaultKind::Configuration);
         assert!(fault.message.contains("bytes of"), "{fault}");
     }
     let report = bench.run(&ask(Device::sm_80(), 100)).unwrap();
@@ -166,7 +166,7 @@ fn parameters_beyond_the_device_are_refused() {
     };
     with(32_764 - 16).unwrap();
     let fault = with(32_764 - 15).unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Resources);
+    assert_eq!(fault.kind, FaultKind::Configuration);
     assert!(
         fault
             .message
