@@ -3,7 +3,7 @@
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::LANES;
 use super::warp::{Stop, Warp};
-use super::{bulk, cluster, mbarrier, wgmma};
+use super::{bulk, cluster, mbarrier, tensor_map, wgmma};
 use crate::fault::FaultKind;
 use crate::ir::{Hopper, Pred, Slot};
 
@@ -50,6 +50,8 @@ pub(super) fn run(
         Hopper::FenceProxy => context.detector.fence_proxy(warp.index, active, warp.at),
         Hopper::FenceInit => context.fence_init(warp, active),
         &Hopper::Elect { d, p, members } => elect(warp, active, (d, p), members),
+        Hopper::ReplaceMap { at, field } => tensor_map::replace(warp, context, at, field, active)?,
+        Hopper::CopyMap { to, from } => tensor_map::copy(warp, context, to, from, active)?,
         &Hopper::SetRegisters { count } => set_registers(warp, context, count)?,
     }
     Ok(None)

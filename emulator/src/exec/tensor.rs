@@ -96,10 +96,9 @@ fn read_map(warp: &Warp, context: &mut Context<'_>, at: &Address, lane: usize) -
             return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
         }
     }
-    TensorMap::decode(&bytes).ok_or_else(|| {
-        let message = format!(
-            "the {TENSOR_MAP_BYTES} bytes at {address:#x} are no tensor map that cuTensorMapEncodeTiled made"
-        );
+    TensorMap::decode(&bytes).map_err(|rule| {
+        let message =
+            format!("the {TENSOR_MAP_BYTES} bytes at {address:#x} are no tensor map: {rule}");
         Trouble::new(FaultKind::Trap, lane as u32, message)
     })
 }

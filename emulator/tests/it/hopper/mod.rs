@@ -2,5 +2,6 @@
 
 mod pipeline;
 mod tensor;
+mod tensor_replace;
 mod wgmma;
 mod wgmma_faults;
