@@ -39,6 +39,7 @@ fuzz_target!(|text: &str| {
             let asked = Launch {
                 params: &params,
                 dynamic_shared: 1 << 10,
+                dynamic_shared_limit: 1 << 10,
                 ..Launch::new(&module, &kernel.name, [2, 1, 1], [64, 1, 1])
             };
             let _ = launch(&asked, &device, &memory, &options);
