@@ -29,9 +29,10 @@
 //! `st.async` and `red.async`, clusters of 16.
 //!
 //! What is asynchronous ends as late as the program allows, or at random in an adversarial [`Schedule`]. Products are
-//! computed at their issue, from what shared memory holds then; that nobody changes it before their end is judged. A
-//! matrix descriptor's base offset is taken as the line of the pattern that address 0 would lie in: the manual does not
-//! say more. Loads and stores with `.shared` accept addresses of the whole cluster.
+//! computed at their issue, from what shared memory holds then; that nobody changes it before their end is judged. An
+//! mbarrier that a bulk copy tells must have been shown to the async proxy, by `fence.mbarrier_init` or
+//! `fence.proxy.async`; a block must not exit while another may still reach into its memory. Where `.maxnreg` says what a
+//! block has, a `setmaxnreg.inc` waits until others have given enough back.
 //!
 //! # Life of a launch
 //! `cuModuleLoadData` picks the PTX of the device posed as (`image`), parses it (`syntax`) and lowers it to flat operations

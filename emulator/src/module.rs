@@ -66,6 +66,8 @@ pub struct Kernel {
     pub(crate) frame_bytes: u32,
     /// `.maxntid` or `.reqntid`: the most threads a block may have.
     pub max_threads: Option<u32>,
+    /// `.maxnreg`: the registers of a thread when it starts.
+    pub(crate) registers: Option<u32>,
     /// `.reqnctapercluster`: the blocks of a cluster along x, y and z.
     pub cluster: Option<[u32; 3]>,
     pub(crate) body: Body,
@@ -142,6 +144,7 @@ impl Program {
                 local_bytes: lowered.local_bytes,
                 frame_bytes: lowered.frame_bytes,
                 max_threads: function.max_threads,
+                registers: function.registers,
                 cluster: function.cluster,
                 body: lowered.body,
             });

@@ -13,6 +13,7 @@
 //! other means is marked until a fence.proxy.async follows it: the async proxy may not touch it before.
 
 mod agent;
+mod cluster;
 #[cfg(test)]
 mod tests;
 
@@ -208,6 +209,8 @@ pub(crate) struct Detector {
     readers: Vec<u32>,
     /// Grains that may be marked as unfenced.
     dirty: Vec<u32>,
+    /// Accesses across blocks.
+    reach: cluster::Reach,
 }
 
 impl Detector {
@@ -240,6 +243,7 @@ impl Detector {
             agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
             readers: vec![0; if asynchronous { blocks * grains } else { 0 }],
             dirty: Vec::new(),
+            reach: cluster::Reach::new(agent),
         };
         detector.reset();
         detector
@@ -260,6 +264,7 @@ impl Detector {
         self.agent_reads.fill(Event(0));
         self.readers.fill(0);
         self.dirty.clear();
+        self.reach.reset();
     }
 
     fn now(&self, warp: usize) -> Clock {

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 };
 
 use super::registers::{LANES, Registers};
-use crate::ir::{Mma, Scalar, Slot};
+use crate::ir::{Mma, Scalar};
 
 const TILE: usize = 8;
 
@@ -65,6 +65,8 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
         let words = r.row(mma.b[step]);
         *columns = transpose(ORDER.map(|n| row(words, n, mma.kind)));
     }
+    // D may lie in registers of A, B or C
+    let mut out = [[0u32; LANES]; 4];
     for half in 0..2 {
         let mut a = [[0f32; TILE * TILE]; 2];
         for (step, tile) in a.iter_mut().enumerate().take(steps) {
@@ -79,11 +81,11 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
                 };
             }
         }
-        let (even, odd): (Slot, Slot) = (2 * half as Slot, 2 * half as Slot + 1);
+        let (even, odd) = (2 * half, 2 * half + 1);
         for index in 0..TILE {
             let mut vector = [0u32; TILE];
-            vector[..4].copy_from_slice(&r.row(mma.c[usize::from(even)])[4 * index..4 * index + 4]);
-            vector[4..].copy_from_slice(&r.row(mma.c[usize::from(odd)])[4 * index..4 * index + 4]);
+            vector[..4].copy_from_slice(&r.row(mma.c[even])[4 * index..4 * index + 4]);
+            vector[4..].copy_from_slice(&r.row(mma.c[odd])[4 * index..4 * index + 4]);
             // SAFETY: `vector` is eight words long, and any bits are a float.
             let mut sum = unsafe { _mm256_loadu_ps(vector.as_ptr().cast()) };
             for step in 0..steps {
@@ -97,10 +99,11 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
             }
             // SAFETY: `vector` is eight words long.
             unsafe { _mm256_storeu_ps(vector.as_mut_ptr().cast(), sum) };
-            r.row_mut(mma.d[usize::from(even)])[4 * index..4 * index + 4]
-                .copy_from_slice(&vector[..4]);
-            r.row_mut(mma.d[usize::from(odd)])[4 * index..4 * index + 4]
-                .copy_from_slice(&vector[4..]);
+            out[even][4 * index..4 * index + 4].copy_from_slice(&vector[..4]);
+            out[odd][4 * index..4 * index + 4].copy_from_slice(&vector[4..]);
         }
+    }
+    for (&slot, words) in mma.d.iter().zip(&out) {
+        *r.row_mut(slot) = *words;
     }
 }

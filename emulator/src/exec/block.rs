@@ -143,7 +143,7 @@ impl<'l> Block<'l> {
                 only_sliced &= matches!(stop, Ok(Stop::Slice));
                 match stop {
                     Err(trouble) => return Err(self.fault(at, *trouble)),
-                    Ok(Stop::Exited) => self.exit(at),
+                    Ok(Stop::Exited) => self.exit(at)?,
                     Ok(stop @ (Stop::Polled | Stop::Retry)) => {
                         self.warps[at].gave_way = Some(self.context.changes);
                         self.warps[at].polls = matches!(stop, Stop::Polled);
@@ -195,6 +195,7 @@ impl<'l> Block<'l> {
             warp.lacks_cluster = 0;
         }
         self.context.gate.open();
+        self.context.detector.open_gate();
         self.context.cluster_phase += 1;
         self.context.changes += 1;
     }
@@ -211,14 +212,32 @@ impl<'l> Block<'l> {
         Err(self.fault(at, *Trouble::new(FaultKind::Timeout, None, message)))
     }
 
-    fn exit(&mut self, at: usize) {
+    fn exit(&mut self, at: usize) -> Result<(), Box<Fault>> {
         self.warps[at].state = State::Exited;
         let block = self.warps[at].block;
         let mut warps = self.warps[block * self.size..][..self.size].iter();
         if warps.all(|warp| matches!(warp.state, State::Exited)) {
             self.context.exited[block] = true;
             self.context.changes += 1;
+            self.check_reach(block)?;
         }
+        Ok(())
+    }
+
+    /// A block has exited: nobody may be able to reach into its memory later, had it been faster.
+    fn check_reach(&mut self, block: usize) -> Result<(), Box<Fault>> {
+        if self.places.len() == 1 {
+            return Ok(());
+        }
+        let Some(stray) = self.context.detector.stray(block) else {
+            return Ok(());
+        };
+        self.warps[stray.warp].at = stray.pc;
+        let message = format!(
+            "reaches into shared memory of block {block} of the cluster, which has exited since: nothing makes it wait"
+        );
+        let trouble = Trouble::new(FaultKind::Race, stray.lane, message);
+        Err(self.fault(stray.warp, *trouble))
     }
 
     /// No warp can go on: something under way ends, or a warp that polls stops waiting. False if there is nothing of the
@@ -260,7 +279,7 @@ impl<'l> Block<'l> {
         for (at, group) in self.context.warpgroups.iter().enumerate() {
             if let Some(late) = group.straggler() {
                 let at = at / groups * self.size + at % groups * wgmma::WARPS + late;
-                let message = "the block ends, and this warp has executed fewer wgmma instructions than others of its warpgroup";
+                let message = "the block ends, and this warp has executed fewer instructions of its warpgroup than others";
                 return Err(self.fault(at, *Trouble::new(FaultKind::Divergence, None, message)));
             }
         }

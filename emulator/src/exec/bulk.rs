@@ -140,17 +140,20 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
                 load(warp, context, bulk, lane, data, &targets)?;
             }
             Route::Across => {
-                let at = context.shared_place(lane as u32, from, size, false)?;
+                let at = context.shared_place((warp.at, lane as u32), from, size, false)?;
                 let read = read_shared(warp, context, lane, vec![(at, size)])?;
                 let data = Data {
                     bytes: context.shared[at..at + size].to_vec(),
                     valid: vec![true; size],
-                    pieces: vec![(context.shared_place(lane as u32, to, size, true)?, size)],
+                    pieces: vec![(
+                        context.shared_place((warp.at, lane as u32), to, size, true)?,
+                        size,
+                    )],
                 };
                 begin(warp, context, bulk, lane, data, Some(read), reduce)?;
             }
             Route::Store => {
-                let at = context.shared_place(lane as u32, from, size, false)?;
+                let at = context.shared_place((warp.at, lane as u32), from, size, false)?;
                 context.check_global(lane as u32, to, size, true)?;
                 let read = read_shared(warp, context, lane, vec![(at, size)])?;
                 let writes = vec![(to, context.shared[at..at + size].to_vec())];
@@ -173,7 +176,7 @@ pub(super) fn load(
 ) -> Done {
     let Some(mask) = bulk.multicast else {
         for &(address, size) in targets {
-            let place = context.shared_place(lane as u32, address, size, true)?;
+            let place = context.shared_place((warp.at, lane as u32), address, size, true)?;
             data.pieces.push((place, size));
         }
         return begin(warp, context, bulk, lane, data, None, None);
@@ -188,7 +191,7 @@ pub(super) fn load(
         data.pieces.clear();
         for &(address, size) in targets {
             let address = context.address_in(rank, address);
-            let place = context.shared_place(lane as u32, address, size, true)?;
+            let place = context.shared_place((warp.at, lane as u32), address, size, true)?;
             data.pieces.push((place, size));
         }
         begin_at(warp, context, bulk, lane, data.clone(), Some(rank))?;
@@ -237,7 +240,7 @@ fn push(
     read: Option<Read>,
     reduce: Option<Reduce>,
 ) -> Done {
-    mbarrier::check(warp, context, mbarrier, lane)?;
+    mbarrier::check_shown(warp, context, mbarrier, lane)?;
     let by = mbarrier::accessor(warp, lane);
     for &(at, size) in &data.pieces {
         if let Err(refusal) = context.detector.issue_write(at, size, by) {
@@ -399,10 +402,8 @@ pub(super) fn complete(context: &mut Context<'_>, warps: &mut [Warp], at: usize)
     };
     let pending = context.pending.remove(at);
     context.detector.agent_period();
-    let (lane, agent) = (
-        pending.lane as usize,
-        AgentLane::of_mbarrier(pending.mbarrier),
-    );
+    let lane = pending.lane as usize;
+    let agent = mbarrier::told(context, pending.mbarrier, lane)?.agent;
     match pending.what {
         What::Copies { until } => {
             copy::finish(&mut warps[pending.warp], context, lane, until, agent);

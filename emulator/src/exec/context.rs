@@ -7,6 +7,7 @@ use super::Shared as Launching;
 use super::bulk::Pending;
 use super::cluster::Gate;
 use super::mbarrier::{self, Mbarrier};
+use super::registers::LANES;
 use super::traffic::count_range;
 pub(super) use super::traffic::{count_global, count_shared};
 use super::warp::Warp;
@@ -93,6 +94,8 @@ pub(super) struct Context<'l> {
     pub detector: Detector,
     /// mbarriers by where they lie in `shared`.
     pub mbarriers: BTreeMap<usize, Mbarrier>,
+    /// mbarriers that were initialised in each block.
+    pub initialised: Vec<u32>,
     /// Ends of the cluster's barrier when a fence.mbarrier_init showed an mbarrier to the cluster.
     pub init_fences: BTreeMap<usize, u64>,
     /// Times that the barrier of the cluster has opened.
@@ -104,12 +107,15 @@ pub(super) struct Context<'l> {
     pub changes: u64,
     /// Blocks whose warps have all exited.
     pub exited: Vec<bool>,
-    /// Registers a thread of each warp, where setmaxnreg said so, and the most that a block has.
+    /// Registers a thread of each warp: `.maxnreg`, then what setmaxnreg said; 0 where nothing did.
     pub registers: Vec<u32>,
     /// Warps of one block, and the warpgroups of all.
     pub block_warps: usize,
     pub warpgroups: Vec<Warpgroup>,
-    pub register_limit: u32,
+    /// Registers of a block, and whether the kernel says how many.
+    pub register_pool: (u32, bool),
+    /// What a warp has of them at its start.
+    start_registers: u32,
     /// Times each operation was issued, a warp at a time.
     pub issued: Vec<u64>,
     pub report: Report,
@@ -123,6 +129,7 @@ impl<'l> Context<'l> {
         let body = &launch.kernel.body;
         let block_bytes = launch.kernel.shared_bytes(launch.launch.dynamic_shared) as usize;
         let stride = block_bytes.next_multiple_of(16);
+        let start_registers = launch.kernel.registers.unwrap_or(0);
         Context {
             body,
             allocations: launch.allocations,
@@ -134,16 +141,21 @@ impl<'l> Context<'l> {
             own: 0,
             detector: Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy),
             mbarriers: BTreeMap::new(),
+            initialised: vec![0; blocks],
             init_fences: BTreeMap::new(),
             cluster_phase: 0,
             gate: Gate::default(),
             pending: Vec::new(),
             changes: 0,
             exited: vec![false; blocks],
-            registers: vec![0; blocks * warps],
+            registers: vec![start_registers; blocks * warps],
             block_warps: warps,
             warpgroups: warpgroups(blocks, warps),
-            register_limit: launch.device.registers_per_block,
+            register_pool: match launch.kernel.registers {
+                Some(each) => (each * (warps * LANES) as u32, true),
+                None => (launch.device.registers_per_block, false),
+            },
+            start_registers,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
             clock: 0,
@@ -154,13 +166,14 @@ impl<'l> Context<'l> {
     pub(super) fn reset(&mut self) {
         self.detector.reset();
         self.mbarriers.clear();
+        self.initialised.fill(0);
         self.init_fences.clear();
         self.cluster_phase = 0;
         self.gate = Gate::default();
         self.pending.clear();
         self.changes = 0;
         self.exited.fill(false);
-        self.registers.fill(0);
+        self.registers.fill(self.start_registers);
         self.warpgroups = warpgroups(self.exited.len(), self.block_warps);
         self.clock = 0;
     }
@@ -170,20 +183,29 @@ impl<'l> Context<'l> {
         self.own = rank * self.stride;
     }
 
+    /// The block that a byte of the cluster's shared memory belongs to.
+    pub(super) fn block_at(&self, at: usize) -> usize {
+        at / self.stride.max(1)
+    }
+
     /// The offset in its block of a byte of the cluster's shared memory.
     pub(super) fn offset_in_block(&self, at: usize) -> usize {
         at % self.stride.max(1)
     }
 
-    /// `fence.mbarrier_init`: the mbarriers that these lanes have initialised, or have seen initialised, are shown to
-    /// all that the barrier of the cluster lets go on from here.
-    pub(super) fn fence_init(&mut self, warp: &Warp, active: u32) {
-        for &at in self.mbarriers.keys() {
+    /// A fence shows the async proxy the mbarriers that these lanes have initialised, or have seen initialised. With
+    /// `cluster`, as `fence.mbarrier_init` does, all that the barrier of the cluster lets go on from here see them too.
+    pub(super) fn show_mbarriers(&mut self, warp: &Warp, active: u32, cluster: bool) {
+        for (&at, barrier) in &mut self.mbarriers {
+            if barrier.shown && !cluster {
+                continue;
+            }
             let seen = lanes(active).any(|lane| {
                 let by = mbarrier::accessor(warp, lane);
                 self.detector.use_object(at, by).is_ok()
             });
-            if seen {
+            barrier.shown |= seen;
+            if seen && cluster {
                 self.init_fences.entry(at).or_insert(self.cluster_phase);
             }
         }
@@ -303,12 +325,12 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn shared_offset(
         &self,
-        lane: u32,
+        (pc, lane): (Pc, u32),
         address: u64,
         bytes: usize,
         write: bool,
     ) -> Done<usize> {
-        let at = self.shared_place(lane, address, bytes, write)?;
+        let at = self.shared_place((pc, lane), address, bytes, write)?;
         if !address.is_multiple_of(bytes as u64) {
             let verb = if write { "writes" } else { "reads" };
             let message = format!(
@@ -323,7 +345,7 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn shared_place(
         &self,
-        lane: u32,
+        (pc, lane): (Pc, u32),
         address: u64,
         bytes: usize,
         write: bool,
@@ -334,7 +356,7 @@ impl<'l> Context<'l> {
         if inside {
             return Ok(self.own + address as usize);
         }
-        self.remote_offset(lane, address, bytes, write)
+        self.remote_offset((pc, lane), address, bytes, write)
     }
 
     /// The address of the same offset in block `rank` of the cluster.
@@ -415,7 +437,13 @@ impl<'l> Context<'l> {
 
     /// The place of an address that does not lie in the block's own memory: see [`CLUSTER_SHIFT`].
     #[cold]
-    fn remote_offset(&self, lane: u32, address: u64, bytes: usize, write: bool) -> Done<usize> {
+    fn remote_offset(
+        &self,
+        (pc, lane): (Pc, u32),
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done<usize> {
         let verb = if write { "writes" } else { "reads" };
         let (rank, offset) = (
             address >> CLUSTER_SHIFT,
@@ -443,13 +471,19 @@ impl<'l> Context<'l> {
             );
             return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
         }
+        if rank * self.stride != self.own && self.body.near.get(pc as usize) == Some(&true) {
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory of block {rank} of the cluster by an instruction that reaches its own alone"
+            );
+            return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
+        }
         Ok(rank * self.stride + offset as usize)
     }
 
     /// Reads shared bytes of one lane, or of the warp by the row that a lane names.
     #[inline]
     pub(super) fn load_shared(&mut self, by: Accessor, address: u64, out: &mut [u8]) -> Done {
-        let at = self.shared_offset(by.lane, address, out.len(), false)?;
+        let at = self.shared_offset((by.pc, by.lane), address, out.len(), false)?;
         if let Err(refusal) = self.detector.read(at, out.len(), by) {
             return Err(refused(self, by, at, out.len(), "reads", refusal));
         }
@@ -460,7 +494,7 @@ impl<'l> Context<'l> {
     /// Writes shared bytes of one lane.
     #[inline]
     pub(super) fn store_shared(&mut self, by: Accessor, address: u64, bytes: &[u8]) -> Done {
-        let at = self.shared_offset(by.lane, address, bytes.len(), true)?;
+        let at = self.shared_offset((by.pc, by.lane), address, bytes.len(), true)?;
         if let Err(refusal) = self.detector.write(at, bytes.len(), by) {
             // threads may write one value to one place: whichever comes last, it stands there
             if !refusal.is_plain_write() || self.shared[at..at + bytes.len()] != *bytes {

@@ -92,7 +92,7 @@ pub(super) fn issue(
             collective: false,
             strong: false,
         };
-        let at = context.shared_offset(by.lane, to[lane], size, true)?;
+        let at = context.shared_offset((by.pc, by.lane), to[lane], size, true)?;
         if let Err(refusal) = context.detector.issue(at, size, by) {
             return Err(refused(context, by, at, size, "copies into", refusal));
         }

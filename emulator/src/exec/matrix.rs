@@ -128,7 +128,8 @@ fn tile(r: &Registers, slot: Slot, kind: Scalar) -> [f32; TILE * TILE] {
 /// A is rows 0 to 7, then rows 8 to 15, of each step of 8 columns; B comes column by column.
 pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
     let steps = usize::from(mma.k) / TILE;
-    for half in 0..2 {
+    // both halves before the first write: D may lie in registers of A, B or C
+    let sums = [0, 1].map(|half| {
         let mut sums = accumulator(r, mma, half);
         for step in 0..steps {
             let a = tile(r, mma.a[2 * step + half], mma.kind);
@@ -140,7 +141,10 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
                 }
             }
         }
-        set_accumulator(r, mma, half, &sums);
+        sums
+    });
+    for (half, sums) in sums.iter().enumerate() {
+        set_accumulator(r, mma, half, sums);
     }
 }
 
@@ -152,7 +156,7 @@ fn accumulator(r: &Registers, mma: &Mma, half: usize) -> [f32; TILE * TILE] {
     std::array::from_fn(|at| f32::from_bits(r.row(mma.c[2 * half + at % 2])[at / 2]))
 }
 
-/// The same rows of D. D may lie in C's registers: those of this half were read before.
+/// The same rows of D.
 fn set_accumulator(r: &mut Registers, mma: &Mma, half: usize, sums: &[f32; TILE * TILE]) {
     if mma.half_accumulator {
         let pack =
@@ -197,28 +201,33 @@ mod tests {
             }
         };
         for (k, kind) in [(16, Scalar::F16), (8, Scalar::F16), (16, Scalar::Bf16)] {
-            // the destination overlaps the accumulator, as compilers write it
-            let mma = Mma {
-                kind,
-                k,
-                half_accumulator: false,
-                d: [0, 1, 2, 3],
-                a: [4, 5, 6, 7],
-                b: [8, 9],
-                c: [0, 1, 2, 3],
-            };
-            let (mut plain, mut fast) = (Registers::new(14, 2), Registers::new(14, 2));
-            fill(&mut plain);
-            fill(&mut fast);
-            multiply(&mut plain, &mma);
-            // SAFETY: `has_avx2` said so.
-            unsafe { crate::exec::avx2::multiply(&mut fast, &mma) };
-            for slot in 0..4 {
-                assert_eq!(
-                    plain.row(slot),
-                    fast.row(slot),
-                    "{kind:?} k {k} register {slot}"
-                );
+            // the destination is apart, then overlaps the accumulator, as compilers write it, then everything
+            for d in [[10, 11, 12, 13], [0, 1, 2, 3], [3, 5, 8, 7]] {
+                let mma = Mma {
+                    kind,
+                    k,
+                    half_accumulator: false,
+                    d,
+                    a: [4, 5, 6, 7],
+                    b: [8, 9],
+                    c: [0, 1, 2, 3],
+                };
+                let mut results = [(); 3].map(|()| Registers::new(14, 2));
+                results.iter_mut().for_each(fill);
+                let [apart, plain, fast] = &mut results;
+                let apart_from_all = Mma {
+                    d: [10, 11, 12, 13],
+                    ..mma
+                };
+                multiply(apart, &apart_from_all);
+                multiply(plain, &mma);
+                // SAFETY: `has_avx2` said so.
+                unsafe { crate::exec::avx2::multiply(fast, &mma) };
+                for (at, slot) in d.into_iter().enumerate() {
+                    let words = apart.row(10 + at as Slot);
+                    assert_eq!(words, plain.row(slot), "{kind:?} k {k} register {slot}");
+                    assert_eq!(words, fast.row(slot), "{kind:?} k {k} register {slot}");
+                }
             }
         }
     }

@@ -208,7 +208,7 @@ fn scatter(
     let mut ranges = Vec::new();
     let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
     for (address, length) in chunks(map, shared, rows.len() * row_bytes) {
-        let at = context.shared_place(lane as u32, address, length, false)?;
+        let at = context.shared_place((warp.at, lane as u32), address, length, false)?;
         ranges.push((at, length));
         bytes.extend_from_slice(&context.shared[at..at + length]);
     }

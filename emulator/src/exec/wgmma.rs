@@ -130,7 +130,7 @@ pub(super) fn fence(warp: &mut Warp) {
 }
 
 /// Notes an instruction that all warps of a warpgroup must execute alike; the number of the warpgroup.
-fn note(warp: &Warp, context: &mut Context<'_>) -> Done<usize> {
+pub(super) fn note(warp: &Warp, context: &mut Context<'_>) -> Done<usize> {
     let size = context.block_warps;
     if warp.number / WARPS * WARPS + WARPS > size {
         let message = format!(
@@ -317,7 +317,7 @@ impl Tile {
         let mut out = vec![0.0; self.rows.len() * depth];
         let mut values = [0.0; UNIT];
         let mut unit = |address: u64, values: &mut [f32]| -> Done {
-            let at = context.shared_place(0, address, UNIT, false)?;
+            let at = context.shared_place((Pc::MAX, 0), address, UNIT, false)?;
             ranges.push((at, UNIT));
             self.element.decode(&context.shared[at..at + UNIT], values);
             Ok(())

@@ -71,9 +71,10 @@ pub(crate) enum Hopper {
     WgmmaWait {
         pending: u32,
     },
-    /// `setmaxnreg`
+    /// `setmaxnreg`: `more` for `.inc`.
     SetRegisters {
         count: u32,
+        more: bool,
     },
     /// `tensormap.replace`: changes a field of the tensor map at an address.
     ReplaceMap {

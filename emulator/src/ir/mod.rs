@@ -360,6 +360,8 @@ pub(crate) struct Body {
     pub classes: Vec<Class>,
     /// The instruction as written, for faults.
     pub texts: Vec<Box<str>>,
+    /// It may name the shared memory of its own block alone.
+    pub near: Vec<bool>,
     pub constants: Vec<(Slot, Constant)>,
     /// Where threads begin: functions stand in front.
     pub entry: Pc,

@@ -161,3 +161,15 @@ pub(super) fn atomic_op(modifiers: &mut Modifiers<'_>) -> Lowered<AtomicOp> {
         }
     })
 }
+
+/// Does an instruction reach the shared memory of its own block alone? `.shared` is `.shared::cta`; of mbarriers, others may
+/// only arrive at them and announce bytes, by generic addresses too.
+pub(super) fn is_near(opcode: &str) -> bool {
+    let mut words = opcode.split('.');
+    if words.clone().any(|word| word == "shared::cluster") {
+        return false;
+    }
+    let tests = ["init", "inval", "test_wait", "try_wait"];
+    (words.clone().next() == Some("mbarrier") && words.clone().any(|word| tests.contains(&word)))
+        || words.any(|word| word == "shared" || word == "shared::cta")
+}

@@ -363,6 +363,7 @@ impl<'t> Lowerer<'t> {
                         source: location.line,
                     });
                     body.texts.push(text(instruction).into());
+                    body.near.push(isa::is_near(instruction.opcode));
                 }
                 Statement::Label(_)
                 | Statement::Register { .. }
@@ -383,6 +384,7 @@ impl<'t> Lowerer<'t> {
         body.origins
             .push(body.origins.last().copied().unwrap_or_default());
         body.texts.push("}".into());
+        body.near.push(false);
         named.push(Vec::new());
         Ok(())
     }

@@ -21,6 +21,8 @@ pub(crate) struct Function<'t> {
     pub parameters: Vec<Variable<'t>>,
     /// `.maxntid` or `.reqntid`: threads a block may have.
     pub max_threads: Option<u32>,
+    /// `.maxnreg`: registers of a thread.
+    pub registers: Option<u32>,
     /// `.reqnctapercluster`: blocks of a cluster.
     pub cluster: Option<[u32; 3]>,
     pub body: Vec<Statement<'t>>,

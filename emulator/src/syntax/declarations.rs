@@ -86,6 +86,7 @@ impl<'t> Parser<'t> {
         let name = self.word()?;
         let parameters = self.parameters()?;
         let mut max_threads = None;
+        let mut registers = None;
         let mut cluster = None;
         loop {
             match self.peek() {
@@ -101,6 +102,10 @@ impl<'t> Parser<'t> {
                         threads = threads.saturating_mul(self.unsigned()?);
                     }
                     max_threads = Some(threads);
+                }
+                Some(Kind::Word(".maxnreg")) => {
+                    self.at += 1;
+                    registers = Some(self.unsigned()?);
                 }
                 Some(Kind::Word(".reqnctapercluster")) => {
                     self.at += 1;
@@ -136,6 +141,7 @@ impl<'t> Parser<'t> {
             returns,
             parameters,
             max_threads,
+            registers,
             cluster,
             body,
             line,
