@@ -62,7 +62,7 @@ mod tensor_map;
 pub use class::Class;
 pub use device::Device;
 pub use driver::Settings;
-pub use exec::{Launch, Options, Schedule, launch};
+pub use exec::{Forgiven, Launch, Options, Schedule, launch};
 pub use fault::{Fault, FaultKind, Site};
 pub use image::{ImageError, ptx};
 pub use install::{

@@ -14,8 +14,9 @@ import tempfile
 import numpy
 
 
-def use(library, arch):
-    """Makes `library` (libcuda_emulator.so) the driver of this process, posing as `arch`."""
+def use(library, arch, forgive=""):
+    """Makes `library` (libcuda_emulator.so) the driver of this process, posing as `arch`. `forgive`: the mistakes that are
+    let pass, as CUDA_EMULATOR_FORGIVE takes them."""
     chosen = "EMULATOR_THIRD_PARTY"
     if chosen in os.environ:
         atexit.register(shutil.rmtree, os.environ[chosen], ignore_errors=True)
@@ -23,7 +24,7 @@ def use(library, arch):
     folder = tempfile.mkdtemp()
     os.symlink(os.path.abspath(library), os.path.join(folder, "libcuda.so.1"))
     path = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH")]))
-    change = {chosen: folder, "LD_LIBRARY_PATH": path, "CUDA_EMULATOR_ARCH": arch}
+    change = {chosen: folder, "LD_LIBRARY_PATH": path, "CUDA_EMULATOR_ARCH": arch, "CUDA_EMULATOR_FORGIVE": forgive}
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | change)
 
 

@@ -70,7 +70,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
 fn read_map(warp: &Warp, context: &mut Context<'_>, at: &Address, lane: usize) -> Done<TensorMap> {
     let address = addresses(&warp.registers, at.slot, at.narrow, at.offset)[lane];
     let address = match at.space {
-        Space::Param => address + PARAM_WINDOW,
+        Space::Param => address.wrapping_add(PARAM_WINDOW),
         _ => address,
     };
     let mut bytes = [0; TENSOR_MAP_BYTES];

@@ -185,6 +185,7 @@ fn run_all(program: Program) -> (usize, usize) {
             threads: 1,
             schedule: Schedule::Adversarial(seed),
             max_instructions: 4_000,
+            ..Options::default()
         };
         let asked = Launch {
             params: &params,
