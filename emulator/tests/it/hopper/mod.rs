@@ -5,3 +5,4 @@ mod tensor;
 mod tensor_replace;
 mod wgmma;
 mod wgmma_faults;
+mod wgmma_layout;

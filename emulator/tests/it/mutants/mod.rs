@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use crate::assembler;
+use crate::emulator::ways;
 use planted::{Planted, Verdict};
 
 /// Everything that mistakes are planted in.
@@ -61,6 +62,46 @@ fn mistakes_are_flagged_where_they_are() {
         100 * flagged >= 95 * total,
         "{flagged} of {total} mistakes are flagged\n{table}"
     );
+}
+
+/// Whatever synchronises, waits or copies is needed: without its line there is a fault, in every schedule.
+#[test]
+fn nothing_that_synchronises_can_be_left_out() {
+    let synchronises = [
+        "bar.",
+        "barrier.",
+        "fence",
+        "wait",
+        "commit",
+        "mbarrier",
+        "cp.async",
+        "setmaxnreg.dec",
+    ];
+    // without a copy out nothing is wrong but the result
+    let copies_out = "cp.async.bulk.tensor.2d.global";
+    let mut missed = Vec::new();
+    for kernel in kernels() {
+        let lines = || kernel.text.lines().enumerate();
+        let matters = |line: &str| {
+            let code = line.split("//").next().unwrap_or_default();
+            code.contains(';')
+                && !code.contains(copies_out)
+                && synchronises.iter().any(|word| code.contains(word))
+        };
+        for (at, line) in lines().filter(|(_, line)| matters(line)) {
+            let rest: Vec<_> = lines()
+                .map(|(other, line)| if other == at { "" } else { line })
+                .collect();
+            for (device, schedule) in ways(kernel.arch).take(4) {
+                if (kernel.run)(&rest.join("\n"), device, schedule).is_ok() {
+                    let (name, number) = (kernel.name, at + 1);
+                    missed.push(format!("{name}, line {number}, {schedule:?}: {line}"));
+                    break;
+                }
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
 #[test]
