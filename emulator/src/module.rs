@@ -80,6 +80,12 @@ impl Kernel {
     }
 }
 
+/// The number of a target such as `sm_90a`.
+fn architecture(target: &str) -> Option<u32> {
+    let number = target.strip_prefix("sm_")?;
+    number.trim_end_matches(['a', 'f']).parse().ok()
+}
+
 /// An owned global variable.
 #[derive(Debug)]
 struct Global {
@@ -98,6 +104,7 @@ pub struct Program {
     names: HashMap<String, usize>,
     globals: Vec<Global>,
     files: HashMap<u32, String>,
+    arch: Option<u32>,
 }
 
 impl Program {
@@ -164,7 +171,13 @@ impl Program {
             names,
             globals,
             files,
+            arch: architecture(ast.target),
         })
+    }
+
+    /// The architecture that the text was compiled for, as 80, if its target names one.
+    pub fn arch(&self) -> Option<u32> {
+        self.arch
     }
 
     /// A kernel by name.

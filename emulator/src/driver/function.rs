@@ -86,7 +86,11 @@ impl Function {
             SHARED_SIZE => kernel.static_shared,
             LOCAL_SIZE => kernel.local_bytes,
             NUM_REGS => register_bound(kernel.max_threads, device),
-            PTX_VERSION | BINARY_VERSION => device.arch(),
+            PTX_VERSION => {
+                let program = self.module.module.program();
+                program.arch().unwrap_or(device.arch())
+            }
+            BINARY_VERSION => device.arch(),
             CONST_SIZE | CACHE_MODE_CA => 0,
             MAX_DYNAMIC_SHARED_SIZE => self.dynamic_shared_limit(),
             PREFERRED_CARVEOUT => return Ok(self.carveout.load(Relaxed)),

@@ -12,7 +12,7 @@ impl<'t> Parser<'t> {
                 self.word()?;
             }
             ".target" => {
-                self.word()?;
+                ast.target = self.word()?;
                 while self.accept(b',') {
                     self.word()?;
                 }
