@@ -163,7 +163,9 @@ impl Class {
             Hopper::Wgmma(_) => Class::Mma,
             Hopper::WgmmaFence | Hopper::WgmmaCommit | Hopper::WgmmaWait { .. } => Class::Barrier,
             Hopper::BulkCommit | Hopper::BulkWait { .. } => Class::Barrier,
-            Hopper::Bulk(_) => Class::Global,
+            Hopper::Bulk(_) | Hopper::CopyMap { .. } => Class::Global,
+            Hopper::ReplaceMap { at, .. } if at.space == Space::Shared => Class::Shared,
+            Hopper::ReplaceMap { .. } => Class::Global,
             Hopper::Elect { .. } => Class::Vote,
         }
     }

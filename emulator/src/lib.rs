@@ -20,12 +20,13 @@
 //! for bit as hardware does.
 //!
 //! # Hopper
-//! On a device that poses as sm_90: mbarriers in all forms; `cp.async.bulk` between global memory, shared memory and the
-//! shared memory of a cluster, with multicast and reductions; tensor maps of rank 1 to 5 with every swizzle of 16-byte
-//! chunks, element strides and both fills; clusters of up to 8 blocks with their barrier, `mapa` and accesses to each
-//! other's memory; `wgmma` of f16, bf16, tf32, both 8-bit floats and 8-bit integers, with operands in every layout, A in
-//! registers too; `setmaxnreg`, `elect.sync`, `stmatrix`. Not emulated, and refused by name: im2col and interleaved tensor
-//! maps, packed elements, `tensormap.replace`, sparse `wgmma`, `st.async` and `red.async`, clusters of 16.
+//! On a device that poses as sm_90: mbarriers in all forms; `cp.async.bulk` between global memory, shared memory and
+//! the shared memory of a cluster, with multicast and reductions; tensor maps of rank 1 to 5 with every swizzle of
+//! 16-byte chunks, element strides and both fills; clusters of up to 8 blocks with their barrier, `mapa` and accesses
+//! to each other's memory; tensor maps that a kernel makes (`tensormap.replace`); `wgmma` of f16, bf16, tf32, both
+//! 8-bit floats and 8-bit integers, with operands in every layout, A in registers too; `setmaxnreg`, `elect.sync`,
+//! `stmatrix`. Not emulated, and refused by name: im2col and interleaved tensor maps, packed elements, sparse `wgmma`,
+//! `st.async` and `red.async`, clusters of 16.
 //!
 //! What is asynchronous ends as late as the program allows, or at random in an adversarial [`Schedule`]. Products are
 //! computed at their issue, from what shared memory holds then; that nobody changes it before their end is judged. An
@@ -65,7 +66,7 @@ pub use class::{Class, MatrixKind};
 pub use cost::{Bound, Cost, Occupancy, Resource};
 pub use device::Device;
 pub use driver::Settings;
-pub use exec::{Launch, Options, Schedule, launch};
+pub use exec::{Forgiven, Launch, Options, Schedule, launch};
 pub use fault::{Fault, FaultKind, Site};
 pub use gpu::{Gpu, Rates};
 pub use image::{ImageError, ptx, registers};

@@ -81,6 +81,12 @@ impl Kernel {
     }
 }
 
+/// The number of a target such as `sm_90a`.
+fn architecture(target: &str) -> Option<u32> {
+    let number = target.strip_prefix("sm_")?;
+    number.trim_end_matches(['a', 'f']).parse().ok()
+}
+
 /// An owned global variable.
 #[derive(Debug)]
 struct Global {
@@ -103,6 +109,7 @@ pub struct Program {
     code: Option<MachineCode>,
     /// Read from the machine code when first asked for: many images are loaded for the few that are launched.
     registers: OnceLock<BTreeMap<String, u32>>,
+    arch: Option<u32>,
 }
 
 impl Program {
@@ -171,7 +178,13 @@ impl Program {
             files,
             code: None,
             registers: OnceLock::new(),
+            arch: architecture(ast.target),
         })
+    }
+
+    /// The architecture that the text was compiled for, as 80, if its target names one.
+    pub fn arch(&self) -> Option<u32> {
+        self.arch
     }
 
     /// The same with the machine code that its image has for a device.

@@ -157,6 +157,19 @@ pub(crate) enum Refusal {
     Conflict(Conflict),
 }
 
+impl Refusal {
+    /// The other access is a write of the generic proxy that has ended.
+    #[cold]
+    pub(crate) fn is_plain_write(&self) -> bool {
+        match self {
+            Refusal::Uninitialised => false,
+            Refusal::Conflict(other) => {
+                other.write && !(other.pending || other.object || other.unfenced || other.agent)
+            }
+        }
+    }
+}
+
 /// Who makes an access, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Accessor {

@@ -103,15 +103,14 @@ impl Function {
             }
             SHARED_SIZE => kernel.static_shared,
             LOCAL_SIZE => kernel.local_bytes,
-            NUM_REGS => self.registers().ok_or_else(|| {
-                Error::unsupported(format!(
-                    "{}: PTX does not tell how many registers a kernel takes, and its image has no machine code for \
-                     sm_{}: add code=sm_{1}, or ask ptxas -v",
-                    self.name(),
-                    device.arch()
-                ))
-            })?,
-            PTX_VERSION | BINARY_VERSION => device.arch(),
+            NUM_REGS => self
+                .registers()
+                .unwrap_or_else(|| register_bound(kernel.max_threads, device)),
+            PTX_VERSION => {
+                let program = self.module.module.program();
+                program.arch().unwrap_or(device.arch())
+            }
+            BINARY_VERSION => device.arch(),
             CONST_SIZE | CACHE_MODE_CA => 0,
             MAX_DYNAMIC_SHARED_SIZE => self.dynamic_shared_limit(),
             PREFERRED_CARVEOUT => return Ok(self.carveout.load(Relaxed)),
@@ -163,6 +162,23 @@ impl Function {
             ))),
         }
     }
+}
+
+/// The most registers a thread may have: as many as an instruction can name, and few enough that the largest block that
+/// the kernel declares fits a multiprocessor. How many of them ptxas takes, PTX does not tell.
+fn register_bound(max_threads: Option<u32>, device: &Device) -> u32 {
+    /// The registers R0 to R254.
+    const NAMED: u32 = 255;
+    /// A warp is given registers in pieces of so many a thread.
+    const GRANULE: u32 = 8;
+    let Some(threads) = max_threads.filter(|threads| *threads > 0) else {
+        return NAMED;
+    };
+    let threads = threads
+        .min(device.max_threads_per_block)
+        .next_multiple_of(device.warp_size);
+    let share = device.registers_per_block / threads;
+    (share / GRANULE * GRANULE).min(NAMED)
 }
 
 /// The function of a handle.
@@ -354,4 +370,24 @@ pub(super) extern "C" fn cuFuncIsLoaded(state: Out<u32>, handle: Handle) -> CUre
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuFuncLoad(handle: Handle) -> CUresult {
     call("cuFuncLoad", || function(handle).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_are_bounded_by_the_block() {
+        let device = Device::sm_80();
+        for (threads, most) in [
+            (None, 255),
+            (Some(128), 255),
+            (Some(256), 255),
+            (Some(257), 224),
+            (Some(384), 168),
+            (Some(1024), 64),
+        ] {
+            assert_eq!(register_bound(threads, &device), most, "{threads:?}");
+        }
+    }
 }

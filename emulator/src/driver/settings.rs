@@ -27,6 +27,9 @@ pub struct Settings {
     /// How the lanes of a warp take turns: `lowest` (default) or `adversarial:SEED`.
     /// `CUDA_EMULATOR_SCHEDULE`.
     pub schedule: Option<String>,
+    /// Mistakes that are let pass, by the names that [`Forgiven`](crate::Forgiven) takes; none by default.
+    /// `CUDA_EMULATOR_FORGIVE`.
+    pub forgive: Option<String>,
     /// Warp instructions of one launch beyond which it fails with `CUDA_ERROR_LAUNCH_TIMEOUT`.
     pub max_instructions: Option<u64>,
     /// Print each launch's report to stderr; no by default. `CUDA_EMULATOR_REPORT`.
@@ -95,6 +98,7 @@ fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config>
         schedule: variable("CUDA_EMULATOR_SCHEDULE"),
         report: flag("CUDA_EMULATOR_REPORT"),
         sticky: flag("CUDA_EMULATOR_STICKY"),
+        forgive: variable("CUDA_EMULATOR_FORGIVE"),
         ..Settings::default()
     };
     let defaults = Config {
@@ -134,6 +138,9 @@ impl Config {
                 Error::new(code::INVALID_VALUE, format!("schedule `{text}`: {error}"))
             })?;
         }
+        if let Some(names) = &settings.forgive {
+            self.options.forgiven = names.parse().map_err(Error::value)?;
+        }
         if let Some(limit) = settings.max_instructions {
             self.options.max_instructions = limit;
         }
@@ -162,6 +169,7 @@ mod tests {
             ("CUDA_EMULATOR_MEMORY", "1048576"),
             ("CUDA_EMULATOR_THREADS", "3"),
             ("CUDA_EMULATOR_SCHEDULE", "adversarial:7"),
+            ("CUDA_EMULATOR_FORGIVE", "unwritten-shared"),
             ("CUDA_EMULATOR_REPORT", "1"),
             ("CUDA_EMULATOR_STICKY", "1"),
         ])
@@ -170,6 +178,8 @@ mod tests {
         assert_eq!(config.device.total_memory, 1 << 20);
         assert_eq!(config.options.threads, 3);
         assert_eq!(config.options.schedule, Schedule::Adversarial(7));
+        assert!(config.options.forgiven.unwritten_shared);
+        assert!(!config.options.forgiven.unfenced_mbarriers);
         assert!(config.report && config.sticky && !config.quiet);
     }
 
@@ -200,6 +210,11 @@ mod tests {
                 "CUDA_EMULATOR_MEMORY=8G is no number",
             ),
             ("CUDA_EMULATOR_SCHEDULE", "fair", "schedule `fair`"),
+            (
+                "CUDA_EMULATOR_FORGIVE",
+                "races",
+                "`races` cannot be forgiven",
+            ),
         ] {
             let error = environment(&[(name, value)]).unwrap_err();
             assert!(

@@ -384,8 +384,22 @@ pub(super) fn copy_arrive(
     Ok(())
 }
 
+/// The oldest arrival that waits for copies of the thread of number `at`: each tells of all copies before it, so that what
+/// a later one ends, an earlier one has to have told of.
+fn first_of_thread(pending: &[Pending], at: usize) -> usize {
+    let thread = (pending[at].warp, pending[at].lane);
+    let of_thread = |other: &Pending| {
+        matches!(other.what, What::Copies { .. }) && (other.warp, other.lane) == thread
+    };
+    pending.iter().position(of_thread).unwrap_or(at)
+}
+
 /// Ends one of the things under way: number `at` of the list.
 pub(super) fn complete(context: &mut Context<'_>, warps: &mut [Warp], at: usize) -> Done {
+    let at = match context.pending[at].what {
+        What::Copies { .. } => first_of_thread(&context.pending, at),
+        _ => at,
+    };
     let pending = context.pending.remove(at);
     context.detector.agent_period();
     let lane = pending.lane as usize;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use super::Forgiven;
 use super::Shared as Launching;
 use super::bulk::Pending;
 use super::cluster::Gate;
@@ -117,6 +118,7 @@ pub(super) struct Context<'l> {
     /// What a warp has of them at its start.
     start_registers: u32,
     /// Times each operation was issued, a warp at a time.
+    pub forgiven: Forgiven,
     pub issued: Vec<u64>,
     pub report: Report,
     /// Instructions of this block, for clocks.
@@ -156,6 +158,7 @@ impl<'l> Context<'l> {
                 None => (launch.device.registers_per_block, false),
             },
             start_registers,
+            forgiven: launch.options.forgiven,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
             clock: 0,
@@ -485,7 +488,10 @@ impl<'l> Context<'l> {
     pub(super) fn load_shared(&mut self, by: Accessor, address: u64, out: &mut [u8]) -> Done {
         let at = self.shared_offset((by.pc, by.lane), address, out.len(), false)?;
         if let Err(refusal) = self.detector.read(at, out.len(), by) {
-            return Err(refused(self, by, at, out.len(), "reads", refusal));
+            let unwritten = matches!(refusal, Refusal::Uninitialised);
+            if !(unwritten && self.forgiven.unwritten_shared) {
+                return Err(refused(self, by, at, out.len(), "reads", refusal));
+            }
         }
         out.copy_from_slice(&self.shared[at..at + out.len()]);
         Ok(())
@@ -496,7 +502,10 @@ impl<'l> Context<'l> {
     pub(super) fn store_shared(&mut self, by: Accessor, address: u64, bytes: &[u8]) -> Done {
         let at = self.shared_offset((by.pc, by.lane), address, bytes.len(), true)?;
         if let Err(refusal) = self.detector.write(at, bytes.len(), by) {
-            return Err(refused(self, by, at, bytes.len(), "writes", refusal));
+            // threads may write one value to one place: whichever comes last, it stands there
+            if !refusal.is_plain_write() || self.shared[at..at + bytes.len()] != *bytes {
+                return Err(refused(self, by, at, bytes.len(), "writes", refusal));
+            }
         }
         self.shared[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())

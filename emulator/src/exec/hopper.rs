@@ -3,7 +3,7 @@
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::LANES;
 use super::warp::{Stop, Warp};
-use super::{bulk, cluster, mbarrier, wgmma};
+use super::{bulk, cluster, mbarrier, tensor_map, wgmma};
 use crate::fault::FaultKind;
 use crate::ir::{Hopper, Pred, Slot};
 
@@ -53,6 +53,8 @@ pub(super) fn run(
         }
         Hopper::FenceInit => context.show_mbarriers(warp, active, true),
         &Hopper::Elect { d, p, members } => elect(warp, active, (d, p), members),
+        Hopper::ReplaceMap { at, field } => tensor_map::replace(warp, context, at, field, active)?,
+        Hopper::CopyMap { to, from } => tensor_map::copy(warp, context, to, from, active)?,
         &Hopper::SetRegisters { count, more } => {
             return set_registers(warp, context, count, more);
         }

@@ -68,7 +68,7 @@ pub(super) fn shared_address(address: u64, lane: usize) -> Done<u64> {
     }
 }
 
-fn accessor(warp: &Warp, lane: usize, strong: bool) -> Accessor {
+pub(super) fn accessor(warp: &Warp, lane: usize, strong: bool) -> Accessor {
     Accessor {
         warp: warp.index,
         lane: lane as u32,

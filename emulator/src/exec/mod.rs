@@ -28,6 +28,7 @@ mod reads;
 mod registers;
 mod rounding;
 mod tensor;
+mod tensor_map;
 mod traffic;
 mod video;
 mod warp;
@@ -134,6 +135,39 @@ pub struct Options {
     pub schedule: Schedule,
     /// Warp instructions after which a launch counts as hung.
     pub max_instructions: u64,
+    /// Mistakes that are let pass.
+    pub forgiven: Forgiven,
+}
+
+/// Mistakes by the manual that hardware lets pass, and that programs of others are known to make: no faults where they are
+/// forgiven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forgiven {
+    /// A bulk copy tells an mbarrier whose initialisation no fence has shown the async proxy: in what Triton compiles.
+    pub unfenced_mbarriers: bool,
+    /// Shared memory is read that nobody wrote, which has any value: in the merge sort of CUB.
+    pub unwritten_shared: bool,
+}
+
+/// From their names, with commas between them: `unfenced-mbarriers,unwritten-shared`.
+impl FromStr for Forgiven {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut forgiven = Forgiven::default();
+        for name in text.split(',').filter(|name| !name.is_empty()) {
+            match name {
+                "unfenced-mbarriers" => forgiven.unfenced_mbarriers = true,
+                "unwritten-shared" => forgiven.unwritten_shared = true,
+                _ => {
+                    return Err(format!(
+                        "`{name}` cannot be forgiven; there are unfenced-mbarriers and unwritten-shared"
+                    ));
+                }
+            }
+        }
+        Ok(forgiven)
+    }
 }
 
 impl Default for Options {
@@ -142,6 +176,7 @@ impl Default for Options {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             schedule: Schedule::LowestPc,
             max_instructions: 1 << 36,
+            forgiven: Forgiven::default(),
         }
     }
 }

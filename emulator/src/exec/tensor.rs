@@ -70,7 +70,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
 fn read_map(warp: &Warp, context: &mut Context<'_>, at: &Address, lane: usize) -> Done<TensorMap> {
     let address = addresses(&warp.registers, at.slot, at.narrow, at.offset)[lane];
     let address = match at.space {
-        Space::Param => address + PARAM_WINDOW,
+        Space::Param => address.wrapping_add(PARAM_WINDOW),
         _ => address,
     };
     let mut bytes = [0; TENSOR_MAP_BYTES];
@@ -96,10 +96,9 @@ fn read_map(warp: &Warp, context: &mut Context<'_>, at: &Address, lane: usize) -
             return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
         }
     }
-    TensorMap::decode(&bytes).ok_or_else(|| {
-        let message = format!(
-            "the {TENSOR_MAP_BYTES} bytes at {address:#x} are no tensor map that cuTensorMapEncodeTiled made"
-        );
+    TensorMap::decode(&bytes).map_err(|rule| {
+        let message =
+            format!("the {TENSOR_MAP_BYTES} bytes at {address:#x} are no tensor map: {rule}");
         Trouble::new(FaultKind::Trap, lane as u32, message)
     })
 }

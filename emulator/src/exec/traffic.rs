@@ -14,7 +14,8 @@ pub(super) fn count_global(
     let mut sectors = [0u64; 2 * LANES];
     let (mut count, mut sorted) = (0, true);
     for lane in lanes(mask) {
-        for sector in addresses[lane] / 32..=(addresses[lane] + bytes - 1) / 32 {
+        // an address that leads past the end of all is judged elsewhere
+        for sector in addresses[lane] / 32..=addresses[lane].saturating_add(bytes - 1) / 32 {
             if count > 0 && sectors[count - 1] == sector {
                 continue;
             }

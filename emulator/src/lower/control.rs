@@ -1,6 +1,6 @@
 //! Control flow, synchronisation, and exchanges within a warp.
 
-use super::{Lowered, Lowerer, Modifiers, cluster, isa};
+use super::{Lowered, Lowerer, Modifiers, cluster, isa, tensor_map};
 use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Hopper, Scalar, Shuffle, Vote};
 use crate::syntax::Operand;
 
@@ -82,11 +82,14 @@ pub(super) fn trap<'t>(
 }
 
 pub(super) fn fence<'t>(
-    _: &mut Lowerer<'t>,
+    l: &mut Lowerer<'t>,
     m: &mut Modifiers<'_>,
-    _: &[Operand<'t>],
+    operands: &[Operand<'t>],
 ) -> Lowered<Code> {
     if m.take("proxy") {
+        if m.take("tensormap::generic") {
+            return tensor_map::fence(l, m, operands);
+        }
         let shared = match m.take_any(&["async", "alias"]) {
             Some("async") => {
                 m.take_any(&["shared::cta", "shared::cluster"]).is_some() || !m.take("global")

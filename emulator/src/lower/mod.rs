@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
+mod tensor_map;
 mod video;
 mod wgmma;
 

@@ -3,6 +3,8 @@
 /// A whole module.
 #[derive(Debug, Default)]
 pub(crate) struct Ast<'t> {
+    /// The architecture of `.target`, as `sm_90a`; empty without one.
+    pub target: &'t str,
     /// `.file` entries: index and path.
     pub files: Vec<(u32, &'t str)>,
     /// Module-scope `.global`, `.const` and `.shared` variables.

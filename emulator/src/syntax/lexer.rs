@@ -63,8 +63,13 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
             }
             _ if is_word(byte) => {
                 let start = at;
+                at += 1;
                 loop {
-                    while at < bytes.len() && is_word(bytes[at]) {
+                    // `.reg.b32` is two words: a directive, and a type
+                    while at < bytes.len()
+                        && is_word(bytes[at])
+                        && !(bytes[at] == b'.' && byte == b'.')
+                    {
                         at += 1;
                     }
                     // `shared::cta` is one word; `label:` is a word and a mark
@@ -109,5 +114,12 @@ mod tests {
         assert_eq!(kinds[1], (Kind::Mark(b':'), 1));
         assert_eq!(kinds[2], (Kind::Word("cp.async.L2::128B"), 1));
         assert_eq!(kinds.last(), Some(&(Kind::Word("a"), 3)));
+    }
+
+    #[test]
+    fn a_directive_ends_at_the_next_dot_and_an_opcode_does_not() {
+        let kinds = |text| tokens(text).into_iter().map(|t| t.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(".reg.b32 f"), kinds(".reg .b32 f"));
+        assert_eq!(kinds("ld.param.b32").len(), 1);
     }
 }

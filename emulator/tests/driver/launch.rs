@@ -362,11 +362,10 @@ fn functions_tell_about_themselves() {
     assert_eq!(kernel.max_threads_per_block(), Ok(1024));
     assert_eq!(kernel.shared_size_bytes(), Ok(0));
     assert_eq!(kernel.local_size_bytes(), Ok(0));
-    assert_error(
-        kernel.num_regs(),
-        CUresult::CUDA_ERROR_NOT_SUPPORTED,
-        "ptxas -v",
-    );
+    assert_eq!(kernel.num_regs(), Ok(255), "no more than that have names");
+    let binary = kernel.binary_version().unwrap();
+    assert_eq!(kernel.ptx_version(), Ok(80), "of the text");
+    assert_eq!(binary, if is_hopper(&context) { 90 } else { 80 });
     let (mut offset, mut size) = (0, 0);
     // SAFETY: the pointers are valid to write.
     let found = unsafe {

@@ -10,14 +10,18 @@ mod fatbin;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use cubin::cubin;
-use cuda_emulator::{Device, Program, ptx, registers};
+use cuda_emulator::{
+    Device, Launch, Memory, Module, Options, Program, Schedule, launch, ptx, registers,
+};
 use fatbin::{Entry, Packing, fatbin, ptx as plain};
 
 /// Mutants of each kind of input.
 const TEXTS: usize = 20_000;
 const IMAGES: usize = 40_000;
+const LAUNCHES: usize = 6_000;
 
 /// A seeded generator: splitmix64.
 struct Random(u64);
@@ -167,6 +171,60 @@ fn a_changed_text_is_run_or_refused() {
         (TEXTS / 20..TEXTS * 19 / 20).contains(&accepted),
         "{accepted}"
     );
+}
+
+/// Runs all kernels of a program, with parameters that lead to a buffer: how many end without a fault, and with one.
+fn run_all(program: Program) -> (usize, usize) {
+    const BUFFER: usize = 1 << 12;
+    let memory = Memory::new(1 << 20);
+    let Ok(module) = Module::load(Arc::new(program), &memory) else {
+        return (0, 0);
+    };
+    let buffer = memory.alloc(BUFFER as u64).unwrap();
+    memory.write(buffer, &[1; BUFFER]).unwrap();
+    let mut ends = (0, 0);
+    for (kernel, seed) in module.program().kernels().zip(1..) {
+        let address = buffer.to_le_bytes().into_iter().cycle();
+        let params: Vec<u8> = address.take(kernel.param_bytes() as usize).collect();
+        let options = Options {
+            threads: 1,
+            schedule: Schedule::Adversarial(seed),
+            max_instructions: 4_000,
+            ..Options::default()
+        };
+        let asked = Launch {
+            params: &params,
+            dynamic_shared: 1 << 10,
+            dynamic_shared_limit: 1 << 10,
+            ..Launch::new(&module, &kernel.name, [2, 1, 1], [64, 1, 1])
+        };
+        match launch(&asked, &Device::sm_90(), &memory, &options) {
+            Ok(_) => ends.0 += 1,
+            Err(_) => ends.1 += 1,
+        }
+    }
+    ends
+}
+
+#[test]
+fn a_changed_kernel_ends() {
+    let corpus = corpus();
+    let mut random = Random(3);
+    let mut ends = (0, 0);
+    for _ in 0..LAUNCHES {
+        let text = mutate(
+            &random.pick(&corpus),
+            &random.pick(&corpus),
+            &mut Random(random.next()),
+        );
+        survives(&text, || {
+            if let Ok(program) = Program::parse(&text) {
+                let (well, with_fault) = run_all(program);
+                ends = (ends.0 + well, ends.1 + with_fault);
+            }
+        });
+    }
+    assert!(ends.0 > LAUNCHES / 60 && ends.1 > LAUNCHES / 60, "{ends:?}");
 }
 
 #[test]

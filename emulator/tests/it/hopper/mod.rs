@@ -2,6 +2,7 @@
 
 pub(crate) mod gemm;
 mod tensor;
+mod tensor_replace;
 mod wgmma;
 mod wgmma_faults;
 mod wgmma_layout;

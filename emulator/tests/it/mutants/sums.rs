@@ -19,7 +19,6 @@ const OF_REDUCTION: &[Mutant] = &[
     changed("second exchange", "0xffffffff", "0xffff", &[Divergence], &["second exchange"]),
     changed("place of a part", "%warp, 4", "%warp, 0", &[Race], &["part"]),
     changed("place of a part", "%warp, 4", "%warp, 2", &[Misaligned, Race], &["part"]),
-    changed("part", "@%lead ", "", &[Race], &["part"]),
     changed("part", "@%lead", "@%first", &[Uninitialised], &["read a part"]),
     deleted("part", &[Uninitialised], &["read a part"]),
     deleted("parts are there", &[Race, Uninitialised], &["read a part", "total", "part"]),
@@ -83,6 +82,7 @@ fn run(text: &str, count: usize, device: Device, schedule: Schedule) -> Result<V
             threads: 1,
             schedule,
             max_instructions: 1 << 18,
+            ..Options::default()
         },
         block: [128, 1, 1],
         ..Call::new(&[out, input])
