@@ -131,7 +131,9 @@ pub(crate) struct Lowerer<'t> {
     callee: Option<usize>,
     /// Registers of the function at hand that hold addresses in its frame, by offset.
     frame: HashMap<u32, Slot>,
-    /// Rows of the registers that the instruction at hand names.
+    /// The kernel has instructions of wgmma, whose registers others must leave alone.
+    products: bool,
+    /// Rows of the registers that the instruction at hand names, where there are products.
     named: RefCell<Vec<Slot>>,
 }
 
@@ -162,6 +164,7 @@ pub(crate) fn lower<'t>(
         signatures: Vec::new(),
         callee: None,
         frame: HashMap::new(),
+        products: false,
         named: RefCell::default(),
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
@@ -171,6 +174,9 @@ pub(crate) fn lower<'t>(
         }
     }
     let reached = functions.reached(function);
+    let is_product = |statement: &Statement<'_>| matches!(statement, Statement::Instruction(i) if i.opcode.starts_with("wgmma"));
+    lowerer.products =
+        (reached.iter().chain([&function])).any(|unit| unit.body.iter().any(is_product));
     let mut units = Vec::new();
     let mut pc = 0;
     for (index, &unit) in reached.iter().chain([&function]).enumerate() {
@@ -288,22 +294,23 @@ fn product_slots(ops: &[Op]) -> HashSet<Slot> {
 
 /// The instruction as a line of PTX.
 fn text(instruction: &Instruction<'_>) -> String {
-    let guard = match instruction.guard {
-        Some(Guard {
-            predicate,
-            negated: true,
-        }) => format!("@!{predicate} "),
-        Some(Guard {
-            predicate,
-            negated: false,
-        }) => format!("@{predicate} "),
-        None => String::new(),
-    };
-    let operands: Vec<String> = instruction.operands.iter().map(operands::show).collect();
-    if operands.is_empty() {
-        return format!("{guard}{};", instruction.opcode);
+    let mut out = String::new();
+    write_text(instruction, &mut out);
+    out
+}
+
+fn write_text(instruction: &Instruction<'_>, out: &mut String) {
+    if let Some(Guard { predicate, negated }) = instruction.guard {
+        out.push_str(if negated { "@!" } else { "@" });
+        out.push_str(predicate);
+        out.push(' ');
     }
-    format!("{guard}{} {};", instruction.opcode, operands.join(", "))
+    out.push_str(instruction.opcode);
+    if !instruction.operands.is_empty() {
+        out.push(' ');
+        operands::write_list(&instruction.operands, out);
+    }
+    out.push(';');
 }
 
 /// What the frames of functions are aligned to.
@@ -351,17 +358,19 @@ impl<'t> Lowerer<'t> {
                             message: format!("`{}`: {message}", text(instruction)),
                         })?;
                     body.classes.push(Class::of(&op.code));
-                    named.push(match &op.code {
-                        Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
-                        _ => self.named.take(),
-                    });
+                    if self.products {
+                        named.push(match &op.code {
+                            Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
+                            _ => self.named.take(),
+                        });
+                    }
                     body.ops.push(op);
                     body.origins.push(Origin {
                         ptx: instruction.line,
                         file: location.file,
                         source: location.line,
                     });
-                    body.texts.push(text(instruction).into());
+                    body.texts.push(|out| write_text(instruction, out));
                 }
                 Statement::Label(_)
                 | Statement::Register { .. }
@@ -381,8 +390,10 @@ impl<'t> Lowerer<'t> {
         body.classes.push(Class::Control);
         body.origins
             .push(body.origins.last().copied().unwrap_or_default());
-        body.texts.push("}".into());
-        named.push(Vec::new());
+        body.texts.push(|out| out.push('}'));
+        if self.products {
+            named.push(Vec::new());
+        }
         Ok(())
     }
 
@@ -424,8 +435,10 @@ impl<'t> Lowerer<'t> {
             && kind != Kind::Pred
         {
             let rows = if kind == Kind::Wide { 2 } else { 1 };
-            let rows = (row..row + rows).map(|row| row as Slot);
-            self.named.borrow_mut().extend(rows);
+            if self.products {
+                let rows = (row..row + rows).map(|row| row as Slot);
+                self.named.borrow_mut().extend(rows);
+            }
         }
         found
     }
