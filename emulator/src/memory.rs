@@ -135,8 +135,8 @@ impl Allocation {
             let (words, rest) = chunk.as_chunks_mut::<8>();
             for bytes in &*words {
                 let word = u64::from_ne_bytes(*bytes);
-                reads += word / u64::from(READ) & each(1);
-                writes += word / u64::from(WRITTEN) & each(1);
+                reads += word >> READ.trailing_zeros() & each(1);
+                writes += word >> WRITTEN.trailing_zeros() & each(1);
             }
             // what was not touched may not even have a page yet
             if reads | writes != 0 {

@@ -30,7 +30,7 @@ use crate::class::Class;
 use crate::ir::{
     ALWAYS, Body, CallTarget, Code, Constant, Hopper, Op, Origin, Pc, Pred, SINK, Slot, WgmmaSource,
 };
-use crate::syntax::{Function, Guard, Instruction, Location, Statement, Variable};
+use crate::syntax::{Function, Instruction, Location, Statement, Variable};
 
 pub(crate) use call::Functions;
 use declare::Declared;
@@ -292,27 +292,6 @@ fn product_slots(ops: &[Op]) -> HashSet<Slot> {
     out
 }
 
-/// The instruction as a line of PTX.
-fn text(instruction: &Instruction<'_>) -> String {
-    let mut out = String::new();
-    write_text(instruction, &mut out);
-    out
-}
-
-fn write_text(instruction: &Instruction<'_>, out: &mut String) {
-    if let Some(Guard { predicate, negated }) = instruction.guard {
-        out.push_str(if negated { "@!" } else { "@" });
-        out.push_str(predicate);
-        out.push(' ');
-    }
-    out.push_str(instruction.opcode);
-    if !instruction.operands.is_empty() {
-        out.push(' ');
-        operands::write_list(&instruction.operands, out);
-    }
-    out.push(';');
-}
-
 /// What the frames of functions are aligned to.
 const FRAME_ALIGN: u32 = 16;
 
@@ -355,7 +334,7 @@ impl<'t> Lowerer<'t> {
                         .instruction(instruction)
                         .map_err(|message| LowerError {
                             line: instruction.line,
-                            message: format!("`{}`: {message}", text(instruction)),
+                            message: format!("`{}`: {message}", operands::text(instruction)),
                         })?;
                     body.classes.push(Class::of(&op.code));
                     if self.products {
@@ -370,7 +349,8 @@ impl<'t> Lowerer<'t> {
                         file: location.file,
                         source: location.line,
                     });
-                    body.texts.push(|out| write_text(instruction, out));
+                    body.texts
+                        .push(|out| operands::write_text(instruction, out));
                 }
                 Statement::Label(_)
                 | Statement::Register { .. }

@@ -2,7 +2,7 @@
 
 use super::{Kind, Lowered, Lowerer, Place};
 use crate::ir::{Constant, Pred, Slot, Special};
-use crate::syntax::Operand;
+use crate::syntax::{Guard, Instruction, Operand};
 
 /// An operand as PTX text.
 pub(super) fn show(operand: &Operand<'_>) -> String {
@@ -12,7 +12,7 @@ pub(super) fn show(operand: &Operand<'_>) -> String {
 }
 
 /// Adds an operand as PTX text: every instruction of a module is written down when it is loaded.
-pub(super) fn write(operand: &Operand<'_>, out: &mut String) {
+fn write(operand: &Operand<'_>, out: &mut String) {
     let mut all = |pieces: &[&str]| pieces.iter().for_each(|piece| out.push_str(piece));
     match operand {
         Operand::Name(name) => all(&[name]),
@@ -37,13 +37,34 @@ pub(super) fn write(operand: &Operand<'_>, out: &mut String) {
 }
 
 /// Adds operands with commas between them.
-pub(super) fn write_list(operands: &[Operand<'_>], out: &mut String) {
+fn write_list(operands: &[Operand<'_>], out: &mut String) {
     for (at, operand) in operands.iter().enumerate() {
         if at != 0 {
             out.push_str(", ");
         }
         write(operand, out);
     }
+}
+
+/// The instruction as a line of PTX.
+pub(super) fn text(instruction: &Instruction<'_>) -> String {
+    let mut out = String::new();
+    write_text(instruction, &mut out);
+    out
+}
+
+pub(super) fn write_text(instruction: &Instruction<'_>, out: &mut String) {
+    if let Some(Guard { predicate, negated }) = instruction.guard {
+        out.push_str(if negated { "@!" } else { "@" });
+        out.push_str(predicate);
+        out.push(' ');
+    }
+    out.push_str(instruction.opcode);
+    if !instruction.operands.is_empty() {
+        out.push(' ');
+        write_list(&instruction.operands, out);
+    }
+    out.push(';');
 }
 
 /// A special register by its name.
