@@ -14,6 +14,7 @@
 
 mod agent;
 mod cluster;
+mod lanes;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,8 @@ const PC_BITS: u32 = 24;
 const LANE_BITS: u32 = 6;
 const WARP_BITS: u32 = 9;
 const CLOCK_BITS: u32 = 22;
+const LANE_SHIFT: u32 = PC_BITS;
+const CLOCK_SHIFT: u32 = PC_BITS + LANE_BITS + WARP_BITS;
 const PENDING: u64 = 1 << 63;
 const STRONG: u64 = 1 << 62;
 /// A write that no fence.proxy.async has followed.
@@ -53,9 +56,9 @@ struct Event(u64);
 impl Event {
     fn new(clock: Clock, warp: usize, lane: u64, pc: u32) -> Self {
         Event(
-            u64::from(clock) << (PC_BITS + LANE_BITS + WARP_BITS)
+            u64::from(clock) << CLOCK_SHIFT
                 | (warp as u64) << (PC_BITS + LANE_BITS)
-                | lane << PC_BITS
+                | lane << LANE_SHIFT
                 | u64::from(pc),
         )
     }
@@ -65,7 +68,7 @@ impl Event {
     }
 
     fn lane(self) -> u64 {
-        self.0 >> PC_BITS & ((1 << LANE_BITS) - 1)
+        self.0 >> LANE_SHIFT & ((1 << LANE_BITS) - 1)
     }
 
     fn warp(self) -> usize {
@@ -73,7 +76,7 @@ impl Event {
     }
 
     fn clock(self) -> Clock {
-        (self.0 >> (PC_BITS + LANE_BITS + WARP_BITS)) as u32 & CLOCK_LIMIT
+        (self.0 >> CLOCK_SHIFT) as u32 & CLOCK_LIMIT
     }
 
     fn pending(self) -> bool {
@@ -186,8 +189,9 @@ pub(crate) struct Detector {
     /// What each warp has seen of single lanes beyond `clocks`.
     parts: Vec<Vec<Part>>,
     writes: Vec<Event>,
-    /// `reads[w * grains + g]`: the last read of grain g of its own block by warp w.
-    reads: Vec<Event>,
+    /// `reads[w * grains + g]`: the event of the last read of grain g of its own block by warp w. Plain words, which come
+    /// zeroed without being written.
+    reads: Vec<u64>,
     /// Last reads by warps of other blocks, by grain.
     remote: HashMap<usize, Vec<Event>>,
     /// The last read by the async proxy; empty if the kernel has no such instruction.
@@ -225,7 +229,7 @@ impl Detector {
             synced: vec![0; agent],
             parts: vec![Vec::new(); agent],
             writes: vec![Event(0); blocks * grains],
-            reads: vec![Event(0); agent * grains],
+            reads: vec![0; agent * grains],
             remote: HashMap::new(),
             agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
             readers: vec![0; if asynchronous { blocks * grains } else { 0 }],
@@ -238,15 +242,24 @@ impl Detector {
 
     /// Forgets everything: the shared memory of new blocks.
     pub(crate) fn reset(&mut self) {
-        self.clocks.fill(0);
+        // time goes on, so that reads of the blocks before come before all of these: to clear them would take longer than
+        // many blocks run
+        let mut past = (0..=self.agent)
+            .map(|warp| self.now(warp))
+            .max()
+            .unwrap_or(0);
+        if past > CLOCK_LIMIT / 16 {
+            self.reads.fill(0);
+            past = 0;
+        }
+        self.clocks.fill(past);
         for warp in 0..=self.agent {
             let own = warp * (self.agent + 1) + warp;
-            self.clocks[own] = 1;
+            self.clocks[own] = past + 1;
         }
-        self.synced.fill(1);
+        self.synced.fill(past + 1);
         self.parts.iter_mut().for_each(Vec::clear);
         self.writes.fill(Event(0));
-        self.reads.fill(Event(0));
         self.remote.clear();
         self.agent_reads.fill(Event(0));
         self.readers.fill(0);
@@ -436,18 +449,18 @@ impl Detector {
         let synced = self.synced[by.warp];
         let own = grains.start - block * self.grains..grains.end - block * self.grains;
         for slot in &mut self.reads[by.warp * self.grains..][own] {
-            let old = *slot;
+            let old = Event(*slot);
             // a collective read orders itself, so it must not hide the plain read of a lane
             if old.clock() >= synced && old.lane() != lane {
                 if lane != COLLECTIVE {
                     *slot = if old.lane() == COLLECTIVE {
-                        event
+                        event.0
                     } else {
-                        Event::new(now, by.warp, SEVERAL, by.pc)
+                        Event::new(now, by.warp, SEVERAL, by.pc).0
                     };
                 }
             } else {
-                *slot = event;
+                *slot = event.0;
             }
         }
         Ok(())
@@ -469,12 +482,13 @@ impl Detector {
         let block = self.block_of(grains.start);
         let own = grains.start - block * self.grains..grains.end - block * self.grains;
         for warp in block * self.warps..(block + 1) * self.warps {
-            let mut seen = Event(0);
-            for &event in &self.reads[warp * self.grains..][own.clone()] {
-                if event == seen || event.0 == 0 {
+            let mut seen = 0;
+            for &word in &self.reads[warp * self.grains..][own.clone()] {
+                if word == seen || word == 0 {
                     continue;
                 }
-                seen = event;
+                seen = word;
+                let event = Event(word);
                 if !self.ordered(event, by) {
                     return Err(self.conflict(event, false));
                 }

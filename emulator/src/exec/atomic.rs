@@ -8,6 +8,7 @@ use super::context::{Context, Done, Trouble, count_global, lanes, resolve};
 use super::float::flush_if;
 use super::memory::addresses;
 use super::registers::LANES;
+use super::together::Pattern;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ir::{Atomic, AtomicOp, Scalar, Space};
@@ -192,7 +193,13 @@ pub(super) fn run(
     }
     context.report.atomics += u64::from(active.count_ones());
     if global != 0 {
-        count_global(&mut context.report.global_stores, &at, global, bytes as u64);
+        count_global(
+            &mut context.report.global_stores,
+            &at,
+            global,
+            bytes as u64,
+            Pattern::Any,
+        );
     }
     match atomic.result {
         Some(slot) if wide => warp.registers.put(active, slot, out),

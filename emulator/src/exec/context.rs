@@ -82,15 +82,15 @@ pub(super) struct Context<'l> {
     pub body: &'l Body,
     allocations: &'l Allocations,
     /// The allocation that served last: neighbours in time are neighbours in space.
-    last: Option<&'l Allocation>,
+    pub last: Option<&'l Allocation>,
     pub params: &'l [u8],
     /// The shared memory of all blocks of the cluster, [`Context::stride`] apart.
     pub shared: Vec<u8>,
     /// Bytes of one block's shared memory, and from the start of one to the next.
-    block_bytes: usize,
+    pub block_bytes: usize,
     stride: usize,
     /// Where the memory of the block begins whose warp runs.
-    own: usize,
+    pub own: usize,
     pub detector: Detector,
     /// mbarriers by where they lie in `shared`.
     pub mbarriers: BTreeMap<usize, Mbarrier>,
@@ -218,7 +218,7 @@ impl<'l> Context<'l> {
     /// An instruction and its line, for a message.
     pub(super) fn place(&self, pc: Pc) -> String {
         let line = self.body.origins[pc as usize].ptx;
-        format!("PTX line {line}: {}", self.body.texts[pc as usize])
+        format!("PTX line {line}: {}", self.body.texts.get(pc))
     }
 
     /// What an instruction is called that works on shared memory by itself.
@@ -258,7 +258,13 @@ impl<'l> Context<'l> {
         Ok(unsafe { (allocation.data.add(offset), allocation.state.add(offset)) })
     }
 
-    fn find(&mut self, lane: u32, address: u64, bytes: u64, write: bool) -> Done<&'l Allocation> {
+    pub(super) fn find(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Done<&'l Allocation> {
         match self.allocations.find(address, bytes) {
             Ok(allocation) => {
                 allocation.touched.store(true, Ordering::Relaxed);

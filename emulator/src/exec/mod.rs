@@ -28,6 +28,7 @@ mod reads;
 mod registers;
 mod rounding;
 mod tensor;
+mod together;
 mod traffic;
 mod video;
 mod warp;
