@@ -4,6 +4,7 @@ use super::context::{
     Context, Done, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, count_global, count_shared,
     lanes, resolve,
 };
+use super::global::{self, Effect, Reach};
 use super::registers::{LANES, Registers};
 use super::warp::Warp;
 use crate::fault::FaultKind;
@@ -98,6 +99,14 @@ pub(super) fn load(
             Space::Shared => count_shared(&mut context.report.shared_loads, at, mask, bytes as u64),
             _ => {}
         }
+        let reach = Reach {
+            at,
+            mask,
+            bytes,
+            effect: Effect::Read,
+            order: access.order,
+        };
+        let turn = global::turn(context, space, reach.order);
         let mut values = [[0u64; LANES]; 8];
         let mut buffer = [0u8; MOST];
         for lane in lanes(mask) {
@@ -107,7 +116,7 @@ pub(super) fn load(
                     context.load_global(lane as u32, at[lane], out)?
                 }
                 Space::Shared => {
-                    let by = accessor(warp, lane, access.strong);
+                    let by = accessor(warp, lane, access.order.is_strong());
                     context.load_shared(by, at[lane], out)?;
                 }
                 Space::Local => local(warp, lane, at[lane], bytes, false)?.copy_to(warp, out),
@@ -147,6 +156,7 @@ pub(super) fn load(
                 };
             }
         }
+        global::access(warp, context, turn, space, reach)?;
         for (element, slot) in access.elements.iter().enumerate() {
             match slot {
                 Some(slot) if access.wide => warp.registers.put(mask, *slot, values[element]),
@@ -193,6 +203,14 @@ pub(super) fn store(
             }
             _ => {}
         }
+        let reach = Reach {
+            at,
+            mask,
+            bytes,
+            effect: Effect::Write,
+            order: access.order,
+        };
+        let turn = global::turn(context, space, reach.order);
         let mut buffer = [0u8; MOST];
         for lane in lanes(mask) {
             for (element, chunk) in buffer[..bytes]
@@ -206,7 +224,7 @@ pub(super) fn store(
                     context.store_global(lane as u32, at[lane], &buffer[..bytes])?
                 }
                 Space::Shared => context.store_shared(
-                    accessor(warp, lane, access.strong),
+                    accessor(warp, lane, access.order.is_strong()),
                     at[lane],
                     &buffer[..bytes],
                 )?,
@@ -222,7 +240,7 @@ pub(super) fn store(
                 }
             }
         }
-        Ok(())
+        global::access(warp, context, turn, space, reach)
     })
 }
 

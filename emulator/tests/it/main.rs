@@ -15,4 +15,5 @@ mod matrix;
 mod mutants;
 mod pass;
 mod planted;
+mod races;
 mod value;
