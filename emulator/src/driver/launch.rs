@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::context::current;
+use super::coverage;
 use super::error::{Error, Result, code};
 use super::ffi::{CUresult, Handle, HostPtr, In, call};
 use super::function::Function;
@@ -50,6 +51,7 @@ impl Launch {
         };
         match exec::launch(&launch, &driver.device, &driver.memory, &config()?.options) {
             Ok(report) => {
+                coverage::ran(&driver.device, self.function.name());
                 log::report(report);
                 Ok(())
             }

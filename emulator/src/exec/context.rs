@@ -120,7 +120,7 @@ pub(super) struct Context<'l> {
     /// Times each operation was issued, a warp at a time.
     pub issued: Vec<u64>,
     pub report: Report,
-    /// Strong reads, where threads order themselves by them.
+    /// Strong reads of global memory, where threads order themselves by them.
     pub polls: u64,
     /// Instructions of this block, for clocks.
     pub clock: u64,

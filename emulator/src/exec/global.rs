@@ -135,10 +135,12 @@ pub(super) fn judge(context: &mut Context<'_>, by: By, reach: Reach<'_>) -> Done
             continue;
         };
         let offset = run.start - allocation.base;
-        let mut lines = match held.take() {
-            Some((base, lines)) if base == allocation.base && lines.contain(offset) => lines,
-            _ => allocation.shadow.lines(offset, allocation.bytes),
-        };
+        held = held.filter(|(base, lines)| *base == allocation.base && lines.contain(offset));
+        // the last lines are let go before others are taken: two threads must not wait for each other's
+        let (_, lines) = held.get_or_insert_with(|| {
+            let lines = allocation.shadow.lines(offset, allocation.bytes);
+            (allocation.base, lines)
+        });
         let touch = Touch {
             warp: by.warp,
             pc: by.pc,
@@ -151,7 +153,6 @@ pub(super) fn judge(context: &mut Context<'_>, by: By, reach: Reach<'_>) -> Done
             let line = run.start - run.start % LINE;
             return Err(race(by, &reach, line, first, other));
         }
-        held = Some((allocation.base, lines));
     }
     Ok(())
 }
@@ -267,12 +268,7 @@ pub(super) fn access(
 }
 
 /// What a strong access orders: its read half, then its write half.
-pub(super) fn order(
-    warp: &Warp,
-    context: &mut Context<'_>,
-    mut turn: Turn<'_>,
-    reach: Reach<'_>,
-) -> Done {
+fn order(warp: &Warp, context: &mut Context<'_>, mut turn: Turn<'_>, reach: Reach<'_>) -> Done {
     let keys = match turn {
         Turn::Global(_) => *reach.at,
         // a byte of shared memory has several addresses in a cluster
@@ -281,13 +277,14 @@ pub(super) fn order(
             place.map_or(u64::MAX, |place| place as u64)
         }),
     };
+    let global = matches!(turn, Turn::Global(_));
     let flags = match &mut turn {
         Turn::Global(flags) => &mut **flags,
         Turn::Shared(flags) => flags,
     };
     let detector = &mut context.detector;
     if reach.effect.reads() {
-        context.polls += 1;
+        context.polls += u64::from(global);
         let addresses = lanes(reach.mask).map(|lane| keys[lane]);
         detector.strong_read(flags, addresses, warp.index, reach.order);
     }
