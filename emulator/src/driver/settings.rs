@@ -1,5 +1,6 @@
 //! Settings of the emulator: from the environment at first use, then by [`configure`].
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::{Mutex, RwLock};
 
@@ -32,6 +33,9 @@ pub struct Settings {
     pub max_instructions: Option<u64>,
     /// Print each launch's report to stderr; no by default. `CUDA_EMULATOR_REPORT`.
     pub report: Option<bool>,
+    /// Judge races on global memory, in launches that the calling thread makes; yes by default. For tests whose input
+    /// makes a kernel's threads meet.
+    pub global_races: Option<bool>,
     /// A file to which lines are added that say which kernels modules have and which of them ran to their end; none by
     /// default. `CUDA_EMULATOR_COVERAGE`.
     pub coverage: Option<PathBuf>,
@@ -51,6 +55,22 @@ pub(super) struct Config {
 
 /// `None` until first used.
 static CONFIG: RwLock<Option<Config>> = RwLock::new(None);
+
+thread_local! {
+    /// Whether launches of this thread judge races on global memory.
+    static GLOBAL_RACES: Cell<bool> = const { Cell::new(true) };
+}
+
+/// How a launch of the calling thread is run.
+///
+/// # Errors
+/// As for [`config`].
+pub(super) fn options() -> Result<Options> {
+    Ok(Options {
+        global_races: GLOBAL_RACES.get(),
+        ..config()?.options
+    })
+}
 
 /// The settings that hold now.
 ///
@@ -77,6 +97,7 @@ pub(super) fn configure(settings: &Settings) -> Result<()> {
         state::replace_device(&after.device)?;
     }
     *write(&CONFIG) = Some(after);
+    GLOBAL_RACES.set(settings.global_races.unwrap_or(GLOBAL_RACES.get()));
     Ok(())
 }
 

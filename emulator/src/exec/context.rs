@@ -85,6 +85,8 @@ pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
 pub(super) struct Context<'l> {
     pub body: &'l Body,
     allocations: &'l Allocations,
+    /// Races on global memory are judged.
+    pub judges: bool,
     /// What strong accesses of the launch leave beside global memory.
     pub flags: &'l Mutex<Flags>,
     /// The allocation that served last: neighbours in time are neighbours in space.
@@ -141,6 +143,7 @@ impl<'l> Context<'l> {
         Context {
             body,
             allocations: launch.allocations,
+            judges: launch.options.global_races,
             flags: &launch.flags,
             last: None,
             params: launch.launch.params,

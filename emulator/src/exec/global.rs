@@ -126,7 +126,7 @@ impl Reach<'_> {
 /// Judges and notes an access that has been found to lie inside its allocation.
 pub(super) fn judge(context: &mut Context<'_>, by: By, reach: Reach<'_>) -> Done {
     let mut held: Option<(u64, Lines<'_>)> = None;
-    let mut rest = reach.mask;
+    let mut rest = if context.judges { reach.mask } else { 0 };
     while rest != 0 {
         let first = rest.trailing_zeros();
         let run = reach.run(first);

@@ -104,6 +104,8 @@ pub struct Options {
     pub schedule: Schedule,
     /// Warp instructions after which a launch counts as hung.
     pub max_instructions: u64,
+    /// Judge races on global memory.
+    pub global_races: bool,
 }
 
 impl Default for Options {
@@ -112,6 +114,7 @@ impl Default for Options {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             schedule: Schedule::LowestPc,
             max_instructions: 1 << 36,
+            global_races: true,
         }
     }
 }

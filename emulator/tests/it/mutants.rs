@@ -70,6 +70,7 @@ fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<f32>, Fault
         threads: 1,
         schedule,
         max_instructions: 1 << 20,
+        ..Options::default()
     };
     bench.run(&Call {
         device,

@@ -19,6 +19,7 @@ fn run(case: &Case, schedule: Schedule, threads: usize) -> Result<(), Fault> {
             threads,
             schedule,
             max_instructions: 1 << 24,
+            ..Options::default()
         },
         grid: case.settings.grid,
         block: case.settings.block,

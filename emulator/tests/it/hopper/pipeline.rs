@@ -93,6 +93,7 @@ fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<i32>, Fault
             threads: 1,
             schedule,
             max_instructions: 1 << 20,
+            ..Options::default()
         },
         block: [160, 1, 1],
         params: maps.concat(),
