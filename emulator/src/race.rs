@@ -15,6 +15,7 @@
 mod agent;
 mod event;
 mod global;
+mod lanes;
 mod shadow;
 mod sync;
 #[cfg(test)]
@@ -139,8 +140,9 @@ pub(crate) struct Detector {
     /// What each warp has seen of single lanes beyond `clocks`.
     parts: Vec<Vec<Part>>,
     writes: Vec<Event>,
-    /// `reads[w * grains + g]`: the last read of grain g of its own block by warp w.
-    reads: Vec<Event>,
+    /// `reads[w * grains + g]`: the event of the last read of grain g of its own block by warp w. Plain words, which come
+    /// zeroed without being written.
+    reads: Vec<u64>,
     /// Last reads by warps of other blocks, by grain.
     remote: HashMap<usize, Vec<Event>>,
     /// The last read by the async proxy; empty if the kernel has no such instruction.
@@ -180,7 +182,7 @@ impl Detector {
             synced: vec![0; agent],
             parts: vec![Vec::new(); agent],
             writes: vec![Event(0); blocks * grains],
-            reads: vec![Event(0); agent * grains],
+            reads: vec![0; agent * grains],
             remote: HashMap::new(),
             agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
             readers: vec![0; if asynchronous { blocks * grains } else { 0 }],
@@ -204,15 +206,24 @@ impl Detector {
         if let Some(memories) = &mut self.memories {
             memories.reset();
         }
-        self.clocks.fill(0);
+        // time goes on, so that reads of the blocks before come before all of these: to clear them would take longer than
+        // many blocks run
+        let mut past = (0..=self.agent)
+            .map(|warp| self.now(warp))
+            .max()
+            .unwrap_or(0);
+        if past > CLOCK_LIMIT / 16 {
+            self.reads.fill(0);
+            past = 0;
+        }
+        self.clocks.fill(past);
         for warp in 0..=self.agent {
             let own = warp * (self.agent + 1) + warp;
-            self.clocks[own] = 1;
+            self.clocks[own] = past + 1;
         }
-        self.synced.fill(1);
+        self.synced.fill(past + 1);
         self.parts.iter_mut().for_each(Vec::clear);
         self.writes.fill(Event(0));
-        self.reads.fill(Event(0));
         self.remote.clear();
         self.agent_reads.fill(Event(0));
         self.readers.fill(0);
@@ -413,18 +424,18 @@ impl Detector {
         let synced = self.synced[by.warp];
         let own = grains.start - block * self.grains..grains.end - block * self.grains;
         for slot in &mut self.reads[by.warp * self.grains..][own] {
-            let old = *slot;
+            let old = Event(*slot);
             // a collective read orders itself, so it must not hide the plain read of a lane
             if old.clock() >= synced && old.lane() != lane {
                 if lane != COLLECTIVE {
                     *slot = if old.lane() == COLLECTIVE {
-                        event
+                        event.0
                     } else {
-                        Event::new(now, by.warp, SEVERAL, by.pc)
+                        Event::new(now, by.warp, SEVERAL, by.pc).0
                     };
                 }
             } else {
-                *slot = event;
+                *slot = event.0;
             }
         }
         Ok(())
@@ -446,12 +457,13 @@ impl Detector {
         let block = self.block_of(grains.start);
         let own = grains.start - block * self.grains..grains.end - block * self.grains;
         for warp in block * self.warps..(block + 1) * self.warps {
-            let mut seen = Event(0);
-            for &event in &self.reads[warp * self.grains..][own.clone()] {
-                if event == seen || event.0 == 0 {
+            let mut seen = 0;
+            for &word in &self.reads[warp * self.grains..][own.clone()] {
+                if word == seen || word == 0 {
                     continue;
                 }
-                seen = event;
+                seen = word;
+                let event = Event(word);
                 if !self.ordered(event, by) {
                     return Err(self.conflict(event, false));
                 }

@@ -9,6 +9,7 @@ use super::float::flush_if;
 use super::global::{self, Effect, Reach};
 use super::memory::addresses;
 use super::registers::LANES;
+use super::together::Pattern;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ir::{Atomic, AtomicOp, Scalar, Space};
@@ -219,7 +220,13 @@ pub(super) fn run(
     }
     context.report.atomics += u64::from(active.count_ones());
     if global != 0 {
-        count_global(&mut context.report.global_stores, &at, global, bytes as u64);
+        count_global(
+            &mut context.report.global_stores,
+            &at,
+            global,
+            bytes as u64,
+            Pattern::Any,
+        );
     }
     match atomic.result {
         Some(slot) if wide => warp.registers.put(active, slot, out),

@@ -90,15 +90,15 @@ pub(super) struct Context<'l> {
     /// What strong accesses of the launch leave beside global memory.
     pub flags: &'l Mutex<Flags>,
     /// The allocation that served last: neighbours in time are neighbours in space.
-    last: Option<&'l Allocation>,
+    pub last: Option<&'l Allocation>,
     pub params: &'l [u8],
     /// The shared memory of all blocks of the cluster, [`Context::stride`] apart.
     pub shared: Vec<u8>,
     /// Bytes of one block's shared memory, and from the start of one to the next.
-    block_bytes: usize,
+    pub block_bytes: usize,
     stride: usize,
     /// Where the memory of the block begins whose warp runs.
-    own: usize,
+    pub own: usize,
     pub detector: Detector,
     /// mbarriers by where they lie in `shared`.
     pub mbarriers: BTreeMap<usize, Mbarrier>,
@@ -264,7 +264,13 @@ impl<'l> Context<'l> {
         hit.or_else(|| self.allocations.find(address, 1).ok())
     }
 
-    fn find(&mut self, lane: u32, address: u64, bytes: u64, write: bool) -> Done<&'l Allocation> {
+    pub(super) fn find(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Done<&'l Allocation> {
         match self.allocations.find(address, bytes) {
             Ok(allocation) => {
                 allocation.touched.store(true, Ordering::Relaxed);

@@ -30,6 +30,7 @@ mod registers;
 mod rounding;
 mod schedule;
 mod tensor;
+mod together;
 mod traffic;
 mod video;
 mod warp;

@@ -12,6 +12,8 @@ const PC_BITS: u32 = 24;
 const LANE_BITS: u32 = 6;
 const WARP_BITS: u32 = 9;
 const CLOCK_BITS: u32 = 22;
+pub(super) const LANE_SHIFT: u32 = PC_BITS;
+pub(super) const CLOCK_SHIFT: u32 = PC_BITS + LANE_BITS + WARP_BITS;
 pub(super) const PENDING: u64 = 1 << 63;
 pub(super) const STRONG: u64 = 1 << 62;
 /// A write that no fence.proxy.async has followed.
@@ -32,9 +34,9 @@ pub(super) struct Event(pub(super) u64);
 impl Event {
     pub(super) fn new(clock: Clock, warp: usize, lane: u64, pc: u32) -> Self {
         Event(
-            u64::from(clock) << (PC_BITS + LANE_BITS + WARP_BITS)
+            u64::from(clock) << CLOCK_SHIFT
                 | (warp as u64) << (PC_BITS + LANE_BITS)
-                | lane << PC_BITS
+                | lane << LANE_SHIFT
                 | u64::from(pc),
         )
     }
@@ -44,7 +46,7 @@ impl Event {
     }
 
     pub(super) fn lane(self) -> u64 {
-        self.0 >> PC_BITS & ((1 << LANE_BITS) - 1)
+        self.0 >> LANE_SHIFT & ((1 << LANE_BITS) - 1)
     }
 
     pub(super) fn warp(self) -> usize {
@@ -52,7 +54,7 @@ impl Event {
     }
 
     pub(super) fn clock(self) -> Clock {
-        (self.0 >> (PC_BITS + LANE_BITS + WARP_BITS)) as u32 & CLOCK_LIMIT
+        (self.0 >> CLOCK_SHIFT) as u32 & CLOCK_LIMIT
     }
 
     pub(super) fn pending(self) -> bool {
