@@ -68,7 +68,7 @@ fn check(lines: &str) -> Result<usize> {
     for line in lines.lines() {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             [_, "has", kernel] => has.insert(kernel),
-            [_, "ran", kernel, ..] => ran.insert(kernel),
+            [_, "ran", kernel] => ran.insert(kernel),
             _ => bail!("the emulator wrote `{line}` about its coverage"),
         };
     }
@@ -93,13 +93,13 @@ mod tests {
 
     #[test]
     fn a_kernel_that_did_not_run_is_named() {
-        let lines = "sm_80 has sum\nsm_80 has scan\nsm_80 ran sum in sums::all of them\n";
+        let lines = "sm_80 has sum\nsm_80 has scan\nsm_80 ran sum\n";
         let error = check(lines).unwrap_err().to_string();
         assert!(
             error.starts_with("1 of 2 kernels did not run: scan"),
             "{error}"
         );
-        assert_eq!(check(&format!("{lines}sm_80 ran scan in main")).unwrap(), 2);
+        assert_eq!(check(&format!("{lines}sm_80 ran scan")).unwrap(), 2);
         assert!(check("").is_err());
     }
 

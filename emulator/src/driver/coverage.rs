@@ -1,13 +1,11 @@
 //! Which kernels have run: lines in a file, so that tests can tell what they left out.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Mutex;
-use std::thread;
 
-use super::ffi::lock;
 use super::log;
 use super::settings::config;
 use crate::device::Device;
@@ -22,24 +20,23 @@ pub(super) fn loaded(device: &Device, program: &Program) {
     }
 }
 
-/// A kernel ran to its end: a line such as `sm_80 ran sum in reductions::sums`, with the name of the thread that launched
-/// it, which under `cargo test` is the test.
+/// A kernel ran to its end: a line such as `sm_80 ran sum`.
 pub(super) fn ran(device: &Device, kernel: &str) {
     if config().is_ok_and(|config| config.coverage.is_some()) {
-        let thread = thread::current();
-        let thread = thread.name().unwrap_or("a thread");
-        note(&format!("sm_{} ran {kernel} in {thread}", device.arch()));
+        note(&format!("sm_{} ran {kernel}", device.arch()));
     }
 }
 
-/// Writes a line the first time that it comes up in this process.
+/// Writes a line the first time that it comes up in this thread: under `cargo test`, in this test.
 fn note(line: &str) {
-    static SAID: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    thread_local! {
+        static SAID: RefCell<HashSet<String>> = RefCell::default();
+    }
     let Some(path) = config().ok().and_then(|config| config.coverage) else {
         return;
     };
-    let mut said = lock(&SAID);
-    if said.get_or_insert_default().insert(line.to_owned()) && append(&path, line).is_err() {
+    let new = SAID.with_borrow_mut(|said| said.insert(line.to_owned()));
+    if new && append(&path, line).is_err() {
         log::once("the file of CUDA_EMULATOR_COVERAGE cannot be written");
     }
 }

@@ -119,27 +119,61 @@ pub(crate) struct Line {
     read: u128,
     /// Bytes that strong writes of two units are noted for.
     updated: u128,
-    /// Bytes that anybody has written.
-    written: u128,
-    /// Bytes with a weak access.
-    weak: u128,
-    records: Vec<Record>,
+    records: Records,
+}
+
+/// Accesses of a line, the first without an allocation of its own: many lines have one.
+#[derive(Debug, Default)]
+struct Records {
+    first: Option<Record>,
+    more: Vec<Record>,
+}
+
+impl Records {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.first.iter().chain(&self.more)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+        self.first.iter_mut().chain(&mut self.more)
+    }
+
+    fn push(&mut self, record: Record) {
+        match self.first {
+            None => self.first = Some(record),
+            Some(_) => self.more.push(record),
+        }
+    }
+
+    /// Drops those without bytes.
+    fn tidy(&mut self) {
+        self.more.retain(|record| record.mask != 0);
+        self.first = self.first.filter(|record| record.mask != 0);
+        self.first = self.first.or_else(|| self.more.pop());
+    }
 }
 
 impl Line {
     /// Notes an access, or gives the one that it races with.
     pub(super) fn access(&mut self, mut new: Record, judge: &impl Judge) -> Result<(), Record> {
-        let (mask, weak) = (new.mask, new.scope.is_none());
+        let mask = new.mask;
         // nothing orders two units, so that those already noted are enough
-        let read = !new.write && mask & self.written == 0 && mask & !self.read == 0;
+        let meets = |other: fn(&Record) -> bool| {
+            (self.records.iter()).any(|record| record.mask & mask != 0 && other(record))
+        };
         let wide = new.write && new.scope == Some(Scope::Device);
-        if read || wide && mask & self.weak == 0 && mask & !self.updated == 0 {
+        if !new.write && mask & !self.read == 0 && !meets(|record| record.write)
+            || wide && mask & !self.updated == 0 && !meets(|record| record.scope.is_none())
+        {
             return Ok(());
         }
         let mut merged = None;
         let mut emptied = false;
-        for at in 0..self.records.len() {
-            let old = &mut self.records[at];
+        for old in self.records.iter_mut() {
             let overlap = old.mask & new.mask;
             if overlap == 0 {
                 continue;
@@ -174,20 +208,16 @@ impl Line {
                     _ => {}
                 }
             }
-            emptied |= self.records[at].mask == 0;
+            emptied |= old.mask == 0;
         }
         if emptied {
-            self.records.retain(|record| record.mask != 0);
+            self.records.tidy();
         }
-        self.records.extend(merged.into_iter().flatten());
+        for record in merged.into_iter().flatten() {
+            self.records.push(record);
+        }
         if new.mask != 0 {
             self.note(new, judge.synchronises());
-        }
-        if new.write {
-            self.written |= mask;
-        }
-        if weak {
-            self.weak |= mask;
         }
         Ok(())
     }
@@ -213,8 +243,9 @@ impl Line {
     /// on this line are not found from now on.
     fn compact(&mut self, unit: u32) {
         let way = |record: &Record| (record.unit, record.write, record.scope);
-        let mut kept: Vec<Record> = Vec::new();
-        for record in self.records.drain(..) {
+        let mut kept = Records::default();
+        let records = std::mem::take(&mut self.records);
+        for record in records.first.into_iter().chain(records.more) {
             let twin = kept
                 .iter_mut()
                 .find(|old| record.unit != unit && way(old) == way(&record));

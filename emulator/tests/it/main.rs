@@ -16,4 +16,5 @@ mod mutants;
 mod pass;
 mod planted;
 mod races;
+mod tmp_speed;
 mod value;
