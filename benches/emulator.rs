@@ -75,24 +75,34 @@ fn on_core(begin: Instant) -> Duration {
     nanoseconds.map_or_else(|| begin.elapsed(), Duration::from_nanos)
 }
 
-/// The least time of a launch by a clock; `None` if criterion's filter leaves it out.
-fn least(
-    criterion: &mut Criterion,
-    problem: &mut Problem,
-    name: &str,
-    clock: fn(Instant) -> Duration,
-) -> Option<Duration> {
+/// The least times of a launch.
+#[derive(Clone, Copy)]
+struct Least {
+    /// Of the thread that launched.
+    on_core: Duration,
+    elapsed: Duration,
+}
+
+/// Runs launches; `None` if criterion's filter leaves them out.
+fn least(criterion: &mut Criterion, problem: &mut Problem, name: &str) -> Option<Least> {
     let begin = Instant::now();
-    let mut least = None;
+    let mut least: Option<Least> = None;
     criterion.bench_function(name, |bencher| {
         bencher.iter_custom(|times| {
             let mut sum = Duration::ZERO;
             for _ in 0..times {
-                let start = clock(begin);
+                let (start, start_on_core) = (begin.elapsed(), on_core(begin));
                 problem.run().expect("the same launch ran before");
-                let spent = clock(begin) - start;
-                least = Some(least.map_or(spent, |least: Duration| least.min(spent)));
-                sum += spent;
+                let now = Least {
+                    on_core: on_core(begin) - start_on_core,
+                    elapsed: begin.elapsed() - start,
+                };
+                sum += now.elapsed;
+                let before = least.unwrap_or(now);
+                least = Some(Least {
+                    on_core: now.on_core.min(before.on_core),
+                    elapsed: now.elapsed.min(before.elapsed),
+                });
             }
             cuda_emulator::take_reports();
             sum
@@ -126,27 +136,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         let report = report.ok_or("a launch without a report")?;
         println!("{report}");
         let name = format!("emulator/attention/forward/f16/h2_s1024_d64/{arch}");
-        let one = least(&mut criterion, &mut problem, &format!("{name}/1"), on_core);
+        let one = least(&mut criterion, &mut problem, &format!("{name}/1"));
         pose(arch, 2)?;
-        let two = least(
-            &mut criterion,
-            &mut problem,
-            &format!("{name}/2"),
-            |begin| begin.elapsed(),
-        );
+        let two = least(&mut criterion, &mut problem, &format!("{name}/2"));
         if let Some(one) = one {
             let instructions = report.total();
-            let speed = instructions as f64 / one.as_secs_f64() / 1e6;
+            let time = one.on_core;
+            let speed = instructions as f64 / time.as_secs_f64() / 1e6;
             println!(
-                "{arch}: {instructions} warp instructions in {one:.1?} on one core: {speed:.1} million a second, {} \
+                "{arch}: {instructions} warp instructions in {time:.1?} on one core: {speed:.1} million a second, {} \
                  the goal of {SPEED}",
                 verdict(speed >= SPEED)
             );
         }
         if let (Some(one), Some(two)) = (one, two) {
-            let scaling = one.as_secs_f64() / two.as_secs_f64();
+            let scaling = one.elapsed.as_secs_f64() / two.elapsed.as_secs_f64();
             println!(
-                "{arch}: {two:.1?} on two cores: {scaling:.2} times as fast as on one, {} the goal of {SCALING}",
+                "{arch}: {:.1?} on two cores: {scaling:.2} times as fast as on one, {} the goal of {SCALING}",
+                two.elapsed,
                 verdict(scaling >= SCALING)
             );
         }

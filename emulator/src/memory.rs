@@ -5,6 +5,7 @@
 //! emulated program on global memory is a race here, on bytes only, until the launch that it ends.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -134,18 +135,41 @@ impl Allocation {
         // SAFETY: `state` holds `bytes` bytes while live, and no launch runs: the caller holds the write lock.
         let state = unsafe { std::slice::from_raw_parts_mut(self.state, self.bytes as usize) };
         let (mut read, mut written) = (0, 0);
-        for chunk in state.chunks_mut(4096) {
-            let (mut r, mut w) = (0u32, 0u32);
-            for byte in chunk {
-                r += u32::from(*byte & READ != 0);
-                w += u32::from(*byte & WRITTEN != 0);
+        // eight states at a time: each byte of a sum counts those of one place, up to 255
+        for chunk in state.chunks_mut(8 * 255) {
+            let (mut reads, mut writes) = (0, 0);
+            let (words, rest) = chunk.as_chunks_mut::<8>();
+            for bytes in &*words {
+                let word = u64::from_ne_bytes(*bytes);
+                reads += word >> READ.trailing_zeros() & each(1);
+                writes += word >> WRITTEN.trailing_zeros() & each(1);
+            }
+            // what was not touched may not even have a page yet
+            if reads | writes != 0 {
+                for bytes in words {
+                    let word = u64::from_ne_bytes(*bytes);
+                    *bytes = (word & each(INITIALISED)).to_ne_bytes();
+                }
+            }
+            read += sum_of_bytes(reads);
+            written += sum_of_bytes(writes);
+            for byte in rest {
+                read += u64::from(*byte & READ != 0);
+                written += u64::from(*byte & WRITTEN != 0);
                 *byte &= INITIALISED;
             }
-            read += u64::from(r);
-            written += u64::from(w);
         }
         (read, written)
     }
+}
+
+/// The same bits in each of eight bytes.
+const fn each(bits: u8) -> u64 {
+    u64::from_ne_bytes([bits; 8])
+}
+
+fn sum_of_bytes(word: u64) -> u64 {
+    word.to_ne_bytes().into_iter().map(u64::from).sum()
 }
 
 impl Drop for Allocation {
@@ -160,15 +184,20 @@ pub(crate) struct Allocations {
     /// Index + 1 of the allocation in each region; 0 is none.
     regions: Vec<u32>,
     list: Vec<Allocation>,
+    /// Those of them that are not freed: a process makes many more than it has at a time.
+    live: BTreeSet<u32>,
     used: u64,
 }
 
 impl Allocations {
     /// The allocation whose address range (with its red zones) holds `address`.
     fn near(&self, address: u64) -> Option<&Allocation> {
+        self.list.get(self.index(address)? as usize)
+    }
+
+    fn index(&self, address: u64) -> Option<u32> {
         let region = usize::try_from(address.checked_sub(BASE)? / REGION).ok()?;
-        let index = self.regions.get(region)?.checked_sub(1)?;
-        self.list.get(index as usize)
+        self.regions.get(region)?.checked_sub(1)
     }
 
     /// The live allocation that holds all of `bytes` bytes at `address`, or what is wrong with them.
@@ -279,6 +308,7 @@ impl Memory {
         };
         all.list.push(allocation);
         let index = all.list.len() as u32;
+        all.live.insert(index - 1);
         let length = all.regions.len() + regions as usize;
         all.regions.resize(length, index);
         all.used += bytes;
@@ -299,12 +329,11 @@ impl Memory {
             }
             Err(reason) => return Err(MemoryError::BadFree { address, reason }),
         };
-        if let Some(allocation) = all
-            .list
-            .iter_mut()
-            .find(|allocation| allocation.base == address)
-        {
-            allocation.release();
+        if let Some(index) = all.index(address) {
+            all.live.remove(&index);
+            if let Some(allocation) = all.list.get_mut(index as usize) {
+                allocation.release();
+            }
         }
         all.used -= bytes;
         Ok(())
@@ -407,10 +436,15 @@ impl Memory {
     /// Distinct bytes that the last launch read and wrote; clears the marks.
     pub(crate) fn take_marks(&self) -> (u64, u64) {
         let mut all = self.lock_mut();
-        all.list
-            .iter_mut()
-            .map(Allocation::take_marks)
-            .fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
+        let Allocations { list, live, .. } = &mut *all;
+        let mut marks = (0, 0);
+        for &index in live.iter() {
+            if let Some(allocation) = list.get_mut(index as usize) {
+                let (read, written) = allocation.take_marks();
+                marks = (marks.0 + read, marks.1 + written);
+            }
+        }
+        marks
     }
 }
 

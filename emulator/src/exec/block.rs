@@ -387,11 +387,7 @@ impl<'l> Block<'l> {
         let program = self.shared.launch.module.program();
         Site {
             ptx_line: origin.ptx,
-            instruction: body
-                .texts
-                .get(pc as usize)
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            instruction: body.texts.get(pc).into(),
             source: program
                 .file(origin.file)
                 .map(|file| (file.to_string(), origin.source)),

@@ -216,7 +216,7 @@ impl<'l> Context<'l> {
     /// An instruction and its line, for a message.
     pub(super) fn place(&self, pc: Pc) -> String {
         let line = self.body.origins[pc as usize].ptx;
-        format!("PTX line {line}: {}", self.body.texts[pc as usize])
+        format!("PTX line {line}: {}", self.body.texts.get(pc))
     }
 
     /// What an instruction is called that works on shared memory by itself.

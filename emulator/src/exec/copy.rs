@@ -84,20 +84,28 @@ pub(super) fn issue(
     let size = usize::from(copy.bytes);
     let lengths = copy.source_bytes.map(|slot| r.get::<u32>(slot));
     let ignored = copy.ignore.map_or(0, |p| r.predicate(p));
-    let pattern = Pattern::of(&from, active, size);
-    let whole = ignored & active == 0
-        && lengths.is_none_or(|lengths| lanes(active).all(|lane| lengths[lane] as usize == size));
+    // lanes that read all of their bytes, and whether the others read none
+    let (mut reading, mut plain) = (active & !ignored, true);
+    if let Some(lengths) = &lengths {
+        for lane in lanes(active) {
+            if lengths[lane] as usize != size {
+                reading &= !(1 << lane);
+                plain &= lengths[lane] == 0;
+            }
+        }
+    }
+    let pattern = Pattern::of(&from, reading, size);
     let mut to_place = Places {
         at: [0; LANES],
         bytes: [[0; 16]; LANES],
     };
-    let together = whole
+    let from_lanes = (&from, reading, pattern);
+    let together = plain
         && match size {
-            4 => to_place.fill::<4>(warp, context, (&to, &from), active, pattern),
-            8 => to_place.fill::<8>(warp, context, (&to, &from), active, pattern),
-            _ => to_place.fill::<16>(warp, context, (&to, &from), active, pattern),
+            4 => to_place.fill::<4>(warp, context, &to, active, from_lanes),
+            8 => to_place.fill::<8>(warp, context, &to, active, from_lanes),
+            _ => to_place.fill::<16>(warp, context, &to, active, from_lanes),
         };
-    let mut reading = active;
     if !together {
         reading = 0;
         for lane in lanes(active) {
@@ -151,12 +159,7 @@ pub(super) fn issue(
     }
     if reading != 0 {
         let traffic = &mut context.report.global_loads;
-        // what does not read is not there
-        let pattern = if reading == active {
-            pattern
-        } else {
-            Pattern::Any
-        };
+        let pattern = Pattern::of(&from, reading, size);
         count_global(traffic, &from, reading, size as u64, pattern);
     }
     let traffic = &mut context.report.shared_stores;
@@ -185,17 +188,17 @@ fn accessor(warp: &Warp, lane: u32, pc: u32) -> Accessor {
 }
 
 impl Places {
-    /// The copies of all lanes, if they are plainly in order: whole, and each in the memory of its block.
+    /// The copies of all lanes, if they are plainly in order: whole or of nothing, and each into the memory of its block.
     fn fill<const N: usize>(
         &mut self,
         warp: &Warp,
         context: &mut Context<'_>,
-        (to, from): (&[u64; LANES], &[u64; LANES]),
+        to: &[u64; LANES],
         active: u32,
-        pattern: Pattern,
+        (from, reading, pattern): (&[u64; LANES], u32, Pattern),
     ) -> bool {
         let mut bytes = [[0; N]; LANES];
-        if !context.load_global_lanes(from, active, pattern, &mut bytes) {
+        if reading != 0 && !context.load_global_lanes(from, reading, pattern, &mut bytes) {
             return false;
         }
         let Some(places) = context.shared_places::<N>(to, active) else {

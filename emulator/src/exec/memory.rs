@@ -142,7 +142,18 @@ fn load_lanes<const N: usize>(
         }
         _ => false,
     };
-    if !together {
+    if space == Space::Param && pattern == Pattern::Same {
+        // all threads have the same parameters
+        load_lane(
+            warp,
+            context,
+            access,
+            space,
+            (0, at[0]),
+            &mut buffer[0][..bytes],
+        )?;
+        buffer = [buffer[0]; LANES];
+    } else if !together {
         for lane in lanes(mask) {
             let out = &mut buffer[lane][..bytes];
             load_lane(warp, context, access, space, (lane, at[lane]), out)?;

@@ -79,11 +79,17 @@ pub(super) fn count_shared(
         if phase == 0 {
             continue;
         }
-        // most accesses meet every bank once, or not at all
-        let met = lanes(phase).fold(0u32, |met, lane| {
-            met | 1 << (addresses[start + lane] >> shift & (banks - 1))
-        });
-        if met.count_ones() == phase.count_ones() {
+        // most accesses meet a bank once or not at all, where neighbours that ask for the same count as one
+        let (mut met, mut asked, mut before) = (0u32, 0, u64::MAX);
+        for lane in lanes(phase) {
+            let chunk = addresses[start + lane] >> shift;
+            if chunk != before {
+                met |= 1 << (chunk & (banks - 1));
+                asked += 1;
+                before = chunk;
+            }
+        }
+        if met.count_ones() == asked {
             traffic.wavefronts += 1;
             traffic.ideal_wavefronts += 1;
             continue;
@@ -143,6 +149,12 @@ mod tests {
             "eight rows at one bank a phase"
         );
         assert_eq!(passes(|lane| 2 * lane, 2), (1, 1));
+        assert_eq!(
+            passes(|lane| lane / 4 * 16, 16),
+            (4, 4),
+            "four lanes ask for the same"
+        );
+        assert_eq!(passes(|lane| lane % 2 * 128, 4), (2, 1));
     }
 
     #[test]

@@ -380,7 +380,7 @@ impl Warp {
                     "lanes {:#010x} at PTX line {}: {}",
                     group.mask,
                     origin.ptx,
-                    context.body.texts[group.pc as usize].trim_end_matches(';')
+                    context.body.texts.get(group.pc).trim_end_matches(';')
                 )
             })
             .collect();

@@ -353,6 +353,29 @@ pub(crate) struct Origin {
     pub source: u32,
 }
 
+/// Texts behind each other, one an operation.
+#[derive(Debug, Default)]
+pub(crate) struct Texts {
+    all: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// Adds a text, which `write` appends to what it gets.
+    pub(crate) fn push(&mut self, write: impl FnOnce(&mut String)) {
+        write(&mut self.all);
+        self.ends.push(self.all.len());
+    }
+
+    /// The text of an operation; empty if there is none.
+    pub(crate) fn get(&self, pc: Pc) -> &str {
+        let at = pc as usize;
+        let start = at.checked_sub(1).and_then(|before| self.ends.get(before));
+        let range = start.copied().unwrap_or(0)..self.ends.get(at).copied().unwrap_or(0);
+        self.all.get(range).unwrap_or_default()
+    }
+}
+
 /// A lowered kernel body.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
@@ -360,7 +383,7 @@ pub(crate) struct Body {
     pub origins: Vec<Origin>,
     pub classes: Vec<Class>,
     /// The instruction as written, for faults.
-    pub texts: Vec<Box<str>>,
+    pub texts: Texts,
     pub constants: Vec<(Slot, Constant)>,
     /// Where threads begin: functions stand in front.
     pub entry: Pc,

@@ -21,6 +21,8 @@ struct View<'d> {
     by: Accessor,
     /// The last write that comes before accesses of all lanes: neighbours are often of one write.
     passed: Event,
+    /// A write was the lane's own, and comes before that lane alone.
+    alone: bool,
 }
 
 impl View<'_> {
@@ -43,6 +45,7 @@ impl View<'_> {
             self.passed = write;
             return true;
         }
+        self.alone = true;
         own && !self.by.collective && write.lane() == lane
     }
 }
@@ -62,31 +65,55 @@ impl Detector {
         mask: u32,
         by: Accessor,
     ) -> bool {
-        if !self.is_plain(by) {
-            return false;
+        match bytes >> self.grain_shift {
+            _ if !self.is_plain(by) => false,
+            1 => self.read_grains::<1>(at, mask, by),
+            2 => self.read_grains::<2>(at, mask, by),
+            4 => self.read_grains::<4>(at, mask, by),
+            8 => self.read_grains::<8>(at, mask, by),
+            _ => false,
         }
-        let grains = bytes >> self.grain_shift;
+    }
+
+    fn read_grains<const GRAINS: usize>(
+        &mut self,
+        at: &[u32; 32],
+        mask: u32,
+        by: Accessor,
+    ) -> bool {
         let synced = self.synced[by.warp];
         let mut view = View {
             clocks: &self.clocks[by.warp * (self.agent + 1)..][..=self.agent],
             synced,
             by,
             passed: Event(u64::MAX),
+            alone: false,
         };
         let event = Event::new(view.clocks[by.warp], by.warp, 0, by.pc);
         let floor = floor(synced);
         let reads = &mut self.reads[by.warp * self.grains..][..self.grains];
+        // where the lane before read what any lane may read, and whether it was the second there
+        let (mut place, mut several) = (usize::MAX, false);
         let mut rest = mask;
         while rest != 0 {
             let lane = rest.trailing_zeros();
             rest &= rest - 1;
             let start = at[lane as usize] as usize >> self.grain_shift;
-            for &write in &self.writes[start..start + grains] {
+            let slots = &mut reads[start..start + GRAINS];
+            if start == place && !by.collective {
+                if !several {
+                    slots.fill(event.of(SEVERAL).0);
+                    several = true;
+                }
+                continue;
+            }
+            view.alone = false;
+            for &write in &self.writes[start..start + GRAINS] {
                 if write.0 == 0 || !view.comes_after(write, lane.into()) {
                     return false;
                 }
             }
-            let slots = &mut reads[start..start + grains];
+            (place, several) = (if view.alone { usize::MAX } else { start }, false);
             if by.collective {
                 let event = event.of(COLLECTIVE).0;
                 for slot in slots {
@@ -115,16 +142,30 @@ impl Detector {
         by: Accessor,
         pending: bool,
     ) -> bool {
-        if !self.is_plain(by) || !self.agent_reads.is_empty() {
-            return false;
+        match bytes >> self.grain_shift {
+            _ if !self.is_plain(by) || !self.agent_reads.is_empty() => false,
+            1 => self.write_grains::<1>(at, mask, by, pending),
+            2 => self.write_grains::<2>(at, mask, by, pending),
+            4 => self.write_grains::<4>(at, mask, by, pending),
+            8 => self.write_grains::<8>(at, mask, by, pending),
+            _ => false,
         }
-        let grains = bytes >> self.grain_shift;
+    }
+
+    fn write_grains<const GRAINS: usize>(
+        &mut self,
+        at: &[u32; 32],
+        mask: u32,
+        by: Accessor,
+        pending: bool,
+    ) -> bool {
         let synced = self.synced[by.warp];
         let mut view = View {
             clocks: &self.clocks[by.warp * (self.agent + 1)..][..=self.agent],
             synced,
             by,
             passed: Event(0),
+            alone: false,
         };
         let event = Event::new(view.clocks[by.warp], by.warp, 0, by.pc);
         let flags = if pending { PENDING } else { 0 };
@@ -142,7 +183,7 @@ impl Detector {
             let lane = u64::from(rest.trailing_zeros());
             rest &= rest - 1;
             let start = at[lane as usize] as usize >> self.grain_shift;
-            let own = start..start + grains;
+            let own = start..start + GRAINS;
             for &write in &self.writes[own.clone()] {
                 if write.0 != 0 && !view.comes_after(write, lane) {
                     return false;
@@ -150,16 +191,16 @@ impl Detector {
             }
             let of_warps = self.reads.chunks_exact(self.grains);
             for (warp, (reads, &limit)) in of_warps.zip(&limits).enumerate() {
-                for &read in &reads[own.clone()] {
-                    if read >= limit {
-                        let read = Event(read);
-                        let itself = warp == by.warp
-                            && (read.lane() == COLLECTIVE
-                                || (read.lane() == lane && !by.collective));
-                        if !itself {
-                            return false;
-                        }
-                    }
+                let reads = &reads[own.clone()];
+                if reads.iter().fold(0, |last, &read| read.max(last)) < limit {
+                    continue;
+                }
+                let own_read = |&read: &u64| {
+                    let lane_of = Event(read).lane();
+                    read < limit || lane_of == COLLECTIVE || (lane_of == lane && !by.collective)
+                };
+                if warp != by.warp || !reads.iter().all(own_read) {
+                    return false;
                 }
             }
             self.writes[own].fill(Event(event.of(lane).0 | flags));

@@ -19,8 +19,21 @@ pub(crate) enum Kind<'t> {
     Mark(u8),
 }
 
+/// Which bytes are part of a word.
+const WORD: [bool; 256] = {
+    let mut word = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let character = byte as u8;
+        word[byte] =
+            character.is_ascii_alphanumeric() || matches!(character, b'_' | b'$' | b'%' | b'.');
+        byte += 1;
+    }
+    word
+};
+
 fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'%' | b'.')
+    WORD[usize::from(byte)]
 }
 
 /// Splits `text` into tokens; comments and white space vanish.
@@ -64,9 +77,10 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
             _ if is_word(byte) => {
                 let start = at;
                 loop {
-                    while at < bytes.len() && is_word(bytes[at]) {
-                        at += 1;
-                    }
+                    at += bytes[at..]
+                        .iter()
+                        .take_while(|&&byte| is_word(byte))
+                        .count();
                     // `shared::cta` is one word; `label:` is a word and a mark
                     let joined = bytes.get(at) == Some(&b':')
                         && bytes.get(at + 1) == Some(&b':')

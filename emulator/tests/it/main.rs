@@ -16,5 +16,4 @@ mod mutants;
 mod pass;
 mod planted;
 mod races;
-mod tmp_speed;
 mod value;
