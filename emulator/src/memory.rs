@@ -2,12 +2,14 @@
 //!
 //! An address is never reused, so that a pointer into freed memory is always told from one into a later allocation.
 //! Blocks run on several host threads and reach these bytes through raw pointers, as threads of a GPU do: a race of the
-//! emulated program on global memory is a race here, on bytes only, and shows as whichever value came last.
+//! emulated program on global memory is a race here, on bytes only, until the launch that it ends.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::race::Shadow;
 
 /// Where device addresses start: above every address of the host, so that a unified copy tells the two apart. Far below
 /// lie the windows of shared, local and parameter memory.
@@ -75,6 +77,8 @@ pub(crate) struct Allocation {
     live: bool,
     /// Touched by the running launch: its marks are to be counted and cleared.
     pub touched: AtomicBool,
+    /// What the running launch did to these bytes.
+    pub shadow: Shadow,
 }
 
 // SAFETY: `data` and `state` are owned buffers that live as long as the allocation (`Allocation::new`, `Allocation::release`);
@@ -97,6 +101,7 @@ impl Allocation {
             state,
             live: true,
             touched: AtomicBool::new(false),
+            shadow: Shadow::default(),
         };
         // dropping it gives back whichever of the two there is
         (!data.is_null() && !state.is_null()).then_some(allocation)
@@ -122,10 +127,11 @@ impl Allocation {
     }
 
     /// Counts and clears the marks of the last launch: bytes read, bytes written.
-    pub(crate) fn take_marks(&self) -> (u64, u64) {
+    pub(crate) fn take_marks(&mut self) -> (u64, u64) {
         if !self.live || !self.touched.swap(false, Ordering::Relaxed) {
             return (0, 0);
         }
+        self.shadow.clear();
         // SAFETY: `state` holds `bytes` bytes while live, and no launch runs: the caller holds the write lock.
         let state = unsafe { std::slice::from_raw_parts_mut(self.state, self.bytes as usize) };
         let (mut read, mut written) = (0, 0);
@@ -429,12 +435,16 @@ impl Memory {
 
     /// Distinct bytes that the last launch read and wrote; clears the marks.
     pub(crate) fn take_marks(&self) -> (u64, u64) {
-        let all = self.lock_mut();
-        all.live
-            .iter()
-            .filter_map(|&index| all.list.get(index as usize))
-            .map(Allocation::take_marks)
-            .fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
+        let mut all = self.lock_mut();
+        let Allocations { list, live, .. } = &mut *all;
+        let mut marks = (0, 0);
+        for &index in live.iter() {
+            if let Some(allocation) = list.get_mut(index as usize) {
+                let (read, written) = allocation.take_marks();
+                marks = (marks.0 + read, marks.1 + written);
+            }
+        }
+        marks
     }
 }
 

@@ -35,6 +35,7 @@ mod capture;
 mod context;
 pub(crate) mod control;
 mod copy;
+mod coverage;
 mod device;
 mod error;
 mod event;

@@ -1,5 +1,7 @@
 //! Settings of the emulator: from the environment at first use, then by [`configure`].
 
+use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::{Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,12 @@ pub struct Settings {
     pub max_instructions: Option<u64>,
     /// Print each launch's report to stderr; no by default. `CUDA_EMULATOR_REPORT`.
     pub report: Option<bool>,
+    /// Judge races on global memory, in launches that the calling thread makes; yes by default. For tests whose input
+    /// makes a kernel's threads meet.
+    pub global_races: Option<bool>,
+    /// A file to which lines are added that say which kernels modules have and which of them ran to their end; none by
+    /// default. `CUDA_EMULATOR_COVERAGE`.
+    pub coverage: Option<PathBuf>,
     /// Do not print faults to stderr: for tests that expect them. No by default.
     pub quiet: Option<bool>,
 }
@@ -41,11 +49,28 @@ pub(super) struct Config {
     pub(super) device: Device,
     pub(super) options: Options,
     pub(super) report: bool,
+    pub(super) coverage: Option<PathBuf>,
     pub(super) quiet: bool,
 }
 
 /// `None` until first used.
 static CONFIG: RwLock<Option<Config>> = RwLock::new(None);
+
+thread_local! {
+    /// Whether launches of this thread judge races on global memory.
+    static GLOBAL_RACES: Cell<bool> = const { Cell::new(true) };
+}
+
+/// How a launch of the calling thread is run.
+///
+/// # Errors
+/// As for [`config`].
+pub(super) fn options() -> Result<Options> {
+    Ok(Options {
+        global_races: GLOBAL_RACES.get(),
+        ..config()?.options
+    })
+}
 
 /// The settings that hold now.
 ///
@@ -72,6 +97,7 @@ pub(super) fn configure(settings: &Settings) -> Result<()> {
         state::replace_device(&after.device)?;
     }
     *write(&CONFIG) = Some(after);
+    GLOBAL_RACES.set(settings.global_races.unwrap_or(GLOBAL_RACES.get()));
     Ok(())
 }
 
@@ -89,12 +115,14 @@ fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config>
         threads: threads.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         schedule: variable("CUDA_EMULATOR_SCHEDULE"),
         report: variable("CUDA_EMULATOR_REPORT").map(|text| !matches!(&*text, "" | "0")),
+        coverage: variable("CUDA_EMULATOR_COVERAGE").map(PathBuf::from),
         ..Settings::default()
     };
     let defaults = Config {
         device: Device::default(),
         options: Options::default(),
         report: false,
+        coverage: None,
         quiet: false,
     };
     defaults.with(&settings)
@@ -131,6 +159,9 @@ impl Config {
             self.options.max_instructions = limit;
         }
         self.report = settings.report.unwrap_or(self.report);
+        if let Some(path) = &settings.coverage {
+            self.coverage = Some(path.clone());
+        }
         self.quiet = settings.quiet.unwrap_or(self.quiet);
         Ok(self)
     }
@@ -155,12 +186,14 @@ mod tests {
             ("CUDA_EMULATOR_THREADS", "3"),
             ("CUDA_EMULATOR_SCHEDULE", "adversarial:7"),
             ("CUDA_EMULATOR_REPORT", "1"),
+            ("CUDA_EMULATOR_COVERAGE", "kernels.txt"),
         ])
         .unwrap();
         assert_eq!(config.device.arch(), 90);
         assert_eq!(config.device.total_memory, 1 << 20);
         assert_eq!(config.options.threads, 3);
         assert_eq!(config.options.schedule, Schedule::Adversarial(7));
+        assert_eq!(config.coverage, Some("kernels.txt".into()));
         assert!(config.report && !config.quiet);
     }
 

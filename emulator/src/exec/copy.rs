@@ -1,12 +1,13 @@
 //! cp.async: copies that end as late as the program allows, at its wait.
 
 use super::context::{Context, Done, Trouble, count_global, count_shared, lanes, refused};
+use super::global::{self, By, Effect, Reach};
 use super::memory::addresses;
 use super::registers::LANES;
 use super::together::Pattern;
 use super::warp::Warp;
 use crate::fault::FaultKind;
-use crate::ir::AsyncCopy;
+use crate::ir::{AsyncCopy, Order};
 use crate::race::{Accessor, AgentLane};
 
 /// Where the copies of all lanes go in `shared`, and what.
@@ -135,6 +136,25 @@ pub(super) fn issue(
                 return Err(refused(context, by, at, size, "copies into", refusal));
             }
             to_place.at[lane] = at as u32;
+        }
+    }
+    let by = By::at(warp);
+    match lengths {
+        Some(lengths) => {
+            for lane in lanes(reading) {
+                let range = (from[lane], lengths[lane] as usize);
+                global::judge_range(context, by, lane, range, Effect::Read)?;
+            }
+        }
+        None => {
+            let reach = Reach {
+                at: &from,
+                mask: reading,
+                bytes: size,
+                effect: Effect::Read,
+                order: Order::WEAK,
+            };
+            global::judge(context, by, reach)?;
         }
     }
     if reading != 0 {

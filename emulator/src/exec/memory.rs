@@ -4,6 +4,7 @@ use super::context::{
     Context, Done, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, count_global, count_shared,
     lanes, resolve,
 };
+use super::global::{self, Effect};
 use super::registers::{LANES, Registers};
 use super::together::Pattern;
 use super::warp::Warp;
@@ -95,6 +96,7 @@ pub(super) fn load(
     let bytes = usize::from(access.bytes) * access.elements.len();
     each_space(access, all, active, |space, at, mask| {
         let to = (access, space, at, mask);
+        let turn = global::turn(context, space, access.order);
         match bytes {
             1 => load_lanes::<1>(warp, context, to),
             2 => load_lanes::<2>(warp, context, to),
@@ -102,7 +104,15 @@ pub(super) fn load(
             8 => load_lanes::<8>(warp, context, to),
             16 => load_lanes::<16>(warp, context, to),
             _ => load_lanes::<MOST>(warp, context, to),
-        }
+        }?;
+        let reach = global::Reach {
+            at,
+            mask,
+            bytes,
+            effect: Effect::Read,
+            order: access.order,
+        };
+        global::access(warp, context, turn, space, reach)
     })
 }
 
@@ -127,7 +137,7 @@ fn load_lanes<const N: usize>(
         Space::Shared => {
             let traffic = &mut context.report.shared_loads;
             count_shared(traffic, at, mask, bytes as u64, pattern);
-            let by = accessor(warp, 0, access.strong);
+            let by = accessor(warp, 0, access.order.is_strong());
             bytes <= 16 && context.load_shared_lanes(by, at, mask, pattern, &mut buffer)
         }
         _ => false,
@@ -195,7 +205,9 @@ fn load_lane(
 ) -> Done {
     match space {
         Space::Global | Space::Generic => context.load_global(lane as u32, at, out),
-        Space::Shared => context.load_shared(accessor(warp, lane, access.strong), at, out),
+        Space::Shared => {
+            context.load_shared(accessor(warp, lane, access.order.is_strong()), at, out)
+        }
         Space::Local => read_local(warp, lane, at, out),
         Space::Param => {
             let bytes = out.len();
@@ -238,6 +250,7 @@ pub(super) fn store(
     let bytes = usize::from(access.bytes) * access.elements.len();
     each_space(access, all, active, |space, at, mask| {
         let to = (access, space, at, mask);
+        let turn = global::turn(context, space, access.order);
         match bytes {
             1 => store_lanes::<1>(warp, context, to),
             2 => store_lanes::<2>(warp, context, to),
@@ -245,7 +258,15 @@ pub(super) fn store(
             8 => store_lanes::<8>(warp, context, to),
             16 => store_lanes::<16>(warp, context, to),
             _ => store_lanes::<MOST>(warp, context, to),
-        }
+        }?;
+        let reach = global::Reach {
+            at,
+            mask,
+            bytes,
+            effect: Effect::Write,
+            order: access.order,
+        };
+        global::access(warp, context, turn, space, reach)
     })
 }
 
@@ -285,7 +306,7 @@ fn store_lanes<const N: usize>(
         Space::Shared => {
             let traffic = &mut context.report.shared_stores;
             count_shared(traffic, at, mask, bytes as u64, pattern);
-            let by = accessor(warp, 0, access.strong);
+            let by = accessor(warp, 0, access.order.is_strong());
             bytes <= 16 && context.store_shared_lanes(by, at, mask, &buffer)
         }
         _ => false,
@@ -298,7 +319,7 @@ fn store_lanes<const N: usize>(
         match space {
             Space::Global | Space::Generic => context.store_global(lane as u32, at, bytes)?,
             Space::Shared => {
-                context.store_shared(accessor(warp, lane, access.strong), at, bytes)?;
+                context.store_shared(accessor(warp, lane, access.order.is_strong()), at, bytes)?;
             }
             Space::Local => local(warp, lane, at, bytes.len(), true)?.copy_from(warp, bytes),
             Space::Param => {

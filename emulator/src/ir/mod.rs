@@ -264,7 +264,8 @@ pub(crate) enum Code {
     Mma(Box<Mma>),
     /// What a whole warp does together, beside the common products.
     Collective(Box<Collective>),
-    Fence,
+    /// A fence of memory among the threads of a scope; `None` for those of proxies that change nothing here.
+    Fence(Option<Scope>),
     /// Generic address to the window of a space (`to`) or back.
     AddressSpace {
         space: Space,
@@ -396,6 +397,8 @@ pub(crate) struct Body {
     pub shared_grain: u32,
     /// It has instructions of the async proxy.
     pub async_proxy: bool,
+    /// It reads memory by strong operations: threads may order themselves by what they find.
+    pub synchronises: bool,
     /// For each operation the registers it names that a wgmma uses; empty without wgmma.
     pub product_slots: Vec<Box<[Slot]>>,
 }

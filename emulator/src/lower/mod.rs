@@ -246,6 +246,12 @@ pub(crate) fn lower<'t>(
         .ops
         .iter()
         .any(|op| matches!(&op.code, Code::Hopper(op) if op.is_async_proxy()));
+    body.synchronises = body.ops.iter().any(|op| match &op.code {
+        Code::Load(access) => access.order.is_strong(),
+        Code::Atomic(atomic) => atomic.reads,
+        Code::AtomicVector(elements) => elements.iter().any(|element| element.reads),
+        _ => false,
+    });
     body.rows = lowerer.rows;
     body.predicates = lowerer.predicates;
     body.shared_grain = lowerer.grain;

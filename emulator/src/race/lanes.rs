@@ -3,9 +3,8 @@
 //! Nothing is decided here that [`Detector::read`], [`Detector::write`] and [`Detector::issue`] would decide in another
 //! way: whatever is not plainly in order is left to them, from the first lane on. What was noted by then they note again.
 
-use super::{
-    Accessor, CLOCK_SHIFT, COLLECTIVE, Clock, Detector, Event, LANE_SHIFT, PENDING, SEVERAL,
-};
+use super::event::{CLOCK_SHIFT, COLLECTIVE, Clock, Event, LANE_SHIFT, PENDING, SEVERAL};
+use super::{Accessor, Detector};
 
 /// Warps of a block at the most.
 const WARPS: usize = 32;
@@ -272,8 +271,8 @@ mod tests {
                     }
                     1 => assert!(fast.warp_sync(warp) && plain.warp_sync(warp)),
                     2 => {
-                        fast.reset();
-                        plain.reset();
+                        fast.reset(0);
+                        plain.reset(0);
                     }
                     _ => {
                         let width = 4 << random.below(3);

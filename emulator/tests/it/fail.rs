@@ -87,6 +87,7 @@ fn check(case: &Case, device: Device, schedule: Schedule) -> Option<String> {
             threads: 1,
             schedule,
             max_instructions: settings.instructions.unwrap_or(1 << 24),
+            ..Options::default()
         },
         grid: settings.grid,
         block: settings.block,

@@ -87,6 +87,7 @@ fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<u8>, Fault>
             threads: 1,
             schedule,
             max_instructions: 1 << 18,
+            ..Options::default()
         },
         block: [64, 1, 1],
         ..call

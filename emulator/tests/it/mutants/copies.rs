@@ -67,6 +67,7 @@ fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<u8>, Fault>
         threads: 1,
         schedule,
         max_instructions: 1 << 20,
+        ..Options::default()
     };
     bench.run(&Call {
         device,

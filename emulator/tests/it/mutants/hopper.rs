@@ -166,6 +166,7 @@ pub(super) fn planted() -> Vec<Planted> {
                     threads: 1,
                     schedule,
                     max_instructions: 1 << 20,
+                    ..Options::default()
                 };
                 gemm.run(text, SIZES, 1, device, options)
             }),

@@ -99,6 +99,7 @@ fn run(text: &str, device: Device, schedule: Schedule) -> Result<Vec<u8>, Fault>
             threads: 1,
             schedule,
             max_instructions: 1 << 20,
+            ..Options::default()
         },
         grid: [N.div_ceil(32) as u32, M.div_ceil(32) as u32, 1],
         block: [64, 1, 1],

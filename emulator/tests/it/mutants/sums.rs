@@ -83,6 +83,7 @@ fn run(text: &str, count: usize, device: Device, schedule: Schedule) -> Result<V
             threads: 1,
             schedule,
             max_instructions: 1 << 18,
+            ..Options::default()
         },
         block: [128, 1, 1],
         ..Call::new(&[out, input])

@@ -235,6 +235,7 @@ fn products_of_ragged_problems_are_right_and_raise_no_alarm() {
                     threads: 1 + (at + clusters) % 4,
                     schedule,
                     max_instructions: 1 << 24,
+                    ..Options::default()
                 };
                 let name = format!("{}, {sizes:?}, {clusters} clusters, {options:?}", gemm.name);
                 let c = gemm
