@@ -273,7 +273,8 @@ fn order(warp: &Warp, context: &mut Context<'_>, mut turn: Turn<'_>, reach: Reac
         Turn::Global(_) => *reach.at,
         // a byte of shared memory has several addresses in a cluster
         Turn::Shared(_) => std::array::from_fn(|lane| {
-            let place = context.shared_place((warp.at, lane as u32), reach.at[lane], reach.bytes, false);
+            let place =
+                context.shared_place((warp.at, lane as u32), reach.at[lane], reach.bytes, false);
             place.map_or(u64::MAX, |place| place as u64)
         }),
     };
