@@ -235,7 +235,7 @@ impl Class {
             | Code::CopyCommit
             | Code::CopyWait { .. }
             | Code::CopyWaitAll
-            | Code::Fence => Class::Barrier,
+            | Code::Fence(_) => Class::Barrier,
             Code::Hopper(op) => Class::of_hopper(op),
             Code::Branch { .. }
             | Code::BranchIndex { .. }

@@ -6,6 +6,7 @@
 //! # What it finds
 //! - accesses out of bounds, misaligned, to freed memory, or of bytes that nobody wrote: global, shared and local memory;
 //! - races on shared memory between barriers, within a warp too;
+//! - races on global memory, within a block and between blocks: what only chance orders, by the PTX memory model;
 //! - reads of bytes that a `cp.async` or a bulk copy is still writing, writes to bytes that one is still reading;
 //! - the async proxy reading what no `fence.proxy.async` has shown it;
 //! - registers and tiles of a `wgmma` that are touched before its wait, or without a `wgmma.fence` before it;
@@ -15,9 +16,9 @@
 //! A [`Fault`] names the kernel, block, thread, PTX line, CUDA source line (compile with `-lineinfo`) and the other access.
 //!
 //! # What it does not see
-//! It runs PTX, not SASS: mistakes of ptxas and the reordering of weak memory operations stay invisible. Races
-//! on global memory are not judged. Tensor cores and approximate functions round within the documented bounds, not bit
-//! for bit as hardware does.
+//! It runs PTX, not SASS: mistakes of ptxas and the reordering of weak memory operations stay invisible. Tensor cores
+//! and approximate functions round within the documented bounds, not bit for bit as hardware does. Launches of two
+//! streams never overlap, so that they do not race.
 //!
 //! # Hopper
 //! On a device that poses as sm_90: mbarriers in all forms; `cp.async.bulk` between global memory, shared memory and

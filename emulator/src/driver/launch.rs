@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::context::current;
+use super::coverage;
 use super::error::{Error, Result, code};
 use super::ffi::{CUresult, Handle, HostPtr, In, call};
 use super::function::Function;
 use super::log;
-use super::settings::config;
+use super::settings::options;
 use super::state::Driver;
 use super::stream::stream;
 use super::work::{Work, submit};
@@ -49,8 +50,9 @@ impl Launch {
             stack_bytes: self.stack_bytes,
             cluster: self.cluster,
         };
-        match exec::launch(&launch, &driver.device, &driver.memory, &config()?.options) {
+        match exec::launch(&launch, &driver.device, &driver.memory, &options()?) {
             Ok(report) => {
+                coverage::ran(&driver.device, self.function.name());
                 log::report(report);
                 Ok(())
             }

@@ -37,6 +37,7 @@ mod capture;
 mod context;
 pub(crate) mod control;
 mod copy;
+mod coverage;
 mod device;
 mod error;
 mod event;

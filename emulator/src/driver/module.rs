@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::context::current;
+use super::coverage;
 use super::error::{Error, Result, code};
 use super::ffi::{CUdeviceptr, CUresult, Handle, HostPtr, In, Out, Text, call, lock};
 use super::function::Function;
@@ -108,6 +109,7 @@ impl From<LoadError> for Error {
 impl Driver {
     fn load(&self, image: &[u8], context: Option<Handle>) -> Result<Arc<LoadedModule>> {
         let program = self.programs.get(image, &self.device)?;
+        coverage::loaded(&self.device, &program);
         let module = Module::load(program, &self.memory)?;
         let loaded = |handle| LoadedModule {
             handle,

@@ -1,5 +1,7 @@
 //! Settings of the emulator: from the environment at first use, then by [`configure`].
 
+use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::{Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,12 @@ pub struct Settings {
     /// Faults come as on hardware: the launch succeeds, every later call in its context fails, and only the context's end
     /// makes the device usable again. No by default, so that one process can meet many faults. `CUDA_EMULATOR_STICKY`.
     pub sticky: Option<bool>,
+    /// Judge races on global memory, in launches that the calling thread makes; yes by default. For tests whose input
+    /// makes a kernel's threads meet.
+    pub global_races: Option<bool>,
+    /// A file to which lines are added that say which kernels modules have and which of them ran to their end; none by
+    /// default. `CUDA_EMULATOR_COVERAGE`.
+    pub coverage: Option<PathBuf>,
     /// Do not print faults to stderr: for tests that expect them. No by default.
     pub quiet: Option<bool>,
 }
@@ -48,11 +56,28 @@ pub(super) struct Config {
     pub(super) options: Options,
     pub(super) report: bool,
     pub(super) sticky: bool,
+    pub(super) coverage: Option<PathBuf>,
     pub(super) quiet: bool,
 }
 
 /// `None` until first used.
 static CONFIG: RwLock<Option<Config>> = RwLock::new(None);
+
+thread_local! {
+    /// Whether launches of this thread judge races on global memory.
+    static GLOBAL_RACES: Cell<bool> = const { Cell::new(true) };
+}
+
+/// How a launch of the calling thread is run.
+///
+/// # Errors
+/// As for [`config`].
+pub(super) fn options() -> Result<Options> {
+    Ok(Options {
+        global_races: GLOBAL_RACES.get(),
+        ..config()?.options
+    })
+}
 
 /// The settings that hold now.
 ///
@@ -79,6 +104,7 @@ pub(super) fn configure(settings: &Settings) -> Result<()> {
         state::replace_device(&after.device)?;
     }
     *write(&CONFIG) = Some(after);
+    GLOBAL_RACES.set(settings.global_races.unwrap_or(GLOBAL_RACES.get()));
     Ok(())
 }
 
@@ -99,6 +125,7 @@ fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config>
         report: flag("CUDA_EMULATOR_REPORT"),
         sticky: flag("CUDA_EMULATOR_STICKY"),
         forgive: variable("CUDA_EMULATOR_FORGIVE"),
+        coverage: variable("CUDA_EMULATOR_COVERAGE").map(PathBuf::from),
         ..Settings::default()
     };
     let defaults = Config {
@@ -106,6 +133,7 @@ fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config>
         options: Options::default(),
         report: false,
         sticky: false,
+        coverage: None,
         quiet: false,
     };
     defaults.with(&settings)
@@ -146,6 +174,9 @@ impl Config {
         }
         self.report = settings.report.unwrap_or(self.report);
         self.sticky = settings.sticky.unwrap_or(self.sticky);
+        if let Some(path) = &settings.coverage {
+            self.coverage = Some(path.clone());
+        }
         self.quiet = settings.quiet.unwrap_or(self.quiet);
         Ok(self)
     }
@@ -172,6 +203,7 @@ mod tests {
             ("CUDA_EMULATOR_FORGIVE", "unwritten-shared"),
             ("CUDA_EMULATOR_REPORT", "1"),
             ("CUDA_EMULATOR_STICKY", "1"),
+            ("CUDA_EMULATOR_COVERAGE", "kernels.txt"),
         ])
         .unwrap();
         assert_eq!(config.device.arch(), 90);
@@ -181,6 +213,7 @@ mod tests {
         assert!(config.options.forgiven.unwritten_shared);
         assert!(!config.options.forgiven.unfenced_mbarriers);
         assert!(config.report && config.sticky && !config.quiet);
+        assert_eq!(config.coverage, Some("kernels.txt".into()));
     }
 
     #[test]

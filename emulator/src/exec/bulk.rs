@@ -7,6 +7,7 @@
 use super::atomic;
 use super::context::{Context, Done, Trouble, lanes, refused};
 use super::copy;
+use super::global::{self, By, Effect};
 use super::mbarrier;
 use super::memory::addresses;
 use super::reads::Read;
@@ -131,6 +132,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
         match bulk.route {
             Route::Load => {
                 let (bytes, valid) = context.read_global(lane as u32, from, size)?;
+                global::judge_range(context, By::at(warp), lane, (from, size), Effect::Read)?;
                 let data = Data {
                     bytes,
                     valid,
@@ -301,7 +303,7 @@ pub(super) fn wait(
 ) -> Done {
     let mut stores = std::mem::take(&mut warp.stores.pending);
     context.detector.agent_period();
-    let lane = AgentLane::of_stores(warp.index);
+    let (index, lane) = (warp.index, AgentLane::of_stores(warp.index));
     let mut ended = Ok(());
     stores.retain_mut(|store| {
         let committed = u64::from(warp.stores.committed[store.lane]);
@@ -314,7 +316,7 @@ pub(super) fn wait(
             context.end_read(read, lane);
         }
         if !read_only {
-            ended = write(context, store);
+            ended = write(context, index, store);
         }
         read_only
     });
@@ -324,9 +326,15 @@ pub(super) fn wait(
 }
 
 /// Writes what a store has read.
-fn write(context: &mut Context<'_>, store: &Store) -> Done {
+fn write(context: &mut Context<'_>, warp: usize, store: &Store) -> Done {
     let lane = store.lane as u32;
+    let by = By { warp, pc: store.pc };
+    let effect = match store.reduce {
+        None => Effect::Write,
+        Some(_) => Effect::Reduce,
+    };
     for (address, bytes) in &store.writes {
+        global::judge_range(context, by, store.lane, (*address, bytes.len()), effect)?;
         match store.reduce {
             None => context.write_global(lane, *address, bytes)?,
             Some((op, kind)) => {
@@ -351,7 +359,7 @@ fn little_endian(bytes: &[u8]) -> u64 {
 pub(super) fn flush(warp: &mut Warp, context: &mut Context<'_>) -> Done {
     for store in std::mem::take(&mut warp.stores.pending) {
         warp.at = store.pc;
-        write(context, &store)?;
+        write(context, warp.index, &store)?;
     }
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! What a block runs with: its memories, the race detector and the counters.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use super::Forgiven;
 use super::Shared as Launching;
 use super::bulk::Pending;
 use super::cluster::Gate;
+use super::global::exhausted;
 use super::mbarrier::{self, Mbarrier};
 use super::registers::LANES;
 use super::traffic::count_range;
@@ -16,7 +18,7 @@ use super::wgmma::{self, Warpgroup};
 use crate::fault::FaultKind;
 use crate::ir::{Body, Code, Pc, Space};
 use crate::memory::{Allocation, Allocations, INITIALISED, READ, WRITTEN};
-use crate::race::{Accessor, Conflict, Detector, Refusal};
+use crate::race::{Accessor, Conflict, Detector, Flags, Refusal, Unordered};
 use crate::report::Report;
 
 /// Generic addresses of the windows into the memories of a block and of a thread.
@@ -36,8 +38,10 @@ pub(super) struct Trouble {
     /// `None` if the warp as a whole made it.
     pub lane: Option<u32>,
     pub message: String,
-    /// The other access of a race.
+    /// The other access of a race on shared memory.
     pub conflict: Option<Conflict>,
+    /// The other access of a race on global memory.
+    pub unordered: Option<Unordered>,
 }
 
 impl Trouble {
@@ -51,6 +55,7 @@ impl Trouble {
             lane: lane.into(),
             message: message.into(),
             conflict: None,
+            unordered: None,
         })
     }
 }
@@ -82,16 +87,20 @@ pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
 pub(super) struct Context<'l> {
     pub body: &'l Body,
     allocations: &'l Allocations,
+    /// Races on global memory are judged.
+    pub judges: bool,
+    /// What strong accesses of the launch leave beside global memory.
+    pub flags: &'l Mutex<Flags>,
     /// The allocation that served last: neighbours in time are neighbours in space.
-    last: Option<&'l Allocation>,
+    pub last: Option<&'l Allocation>,
     pub params: &'l [u8],
     /// The shared memory of all blocks of the cluster, [`Context::stride`] apart.
     pub shared: Vec<u8>,
     /// Bytes of one block's shared memory, and from the start of one to the next.
-    block_bytes: usize,
+    pub block_bytes: usize,
     stride: usize,
     /// Where the memory of the block begins whose warp runs.
-    own: usize,
+    pub own: usize,
     pub detector: Detector,
     /// mbarriers by where they lie in `shared`.
     pub mbarriers: BTreeMap<usize, Mbarrier>,
@@ -121,6 +130,8 @@ pub(super) struct Context<'l> {
     pub forgiven: Forgiven,
     pub issued: Vec<u64>,
     pub report: Report,
+    /// Strong reads of global memory, where threads order themselves by them.
+    pub polls: u64,
     /// Instructions of this block, for clocks.
     pub clock: u64,
 }
@@ -132,16 +143,24 @@ impl<'l> Context<'l> {
         let block_bytes = launch.kernel.shared_bytes(launch.launch.dynamic_shared) as usize;
         let stride = block_bytes.next_multiple_of(16);
         let start_registers = launch.kernel.registers.unwrap_or(0);
+        let detector =
+            Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy);
+        let detector = match body.synchronises {
+            true => detector.synchronising(),
+            false => detector,
+        };
         Context {
             body,
             allocations: launch.allocations,
+            judges: launch.options.global_races,
+            flags: &launch.flags,
             last: None,
             params: launch.launch.params,
             shared: vec![0; blocks * stride],
             block_bytes,
             stride,
             own: 0,
-            detector: Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy),
+            detector,
             mbarriers: BTreeMap::new(),
             initialised: vec![0; blocks],
             init_fences: BTreeMap::new(),
@@ -161,13 +180,14 @@ impl<'l> Context<'l> {
             forgiven: launch.options.forgiven,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
+            polls: 0,
             clock: 0,
         }
     }
 
-    /// Forgets the blocks that ran here.
-    pub(super) fn reset(&mut self) {
-        self.detector.reset();
+    /// Forgets the blocks that ran here; the next are number `unit` of the grid.
+    pub(super) fn reset(&mut self, unit: u64) {
+        self.detector.reset(unit as u32);
         self.mbarriers.clear();
         self.initialised.fill(0);
         self.init_fences.clear();
@@ -221,7 +241,7 @@ impl<'l> Context<'l> {
     /// An instruction and its line, for a message.
     pub(super) fn place(&self, pc: Pc) -> String {
         let line = self.body.origins[pc as usize].ptx;
-        format!("PTX line {line}: {}", self.body.texts[pc as usize])
+        format!("PTX line {line}: {}", self.body.texts.get(pc))
     }
 
     /// What an instruction is called that works on shared memory by itself.
@@ -261,7 +281,21 @@ impl<'l> Context<'l> {
         Ok(unsafe { (allocation.data.add(offset), allocation.state.add(offset)) })
     }
 
-    fn find(&mut self, lane: u32, address: u64, bytes: u64, write: bool) -> Done<&'l Allocation> {
+    /// The allocation that a byte lies in.
+    pub(super) fn holder(&mut self, address: u64) -> Option<&'l Allocation> {
+        let hit = self
+            .last
+            .filter(|a| address >= a.base && address - a.base < a.bytes);
+        hit.or_else(|| self.allocations.find(address, 1).ok())
+    }
+
+    pub(super) fn find(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Done<&'l Allocation> {
         match self.allocations.find(address, bytes) {
             Ok(allocation) => {
                 allocation.touched.store(true, Ordering::Relaxed);
@@ -279,11 +313,10 @@ impl<'l> Context<'l> {
 
     /// A warp has synchronised: what its lanes do next comes after what they did before.
     pub(super) fn new_period(&mut self, warp: usize) -> Done {
-        if self.detector.warp_sync(warp) {
-            return Ok(());
+        match self.detector.warp_sync(warp) {
+            true => Ok(()),
+            false => Err(exhausted()),
         }
-        let message = "more synchronisations than the race detector can tell apart in one block";
-        Err(Trouble::new(FaultKind::Divergence, None, message))
     }
 
     /// Reads global bytes of one lane.
@@ -573,6 +606,7 @@ pub(super) fn refused(
         lane: Some(by.lane),
         message,
         conflict: Some(conflict),
+        unordered: None,
     })
 }
 

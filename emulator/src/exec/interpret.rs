@@ -1,8 +1,9 @@
 //! The loop that runs a warp: fetch, guard, execute.
 
-use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
+use super::global::exhausted;
 use super::registers::{FULL, LANES, Registers};
+use super::schedule::Schedule;
 use super::warp::{Group, Stop, Warp};
 use super::{
     atomic, call, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
@@ -117,7 +118,12 @@ fn run_group<const AVX2: bool>(
         }
         let r = &mut warp.registers;
         match &op.code {
-            Code::Nop | Code::Fence => {}
+            Code::Nop | Code::Fence(None) => {}
+            &Code::Fence(Some(scope)) => {
+                if !(context.detector).fence(warp.index, scope, active, warp.live) {
+                    return Err(exhausted());
+                }
+            }
             &Code::Move32 { d, a } => r.map1(active, d, a, |x: u32| x),
             &Code::Move64 { d, a } => r.map1(active, d, a, |x: u64| x),
             &Code::MovePred { d, a, negated } => {

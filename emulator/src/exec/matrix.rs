@@ -5,10 +5,11 @@
 
 use half::{bf16, f16};
 
-use super::context::{Context, Done, count_shared};
+use super::context::{Context, Done, count_shared, lanes};
 use super::convert::f32_to_half;
 use super::memory::addresses;
 use super::registers::{FULL, LANES, Registers};
+use super::together::Pattern;
 use super::warp::Warp;
 use crate::ir::{Matrix, Mma, Scalar, Slot};
 use crate::race::Accessor;
@@ -54,23 +55,28 @@ pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix) 
         matrix.narrow,
         matrix.offset,
     );
-    let rows = TILE * matrix.registers.len();
-    count_shared(
-        &mut context.report.shared_loads,
-        &at,
-        FULL >> (LANES - rows),
-        16,
-    );
-    for (index, &slot) in matrix.registers.iter().enumerate() {
-        let mut tile = [[0; TILE]; TILE];
-        for (r, out) in tile.iter_mut().enumerate() {
-            let lane = TILE * index + r;
-            let mut bytes = [0; 16];
-            context.load_shared(accessor(warp, lane), at[lane], &mut bytes)?;
-            *out = row(bytes);
+    let named = FULL >> (LANES - TILE * matrix.registers.len());
+    let traffic = &mut context.report.shared_loads;
+    count_shared(traffic, &at, named, 16, Pattern::Any);
+    let mut rows = [[0; 16]; LANES];
+    let by = accessor(warp, 0);
+    if !context.load_shared_lanes(by, &at, named, Pattern::Any, &mut rows) {
+        for lane in lanes(named) {
+            context.load_shared(accessor(warp, lane), at[lane], &mut rows[lane])?;
         }
-        warp.registers
-            .put(FULL, slot, fragment(&tile, matrix.transposed));
+    }
+    for (tile, &slot) in rows.chunks_exact(TILE).zip(&matrix.registers) {
+        let words = if matrix.transposed {
+            let tile: [Row16; TILE] = std::array::from_fn(|at| row(tile[at]));
+            fragment(&tile, true)
+        } else {
+            // four bytes a lane, in order
+            std::array::from_fn(|lane| {
+                let (row, at) = (tile[lane / 4], 4 * (lane % 4));
+                u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]])
+            })
+        };
+        warp.registers.put(FULL, slot, words);
     }
     Ok(())
 }
@@ -83,27 +89,26 @@ pub(super) fn store(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix)
         matrix.narrow,
         matrix.offset,
     );
-    let rows = TILE * matrix.registers.len();
-    count_shared(
-        &mut context.report.shared_stores,
-        &at,
-        FULL >> (LANES - rows),
-        16,
-    );
-    for (index, &slot) in matrix.registers.iter().enumerate() {
+    let named = FULL >> (LANES - TILE * matrix.registers.len());
+    let traffic = &mut context.report.shared_stores;
+    count_shared(traffic, &at, named, 16, Pattern::Any);
+    let mut rows = [[0; 16]; LANES];
+    for (rows, &slot) in rows.chunks_exact_mut(TILE).zip(&matrix.registers) {
         let tile = halves(&warp.registers, slot);
-        for r in 0..TILE {
-            let mut bytes = [0; 16];
+        for (r, row) in rows.iter_mut().enumerate() {
             for c in 0..TILE {
                 let from = if matrix.transposed {
                     TILE * c + r
                 } else {
                     TILE * r + c
                 };
-                bytes[2 * c..2 * c + 2].copy_from_slice(&tile[from].to_le_bytes());
+                row[2 * c..2 * c + 2].copy_from_slice(&tile[from].to_le_bytes());
             }
-            let lane = TILE * index + r;
-            context.store_shared(accessor(warp, lane), at[lane], &bytes)?;
+        }
+    }
+    if !context.store_shared_lanes(accessor(warp, 0), &at, named, &rows) {
+        for lane in lanes(named) {
+            context.store_shared(accessor(warp, lane), at[lane], &rows[lane])?;
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! other access to them is a fault.
 
 use super::context::{Context, Done, Trouble, lanes, refused};
+use super::global::exhausted;
 use super::memory::{self, addresses};
 use super::registers::LANES;
 use super::warp::{Stop, Warp};
@@ -343,8 +344,7 @@ fn room(warp: &Warp, context: &Context<'_>) -> Done {
     if context.detector.has_room(warp.index) {
         return Ok(());
     }
-    let message = "more synchronisations than the race detector can tell apart in one block";
-    Err(Trouble::new(FaultKind::Divergence, None, message))
+    Err(exhausted())
 }
 
 /// Announces one more arrival of the phase at hand: `cp.async.mbarrier.arrive` without `.noinc`.

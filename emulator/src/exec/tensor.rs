@@ -2,6 +2,7 @@
 
 use super::bulk::{self, Data, check_multiple};
 use super::context::{Context, Done, PARAM_WINDOW, Trouble, lanes, resolve};
+use super::global::{self, By, Effect};
 use super::memory::addresses;
 use super::warp::Warp;
 use crate::fault::FaultKind;
@@ -47,6 +48,9 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
                 let mut data = Data::default();
                 for row in &rows {
                     gather(context, lane, &map, row, row_bytes, &mut data)?;
+                    let bytes = row.inside.len() * map.element.bytes() as usize;
+                    let range = (row.address, bytes);
+                    global::judge_range(context, By::at(warp), lane, range, Effect::Read)?;
                 }
                 let targets = chunks(&map, shared[lane], size);
                 bulk::load(warp, context, bulk, lane, data, &targets)?;

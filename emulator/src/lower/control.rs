@@ -1,7 +1,7 @@
 //! Control flow, synchronisation, and exchanges within a warp.
 
-use super::{Lowered, Lowerer, Modifiers, cluster, isa, tensor_map};
-use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Hopper, Scalar, Shuffle, Vote};
+use super::{Lowered, Lowerer, Modifiers, cluster, isa, memory, tensor_map};
+use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Hopper, Scalar, Scope, Shuffle, Vote};
 use crate::syntax::Operand;
 
 /// Hints that change no result, whatever their modifiers.
@@ -100,7 +100,7 @@ pub(super) fn fence<'t>(
         return Ok(if shared {
             Code::hopper(Hopper::FenceProxy)
         } else {
-            Code::Fence
+            Code::Fence(None)
         });
     }
     if m.take("mbarrier_init") {
@@ -108,9 +108,9 @@ pub(super) fn fence<'t>(
         m.take("cluster");
         return Ok(Code::hopper(Hopper::FenceInit));
     }
-    m.take_any(&["gl", "cta", "sys", "gpu", "cluster"]);
+    let scope = memory::scope(m).unwrap_or(Scope::Device);
     m.take_any(&["sc", "acq_rel", "acquire", "release"]);
-    Ok(Code::Fence)
+    Ok(Code::Fence(Some(scope)))
 }
 
 pub(super) fn barrier<'t>(

@@ -160,5 +160,5 @@ pub(super) fn fence<'t>(
         Some(_) => l.count(operands, 0)?,
         None => return unknown(m),
     }
-    Ok(Code::Fence)
+    Ok(Code::Fence(None))
 }

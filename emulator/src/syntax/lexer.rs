@@ -19,8 +19,21 @@ pub(crate) enum Kind<'t> {
     Mark(u8),
 }
 
+/// Which bytes are part of a word.
+const WORD: [bool; 256] = {
+    let mut word = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let character = byte as u8;
+        word[byte] =
+            character.is_ascii_alphanumeric() || matches!(character, b'_' | b'$' | b'%' | b'.');
+        byte += 1;
+    }
+    word
+};
+
 fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'%' | b'.')
+    WORD[usize::from(byte)]
 }
 
 /// Splits `text` into tokens; comments and white space vanish.
@@ -66,12 +79,10 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
                 at += 1;
                 loop {
                     // `.reg.b32` is two words: a directive, and a type
-                    while at < bytes.len()
-                        && is_word(bytes[at])
-                        && !(bytes[at] == b'.' && byte == b'.')
-                    {
-                        at += 1;
-                    }
+                    at += bytes[at..]
+                        .iter()
+                        .take_while(|&&next| is_word(next) && !(next == b'.' && byte == b'.'))
+                        .count();
                     // `shared::cta` is one word; `label:` is a word and a mark
                     let joined = bytes.get(at) == Some(&b':')
                         && bytes.get(at + 1) == Some(&b':')

@@ -27,7 +27,7 @@ fn one_warp(body: &str) -> Report {
 fn instructions_are_counted_by_class_and_warp() {
     let body = "add.f32 %f0, 0f3F800000, 0f3F800000;\nfma.rn.f32 %f1, %f0, %f0, %f0;\nex2.approx.f32 %f2, %f0;\n\
                 setp.lt.f32 %p0, %f0, %f1;\nadd.u32 %r0, %t, 1;\nshl.b32 %r1, %r0, 2;\ncvt.rn.f32.u32 %f3, %r0;\n\
-                mov.u32 %r2, 5;\nld.global.u32 %r3, [%in];\nst.global.u32 [%out], %r3;\n\
+                mov.u32 %r2, 5;\nld.global.u32 %r3, [%in];\nst.relaxed.gpu.global.u32 [%out], %r3;\n\
                 shfl.sync.bfly.b32 %r4, %t, 1, 0x1f, -1;\nvote.sync.any.pred %p0, %p0, -1;\nbar.sync 0;\nadd.rn.f64 %rd0, 0d0000000000000000, 0d0000000000000000;\n\
                 mul.f16x2 %r5, %r0, %r0;\nred.global.add.u32 [%in+8192], 1;";
     let call = Call {
@@ -293,7 +293,7 @@ fn multiply_adds_of_tensor_cores() {
 #[test]
 fn counters_do_not_depend_on_the_host_threads() {
     let body = "rem.u32 %r0, %t, 7;\nloop:\nsetp.eq.u32 %p0, %r0, 0;\n@%p0 bra done;\nsub.u32 %r0, %r0, 1;\nbra loop;\ndone:\n\
-                bar.sync 0;\nld.global.u32 %r1, [%in];\nred.global.add.u32 [%in+16384], 1;\nst.global.u32 [%out], %r1;";
+                bar.sync 0;\nld.global.u32 %r1, [%in];\nred.global.add.u32 [%in+16384], 1;\nst.relaxed.gpu.global.u32 [%out], %r1;";
     let with = |threads: usize| {
         let options = Options {
             threads,

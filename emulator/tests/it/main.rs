@@ -16,4 +16,5 @@ mod launch;
 mod matrix;
 mod mutants;
 mod pass;
+mod races;
 mod value;
