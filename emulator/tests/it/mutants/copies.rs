@@ -15,7 +15,7 @@ use FaultKind::{Deadlock, Divergence, Misaligned, MissingWait, OutOfBounds, Race
 
 #[rustfmt::skip]
 const MUTANTS: [Mutant; 24] = [
-    deleted("stage is visible", &[MissingWait, Race], &["read A", "read B"]),
+    deleted("stage is visible", &[MissingWait, Race, Uninitialised], &["read A", "read B"]),
     deleted("stage is free", &[Race, MissingWait], &["copy of A", "copy of B", "read A", "read B"]),
     deleted("wait", &[MissingWait], &["read A", "read B"]),
     deleted("commit", &[MissingWait], &["read A", "read B"]),
@@ -23,11 +23,11 @@ const MUTANTS: [Mutant; 24] = [
     deleted("last stage", &[OutOfBounds], &["copy of A", "copy of B"]),
     deleted("copy of B", &[Uninitialised], &["read B"]),
     changed("wait", "wait_group 1", "wait_group 2", &[MissingWait], &["read A", "read B"]),
-    changed("stage is visible", "bar.sync 0", "bar.warp.sync 0xffffffff", &[MissingWait, Race], &["read A", "read B"]),
-    changed("stage is visible", "bar.sync 0", "bar.sync 0, 32", &[MissingWait, Race], &["read A", "read B"]),
+    changed("stage is visible", "bar.sync 0", "bar.warp.sync 0xffffffff", &[MissingWait, Race, Uninitialised], &["read A", "read B"]),
+    changed("stage is visible", "bar.sync 0", "bar.sync 0, 32", &[MissingWait, Race, Uninitialised], &["read A", "read B"]),
     changed("stage is free", "bar.sync 0", "bar.arrive 0, 64", &[Race, MissingWait], &["copy of A", "copy of B"]),
     changed("stage is free", "bar.sync", "@%is_b bar.sync", &[Divergence, Race], &["stage is free", "copy of A", "copy of B"]),
-    changed("stage is visible", "bar.sync", "@%last bar.sync", &[MissingWait, Race], &["read A", "read B"]),
+    changed("stage is visible", "bar.sync", "@%last bar.sync", &[MissingWait, Race, Uninitialised], &["read A", "read B"]),
     changed("stage of A", "1280", "0", &[MissingWait], &["copy of A"]),
     changed("stage of B", "1280", "1024", &[MissingWait, Race, OutOfBounds, Uninitialised], &["copy of A", "copy of B", "read B"]),
     changed("rows of A", "16, 0", "16, 16", &[OutOfBounds], &["first copy of A"]),

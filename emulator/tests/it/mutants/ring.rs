@@ -40,9 +40,9 @@ const MUTANTS: &[Mutant] = &[
     changed("first steps only copy", "0;", "-1;", &[Uninitialised, MissingWait], READS),
     deleted("wait", &[MissingWait], READS),
     changed("wait", "1;", "2;", &[MissingWait], READS),
-    deleted("stage is there, and the one before is free", &[MissingWait, Race], ALL),
+    deleted("stage is there, and the one before is free", &[MissingWait, Race, Uninitialised], ALL),
     changed("stage is there, and the one before is free", "bar.sync 0", "bar.warp.sync 0xffffffff", &[MissingWait, Race, Uninitialised], ALL),
-    changed("stage is there, and the one before is free", "bar.sync 0", "bar.arrive 0, 64", &[MissingWait, Race], ALL),
+    changed("stage is there, and the one before is free", "bar.sync 0", "bar.arrive 0, 64", &[MissingWait, Race, Uninitialised], ALL),
     changed("stage is there, and the one before is free", "bar", "@%inside bar", &[MissingWait, Race, Divergence], &["read A", "read B", "read the rest of B", "copy of A", "other copy of A", "copy of B", "other copy of B", "stage is there, and the one before is free"]),
     changed("stage to fill", "4096", "2048", &[MissingWait, Race], ALL),
     deleted("columns of A", &[OutOfBounds, Uninitialised], COPIES),
@@ -68,7 +68,7 @@ const MUTANTS: &[Mutant] = &[
     changed("stages wrap", "3;", "4;", &[OutOfBounds], READS),
     only_numbers("last step", "lt", "le", "the stage of three steps before is multiplied once more"),
     changed("lower rows of the result", "%m;", "%k;", &[OutOfBounds], &["lower store"]),
-    changed("last columns of the result", "%n,", "%k,", &[OutOfBounds], &["last store"]),
+    changed("last columns of the result", "%n,", "%k,", &[OutOfBounds, Race], &["last store", "store"]),
 ];
 
 fn a(row: usize, k: usize) -> f64 {
