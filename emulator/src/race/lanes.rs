@@ -178,17 +178,14 @@ impl Detector {
                 view.clocks[warp] + 1
             });
         }
+        let mut before = [[Event(0); GRAINS]; 32];
         let mut rest = mask;
         while rest != 0 {
             let lane = u64::from(rest.trailing_zeros());
-            rest &= rest - 1;
             let start = at[lane as usize] as usize >> self.grain_shift;
             let own = start..start + GRAINS;
-            for &write in &self.writes[own.clone()] {
-                if write.0 != 0 && !view.comes_after(write, lane) {
-                    return false;
-                }
-            }
+            let mut fits = (self.writes[own.clone()].iter())
+                .all(|&write| write.0 == 0 || view.comes_after(write, lane));
             let of_warps = self.reads.chunks_exact(self.grains);
             for (warp, (reads, &limit)) in of_warps.zip(&limits).enumerate() {
                 let reads = &reads[own.clone()];
@@ -199,10 +196,21 @@ impl Detector {
                     let lane_of = Event(read).lane();
                     read < limit || lane_of == COLLECTIVE || (lane_of == lane && !by.collective)
                 };
-                if warp != by.warp || !reads.iter().all(own_read) {
-                    return false;
-                }
+                fits &= warp == by.warp && reads.iter().all(own_read);
             }
+            if !fits {
+                // what is under way would meet itself when it is noted again
+                for lane in (0..32)
+                    .rev()
+                    .filter(|lane| pending && (mask & !rest) >> lane & 1 != 0)
+                {
+                    let start = at[lane] as usize >> self.grain_shift;
+                    self.writes[start..start + GRAINS].copy_from_slice(&before[lane]);
+                }
+                return false;
+            }
+            rest &= rest - 1;
+            before[lane as usize].copy_from_slice(&self.writes[own.clone()]);
             self.writes[own].fill(Event(event.of(lane).0 | flags));
         }
         true
