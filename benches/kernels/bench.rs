@@ -5,10 +5,12 @@ use std::error::Error;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use cuda_emulator::Gpu;
 use seqmix::Dtype;
 use seqmix::cudarc::driver::CudaStream;
+use serde_json::json;
 
-use crate::support::{CudaTime, Gpu};
+use crate::support::{self, CudaTime};
 
 /// Sizes and options of one call.
 pub(crate) trait Shape: Copy {
@@ -84,13 +86,18 @@ pub(crate) struct Work {
 }
 
 /// Times the calls of an op that criterion was asked for.
-pub(crate) fn time<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op) {
+pub(crate) fn time<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &support::Gpu, op: &S::Op) {
     for shape in S::timed() {
         time_one(criterion, gpu, op, shape);
     }
 }
 
-fn time_one<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op, shape: S) {
+fn time_one<S: Shape>(
+    criterion: &mut Criterion<CudaTime>,
+    gpu: &support::Gpu,
+    op: &S::Op,
+    shape: S,
+) {
     let (id, work) = (id(shape), shape.work());
     let mut ready = None;
     let (mut seconds, mut seconds_rival) = (Vec::new(), Vec::new());
@@ -137,10 +144,21 @@ fn time_one<S: Shape>(criterion: &mut Criterion<CudaTime>, gpu: &Gpu, op: &S::Op
     }
 }
 
-/// Runs the small calls of an op once on the emulator and prints its counters: of those whose id contains `filter`.
+/// How counters are printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// An object a launch, a line each.
+    Json,
+}
+
+/// Runs the small calls of an op once on the emulator, and prints for each launch its counters and what they cost: of
+/// those calls whose id contains `filter`.
 pub(crate) fn count<S: Shape>(
     stream: &Arc<CudaStream>,
     filter: &str,
+    format: Format,
     op: &S::Op,
 ) -> Result<(), Box<dyn Error>> {
     for shape in S::counted() {
@@ -150,11 +168,22 @@ pub(crate) fn count<S: Shape>(
         }
         let ready = Ready::new(shape.problem(stream)?, op, stream);
         let ready = ready.map_err(|why| format!("{id}: {why}"))?;
-        if let Some(plan) = ready.problem.plan() {
+        let plan = ready.problem.plan();
+        if let (Some(plan), Format::Text) = (plan, format) {
             println!("\n{id}: {plan}");
         }
         for report in cuda_emulator::take_thread_reports() {
-            println!("\n{id}: emulator counters\n{report}");
+            let cost = Gpu::posed_as(&report.device).map(|gpu| report.cost(gpu));
+            match format {
+                Format::Text => {
+                    println!("\n{id}: emulator counters\n{report}");
+                    cost.iter().for_each(|cost| println!("{cost}"));
+                }
+                Format::Json => {
+                    let line = json!({ "id": id, "plan": plan, "report": report, "cost": cost });
+                    println!("{line}");
+                }
+            }
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! Benchmarks of every kernel, in one binary: `cargo bench`, or `cargo bench -- attention/forward/f16`.
 //!
 //! On a GPU each problem is verified, then timed by CUDA events with a cold L2. Without a GPU each runs once, small,
-//! on the emulator, which counts what the kernel does; that is no time and says nothing about one.
+//! on the emulator, which counts what the kernel does, and what that takes of the GPU it poses as at least; that is no
+//! time. `cargo bench --bench kernels -- --json` prints an object a launch instead.
 
 #[path = "../../examples/shared/device.rs"]
 mod device;
@@ -37,6 +38,7 @@ use seqmix::rwkv4::Rwkv4;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 
+use bench::Format;
 use cublas::Cublas;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -86,26 +88,31 @@ fn main() -> Result<(), Box<dyn Error>> {
             criterion.final_summary();
         }
         Driver::Emulator => {
-            println!("no GPU: counters of the emulator follow, no times");
-            let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-            let filter = filter.unwrap_or_default();
+            let arguments: Vec<String> = std::env::args().skip(1).collect();
+            let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+            let filter = filter.cloned().unwrap_or_default();
+            let json = arguments.iter().any(|argument| argument == "--json");
+            let format = if json { Format::Json } else { Format::Text };
+            if !json {
+                println!("no GPU: counters of the emulator follow, no times");
+            }
             let stream = context.default_stream();
-            bench::count::<attention::Shape>(&stream, &filter, &attention)?;
-            bench::count::<causal_conv1d::Shape>(&stream, &filter, &conv)?;
-            bench::count::<delta_rule::Shape>(&stream, &filter, &linear)?;
-            bench::count::<gated_attention_unit::Shape>(&stream, &filter, &gau)?;
-            bench::count::<gemm::Shape>(&stream, &filter, &gemm)?;
-            bench::count::<linear_attention::ForwardShape>(&stream, &filter, &linear)?;
-            bench::count::<linear_attention::BackwardShape>(&stream, &filter, &linear)?;
-            bench::count::<linear_attention::StepShape>(&stream, &filter, &linear)?;
-            bench::count::<lru::Shape>(&stream, &filter, &lru)?;
-            bench::count::<rwkv4::ForwardShape>(&stream, &filter, &rwkv4)?;
-            bench::count::<rwkv4::BackwardShape>(&stream, &filter, &rwkv4)?;
-            bench::count::<rwkv4::StepShape>(&stream, &filter, &rwkv4)?;
-            bench::count::<selective_scan::ForwardShape>(&stream, &filter, &scan)?;
-            bench::count::<selective_scan::BackwardShape>(&stream, &filter, &scan)?;
-            bench::count::<selective_scan::StepShape>(&stream, &filter, &scan)?;
-            bench::count::<ssd::Shape>(&stream, &filter, &ssd)?;
+            bench::count::<attention::Shape>(&stream, &filter, format, &attention)?;
+            bench::count::<causal_conv1d::Shape>(&stream, &filter, format, &conv)?;
+            bench::count::<delta_rule::Shape>(&stream, &filter, format, &linear)?;
+            bench::count::<gated_attention_unit::Shape>(&stream, &filter, format, &gau)?;
+            bench::count::<gemm::Shape>(&stream, &filter, format, &gemm)?;
+            bench::count::<linear_attention::ForwardShape>(&stream, &filter, format, &linear)?;
+            bench::count::<linear_attention::BackwardShape>(&stream, &filter, format, &linear)?;
+            bench::count::<linear_attention::StepShape>(&stream, &filter, format, &linear)?;
+            bench::count::<lru::Shape>(&stream, &filter, format, &lru)?;
+            bench::count::<rwkv4::ForwardShape>(&stream, &filter, format, &rwkv4)?;
+            bench::count::<rwkv4::BackwardShape>(&stream, &filter, format, &rwkv4)?;
+            bench::count::<rwkv4::StepShape>(&stream, &filter, format, &rwkv4)?;
+            bench::count::<selective_scan::ForwardShape>(&stream, &filter, format, &scan)?;
+            bench::count::<selective_scan::BackwardShape>(&stream, &filter, format, &scan)?;
+            bench::count::<selective_scan::StepShape>(&stream, &filter, format, &scan)?;
+            bench::count::<ssd::Shape>(&stream, &filter, format, &ssd)?;
         }
     }
     Ok(())

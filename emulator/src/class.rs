@@ -1,9 +1,9 @@
 //! [`Class`]: what an operation costs on hardware, as the counters report it.
 
-use crate::ir::{Code, Collective, FloatOp, Hopper, LaneOp, Scalar, Space};
+use crate::ir::{Code, Collective, Element, FloatOp, Hopper, LaneOp, MatrixElement, Scalar, Space};
 
 /// What an operation costs on hardware: the classes that counters report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Tensor-core multiply-add (mma, wgmma).
@@ -28,17 +28,90 @@ pub enum Class {
     Shared,
     /// Atomics of any space.
     Atomic,
-    /// Shuffles, votes, matches, reductions over a warp.
+    /// Shuffles and reductions over a warp, movmatrix.
     Shuffle,
+    /// Votes, matches, elections.
+    Vote,
     /// Barriers, waits and fences.
     Barrier,
     /// Branches and exits.
     Control,
 }
 
+/// What the tensor cores multiply: how fast they do it depends on that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatrixKind {
+    /// f16 and bf16.
+    Half,
+    /// tf32.
+    Tf32,
+    /// f64.
+    F64,
+    /// e4m3 and e5m2.
+    F8,
+    /// Integers of 8 bits.
+    Int8,
+    /// Integers of 4 bits.
+    Int4,
+    /// Single bits.
+    Bit,
+}
+
+impl MatrixKind {
+    /// Every kind, in the order of [`Report::mma`](crate::Report::mma).
+    pub const ALL: [MatrixKind; 7] = [
+        MatrixKind::Half,
+        MatrixKind::Tf32,
+        MatrixKind::F64,
+        MatrixKind::F8,
+        MatrixKind::Int8,
+        MatrixKind::Int4,
+        MatrixKind::Bit,
+    ];
+
+    /// The word reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            MatrixKind::Half => "f16 or bf16",
+            MatrixKind::Tf32 => "tf32",
+            MatrixKind::F64 => "f64",
+            MatrixKind::F8 => "f8",
+            MatrixKind::Int8 => "int8",
+            MatrixKind::Int4 => "int4",
+            MatrixKind::Bit => "bits",
+        }
+    }
+}
+
+impl From<Element> for MatrixKind {
+    fn from(element: Element) -> MatrixKind {
+        match element {
+            Element::F16 => MatrixKind::Half,
+            Element::Tf32 => MatrixKind::Tf32,
+            Element::F64 => MatrixKind::F64,
+            Element::E4m3 | Element::E5m2 => MatrixKind::F8,
+            Element::Integer { bits: 4, .. } => MatrixKind::Int4,
+            Element::Integer { .. } => MatrixKind::Int8,
+            Element::Bit => MatrixKind::Bit,
+        }
+    }
+}
+
+impl From<MatrixElement> for MatrixKind {
+    fn from(element: MatrixElement) -> MatrixKind {
+        match element {
+            MatrixElement::F16 | MatrixElement::Bf16 => MatrixKind::Half,
+            MatrixElement::Tf32 => MatrixKind::Tf32,
+            MatrixElement::E4m3 | MatrixElement::E5m2 => MatrixKind::F8,
+            MatrixElement::S8 | MatrixElement::U8 => MatrixKind::Int8,
+        }
+    }
+}
+
 impl Class {
     /// Every class, in the order reports print them.
-    pub const ALL: [Class; 14] = [
+    pub const ALL: [Class; 15] = [
         Class::Mma,
         Class::Mufu,
         Class::Fp32,
@@ -51,6 +124,7 @@ impl Class {
         Class::Shared,
         Class::Atomic,
         Class::Shuffle,
+        Class::Vote,
         Class::Barrier,
         Class::Control,
     ];
@@ -70,6 +144,7 @@ impl Class {
             Class::Shared => "shared memory",
             Class::Atomic => "atomic",
             Class::Shuffle => "shuffle",
+            Class::Vote => "vote",
             Class::Barrier => "barrier",
             Class::Control => "control",
         }
@@ -88,8 +163,10 @@ impl Class {
             Hopper::Wgmma(_) => Class::Mma,
             Hopper::WgmmaFence | Hopper::WgmmaCommit | Hopper::WgmmaWait { .. } => Class::Barrier,
             Hopper::BulkCommit | Hopper::BulkWait { .. } => Class::Barrier,
-            Hopper::Bulk(_) => Class::Global,
-            Hopper::Elect { .. } => Class::Shuffle,
+            Hopper::Bulk(_) | Hopper::CopyMap { .. } => Class::Global,
+            Hopper::ReplaceMap { at, .. } if at.space == Space::Shared => Class::Shared,
+            Hopper::ReplaceMap { .. } => Class::Global,
+            Hopper::Elect { .. } => Class::Vote,
         }
     }
 
@@ -151,17 +228,14 @@ impl Class {
             Code::Load(_) | Code::Store(_) | Code::CopyAsync(_) => Class::Global,
             Code::LoadMatrix(_) | Code::StoreMatrix(_) => Class::Shared,
             Code::Atomic(_) | Code::AtomicVector(_) => Class::Atomic,
-            Code::Shuffle { .. }
-            | Code::Vote { .. }
-            | Code::Match { .. }
-            | Code::Reduce { .. }
-            | Code::ActiveMask { .. } => Class::Shuffle,
+            Code::Shuffle { .. } | Code::Reduce { .. } => Class::Shuffle,
+            Code::Vote { .. } | Code::Match { .. } | Code::ActiveMask { .. } => Class::Vote,
             Code::Barrier(_)
             | Code::WarpSync { .. }
             | Code::CopyCommit
             | Code::CopyWait { .. }
             | Code::CopyWaitAll
-            | Code::Fence => Class::Barrier,
+            | Code::Fence(_) => Class::Barrier,
             Code::Hopper(op) => Class::of_hopper(op),
             Code::Branch { .. }
             | Code::BranchIndex { .. }

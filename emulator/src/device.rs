@@ -1,7 +1,8 @@
 //! What the emulated device is and what it allows: the limits that a launch is held to.
 //!
-//! The figures are those of the card that has the compute capability: the A100 (40 GB, SXM) for
-//! sm_80, the H100 (SXM) for sm_90. Clocks and bus widths are there because programs ask for them
+//! The figures are those of a card that has the compute capability: the A100 (40 GB, SXM) for
+//! sm_80, the RTX A6000 for sm_86, the RTX 6000 of the Ada generation for sm_89, the H100 (SXM) for
+//! sm_90. Clocks and bus widths are there because programs ask for them
 //! to compute a roofline; nothing in the emulator runs by them.
 
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,40 @@ impl Device {
         }
     }
 
+    /// Poses as an RTX A6000, of Ampere's smaller GA102.
+    pub fn sm_86() -> Device {
+        Device {
+            name: "Emulated sm_86 (no GPU)".to_owned(),
+            compute_capability: (8, 6),
+            multiprocessors: 84,
+            max_threads_per_multiprocessor: 1536,
+            max_blocks_per_multiprocessor: 16,
+            shared_per_block_optin: 99 * KIB,
+            shared_per_multiprocessor: 100 * KIB,
+            l2_bytes: 6 * KIB * KIB,
+            clock_khz: 1_800_000,
+            memory_clock_khz: 8_001_000,
+            memory_bus_bits: 384,
+            l2_persisting_bytes: 4 * KIB * KIB + 512 * KIB,
+            ..Self::sm_80()
+        }
+    }
+
+    /// Poses as an RTX 6000 of the Ada generation.
+    pub fn sm_89() -> Device {
+        Device {
+            name: "Emulated sm_89 (no GPU)".to_owned(),
+            compute_capability: (8, 9),
+            multiprocessors: 142,
+            max_blocks_per_multiprocessor: 24,
+            l2_bytes: 96 * KIB * KIB,
+            clock_khz: 2_505_000,
+            memory_clock_khz: 10_001_000,
+            l2_persisting_bytes: 66 * KIB * KIB,
+            ..Self::sm_86()
+        }
+    }
+
     /// Poses as a Hopper H100.
     pub fn sm_90() -> Device {
         Device {
@@ -116,7 +151,7 @@ impl Device {
     }
 
     /// The names that [`Device::by_name`] takes, for messages.
-    pub const NAMES: &'static str = "sm_80, sm_90";
+    pub const NAMES: &'static str = "sm_80, sm_86, sm_89, sm_90";
 
     /// The device of a name such as `sm_80`, `80`, `sm_90a` or `90a`; `None` if there is none.
     ///
@@ -125,6 +160,8 @@ impl Device {
     pub fn by_name(name: &str) -> Option<Device> {
         match name.trim().trim_start_matches("sm_") {
             "80" => Some(Self::sm_80()),
+            "86" => Some(Self::sm_86()),
+            "89" => Some(Self::sm_89()),
             "90" | "90a" => Some(Self::sm_90()),
             _ => None,
         }
@@ -151,6 +188,8 @@ mod tests {
     fn names_that_are_known() {
         for (name, arch) in [
             ("sm_80", 80),
+            ("sm_86", 86),
+            ("89", 89),
             ("80", 80),
             (" sm_90 ", 90),
             ("90", 90),
@@ -170,7 +209,12 @@ mod tests {
 
     #[test]
     fn a_block_leaves_room_for_the_reserved_shared_memory() {
-        for device in [Device::sm_80(), Device::sm_90()] {
+        for device in [
+            Device::sm_80(),
+            Device::sm_86(),
+            Device::sm_89(),
+            Device::sm_90(),
+        ] {
             assert_eq!(
                 device.shared_per_block_optin + device.shared_reserved_per_block,
                 device.shared_per_multiprocessor,

@@ -20,7 +20,9 @@ pub enum FaultKind {
     Deadlock,
     /// A barrier or a .sync instruction that not all of its threads reach together.
     Divergence,
-    /// The launch asks for more than the device has.
+    /// The launch has sizes that device or kernel do not allow.
+    Configuration,
+    /// The launch asks for more registers or local memory than the device has.
     Resources,
     /// The kernel executed trap, or an operand that the manual forbids.
     Trap,
@@ -36,6 +38,7 @@ impl FaultKind {
     /// The number of the driver's result: `CUDA_ERROR_ILLEGAL_ADDRESS` and so on.
     pub fn code(self) -> i32 {
         match self {
+            FaultKind::Configuration => 1,
             FaultKind::OutOfBounds => 700,
             FaultKind::Misaligned => 716,
             FaultKind::Resources => 701,
@@ -51,6 +54,11 @@ impl FaultKind {
         }
     }
 
+    /// Whether the kernel ran before: such a fault costs the context on hardware. Other launches never begin.
+    pub fn is_of_kernel(self) -> bool {
+        !matches!(self, FaultKind::Configuration | FaultKind::Resources)
+    }
+
     /// The words a fault starts with.
     pub fn name(self) -> &'static str {
         match self {
@@ -61,6 +69,7 @@ impl FaultKind {
             FaultKind::MissingWait => "missing wait",
             FaultKind::Deadlock => "deadlock",
             FaultKind::Divergence => "divergence",
+            FaultKind::Configuration => "configuration",
             FaultKind::Resources => "resources",
             FaultKind::Trap => "trap",
             FaultKind::Assert => "assertion failed",

@@ -2,7 +2,8 @@
 //!
 //! An image is PTX text, a fatbin (a container of PTX and machine code for several targets, as
 //! nvcc writes it) or a cubin (machine code alone). The emulator runs PTX, so a fatbin must hold
-//! some; a cubin cannot be run, and the error says what to build instead.
+//! some; a cubin cannot be run, and the error says what to build instead. Beside PTX, machine code
+//! tells how many registers its kernels take.
 //!
 //! NVIDIA does not document the container. The layout here was inferred from what nvcc 13 writes:
 //!
@@ -17,27 +18,21 @@
 //! | | | | uncompressed size | 56..64 |
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
 
 use crate::device::Device;
 
+mod container;
+mod cubin;
 mod unpack;
 
-use unpack::{lz4, zstd};
+use container::{Entry, KIND_ELF, KIND_PTX, entries};
 
 const FATBIN_MAGIC: u32 = 0xba55_ed50;
 /// First word of the structure that nvcc's host code passes: it points to the fatbin.
 const WRAPPER_MAGIC: u32 = 0x4662_43b1;
 const ELF_MAGIC: u32 = u32::from_le_bytes(*b"\x7fELF");
-
-const KIND_PTX: u16 = 1;
-const KIND_ELF: u16 = 2;
-const FLAG_LZ4: u64 = 0x2000;
-const FLAG_ZSTD: u64 = 0x8000;
-/// The `a` targets: PTX for exactly this arch.
-const FLAG_ARCH_SPECIFIC: u64 = 0x10_0000;
-/// The `f` targets: PTX for this arch and later ones of its family.
-const FLAG_FAMILY_SPECIFIC: u64 = 0x20_0000;
 
 /// No PTX grows to this size; a header that claims more is damaged.
 const MAX_BYTES: u64 = 1 << 30;
@@ -197,48 +192,14 @@ fn text(image: &[u8]) -> Result<&str, ImageError> {
     })
 }
 
-/// One entry of a fatbin.
-#[derive(Clone, Copy)]
-struct Entry<'a> {
-    kind: u16,
-    arch: u32,
-    flags: u64,
-    compressed: u32,
-    uncompressed: u64,
-    payload: &'a [u8],
-}
-
-impl Entry<'_> {
-    /// `compute_90a` for PTX, `sm_90a` for machine code.
-    fn target(&self) -> String {
-        let kind = if self.kind == KIND_PTX {
-            "compute"
-        } else {
-            "sm"
-        };
-        let variant = if self.flags & FLAG_ARCH_SPECIFIC != 0 {
-            "a"
-        } else if self.flags & FLAG_FAMILY_SPECIFIC != 0 {
-            "f"
-        } else {
-            ""
-        };
-        format!("{kind}_{}{variant}", self.arch)
-    }
-
-    /// How well this PTX suits a device; `None` if the device cannot run it.
-    fn rank(&self, device: u32) -> Option<(u32, bool)> {
-        let specific = self.flags & FLAG_ARCH_SPECIFIC != 0;
-        let family = self.flags & FLAG_FAMILY_SPECIFIC != 0;
-        let runs = if specific {
-            self.arch == device
-        } else if family {
-            self.arch <= device && self.arch / 10 == device / 10
-        } else {
-            self.arch <= device
-        };
-        runs.then_some((self.arch, specific))
-    }
+/// Of the entries of a kind, the one that suits the device best.
+fn best<'a>(entries: &[Entry<'a>], kind: u16, arch: u32) -> Option<Entry<'a>> {
+    let ranked = (entries.iter())
+        .filter(|entry| entry.kind == kind)
+        .filter_map(|entry| entry.rank(arch).map(|rank| (rank, entry)));
+    // `max_by_key` would take the last of equals; the first is the one a linker put first.
+    let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
+    best.map(|(_, entry)| *entry)
 }
 
 fn from_fatbin<'a>(image: &'a [u8], device: &Device) -> Result<Cow<'a, str>, ImageError> {
@@ -252,12 +213,7 @@ fn from_fatbin<'a>(image: &'a [u8], device: &Device) -> Result<Cow<'a, str>, Ima
         names.dedup();
         names.join(", ")
     };
-    let best = (entries.iter())
-        .filter(|e| e.kind == KIND_PTX)
-        .filter_map(|e| e.rank(arch).map(|rank| (rank, e)))
-        // `max_by_key` would take the last of equals; the first is the one a linker put first.
-        .reduce(|best, next| if next.0 > best.0 { next } else { best });
-    let Some((_, entry)) = best else {
+    let Some(entry) = best(&entries, KIND_PTX, arch) else {
         return Err(if entries.iter().any(|e| e.kind == KIND_PTX) {
             let targets = targets(KIND_PTX);
             ImageError::OtherTargets { targets, arch }
@@ -269,59 +225,48 @@ fn from_fatbin<'a>(image: &'a [u8], device: &Device) -> Result<Cow<'a, str>, Ima
             ImageError::OnlySass { targets, arch }
         });
     };
-    let compression = |codec, reason: String| ImageError::Compression { codec, reason };
-    let size = || bounded("PTX", entry.uncompressed);
-    let compressed = || {
-        (entry.payload.get(..entry.compressed as usize)).ok_or(ImageError::Truncated {
-            what: "compressed PTX",
-            claimed: entry.compressed.into(),
-            available: entry.payload.len() as u64,
-        })
-    };
-    let unpacked = if entry.flags & FLAG_ZSTD != 0 {
-        zstd(compressed()?, size()?).map_err(|reason| compression("zstd", reason))?
-    } else if entry.flags & FLAG_LZ4 != 0 {
-        lz4(compressed()?, size()?).map_err(|reason| compression("LZ4", reason))?
-    } else {
-        return text(entry.payload).map(Cow::Borrowed);
-    };
-    text(&unpacked).map(|text| Cow::Owned(text.to_owned()))
+    match entry.unpacked()? {
+        Cow::Borrowed(bytes) => text(bytes).map(Cow::Borrowed),
+        Cow::Owned(bytes) => text(&bytes).map(|text| Cow::Owned(text.to_owned())),
+    }
 }
 
-/// All entries of a fatbin, or the reason why its headers cannot be followed.
-fn entries(image: &[u8]) -> Result<Vec<Entry<'_>>, ImageError> {
-    let truncated = |what, claimed| ImageError::Truncated {
-        what,
-        claimed,
-        available: image.len() as u64,
-    };
-    let short = || truncated("fatbin", 16);
-    let header = half(image, 6).ok_or_else(short)? as usize;
-    let size = bounded("fatbin", long(image, 8).ok_or_else(short)?)?;
-    let end = header + size;
-    let mut rest = (image.get(header..end)).ok_or_else(|| truncated("fatbin", end as u64))?;
-    let mut found = Vec::new();
-    // Padding after the last entry is too short to hold another header.
-    while rest.len() >= 64 {
-        // All fields lie in the first 64 bytes, which are there.
-        let field = |at| long(rest, at).unwrap_or(0);
-        let header = word(rest, 4).unwrap_or(0) as usize;
-        let size = bounded("fatbin entry", field(8))?;
-        let claimed = header + size;
-        if header < 64 || claimed > rest.len() {
-            return Err(truncated("fatbin entry", claimed as u64));
+/// A fatbin's machine code for a device, packed as it came: it is unpacked when somebody asks for what it says.
+#[derive(Debug, Clone)]
+pub(crate) struct MachineCode(Box<[u8]>);
+
+impl MachineCode {
+    /// Of an image, that which the device would run; `None` if there is none.
+    pub(crate) fn find(image: &[u8], device: &Device) -> Option<MachineCode> {
+        if word(image, 0) != Some(FATBIN_MAGIC) {
+            return None;
         }
-        found.push(Entry {
-            kind: half(rest, 0).unwrap_or(0),
-            arch: word(rest, 28).unwrap_or(0),
-            flags: field(40),
-            compressed: word(rest, 16).unwrap_or(0),
-            uncompressed: field(56),
-            payload: &rest[header..claimed],
-        });
-        rest = &rest[claimed..];
+        let entry = best(&entries(image).ok()?, KIND_ELF, device.arch())?;
+        Some(MachineCode(entry.whole.into()))
     }
-    Ok(found)
+
+    /// The 32-bit registers of a thread, of each function.
+    pub(crate) fn registers(&self) -> BTreeMap<String, u32> {
+        let unpacked = Entry::first(&self.0).and_then(|entry| match entry.unpacked()? {
+            Cow::Borrowed(bytes) => Ok(cubin::registers(bytes)),
+            Cow::Owned(bytes) => Ok(cubin::registers(&bytes)),
+        });
+        // Its PTX runs all the same.
+        unpacked.unwrap_or_default()
+    }
+}
+
+/// The 32-bit registers that ptxas gave a thread of each kernel, from the machine code in an image that `device` would
+/// run. Empty if the image has none: text and PTX alone do not tell.
+///
+/// ```
+/// use cuda_emulator::{Device, registers};
+///
+/// let registers = registers(b".version 8.0", &Device::sm_80());
+/// assert!(registers.is_empty(), "text has no machine code");
+/// ```
+pub fn registers(image: &[u8], device: &Device) -> BTreeMap<String, u32> {
+    MachineCode::find(image, device).map_or_else(BTreeMap::new, |code| code.registers())
 }
 
 /// A size from a header as a `usize`, if it can be one.
@@ -368,174 +313,10 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[path = "../tests/support/cubin.rs"]
+mod cubins;
+#[cfg(test)]
 #[path = "../tests/support/fatbin.rs"]
 mod fatbin;
-
 #[cfg(test)]
-mod tests {
-    use super::fatbin::{Entry as Part, Packing, fatbin, ptx as part};
-    use super::*;
-
-    fn pick(image: &[u8], device: &Device) -> Result<String, ImageError> {
-        ptx(image, device).map(Cow::into_owned)
-    }
-
-    #[test]
-    fn text_may_end_in_a_nul_and_begin_with_space() {
-        for image in ["\n.version 9.0", "\n.version 9.0\0junk", "\n.version 9.0\0"] {
-            assert_eq!(
-                pick(image.as_bytes(), &Device::sm_80()).unwrap(),
-                "\n.version 9.0"
-            );
-        }
-    }
-
-    #[test]
-    fn every_packing_unpacks() {
-        let text = format!("// {}\n.version 9.0", "x".repeat(700));
-        for packing in [Packing::Plain, Packing::Zstd, Packing::Lz4] {
-            let entry = Part {
-                packing,
-                ..part(80, &text)
-            };
-            let found = pick(&fatbin(&[entry]), &Device::sm_80());
-            assert_eq!(found.as_deref(), Ok(&*text), "{packing:?}");
-        }
-    }
-
-    #[test]
-    fn the_arch_decides_which_ptx_is_taken() {
-        const A: u64 = FLAG_ARCH_SPECIFIC;
-        const F: u64 = FLAG_FAMILY_SPECIFIC;
-        type Entries = &'static [(u32, u64)];
-        #[rustfmt::skip]
-        let cases: &[(&str, Entries, &str, &str)] = &[
-            ("a variant of the arch wins",  &[(80, 0), (90, 0), (90, A)], ".80.0", ".90.a"),
-            ("no variant of another arch",  &[(80, 0), (86, A)],          ".80.0", ".80.0"),
-            ("the highest below",           &[(75, 0), (70, 0)],          ".75.0", ".75.0"),
-            ("order does not matter",       &[(90, A), (80, 0), (75, 0)], ".80.0", ".90.a"),
-            ("family up to the device",     &[(75, 0), (80, F)],          ".80.f", ".75.0"),
-            ("too new is passed over",      &[(100, 0), (80, 0)],         ".80.0", ".80.0"),
-        ];
-        for (case, entries, on_80, on_90) in cases {
-            let texts: Vec<String> = (entries.iter())
-                .map(|(arch, v)| {
-                    let variant = if *v == A {
-                        "a"
-                    } else if *v == F {
-                        "f"
-                    } else {
-                        "0"
-                    };
-                    format!(".{arch}.{variant}")
-                })
-                .collect();
-            let parts: Vec<Part<'_>> = (entries.iter().zip(&texts))
-                .map(|((arch, variant), text)| Part {
-                    variant: *variant,
-                    ..part(*arch, text)
-                })
-                .collect();
-            let image = fatbin(&parts);
-            assert_eq!(
-                pick(&image, &Device::sm_80()).unwrap(),
-                *on_80,
-                "{case}, sm_80"
-            );
-            assert_eq!(
-                pick(&image, &Device::sm_90()).unwrap(),
-                *on_90,
-                "{case}, sm_90"
-            );
-        }
-    }
-
-    #[test]
-    fn images_that_cannot_run_say_what_to_build() {
-        let sass = |arch, variant| Part {
-            kind: KIND_ELF,
-            variant,
-            ..part(arch, "code")
-        };
-        let cubin = |abi: u8, flags: u32| {
-            let mut header = b"\x7fELF\x02\x01\x01\x41".to_vec();
-            header.push(abi);
-            header.resize(48, 0);
-            header.extend(flags.to_le_bytes());
-            header
-        };
-        let hopper = part(90, ".version 9.0");
-        #[rustfmt::skip]
-        let cases: &[(Vec<u8>, &str)] = &[
-            (fatbin(&[sass(80, 0), sass(90, FLAG_ARCH_SPECIFIC)]), "only SASS for sm_80, sm_90a"),
-            (fatbin(&[sass(80, 0)]), "code=compute_80"),
-            (fatbin(&[]), "only SASS for no target"),
-            (fatbin(&[hopper, sass(80, 0)]), "PTX for compute_90, which a device of sm_80 cannot"),
-            (cubin(8, 0x0600_5a04), "only SASS for sm_90"),
-            (cubin(7, 0x0050_0550), "only SASS for sm_80"),
-            (b"MZ\x90\0".to_vec(), "no module image (it begins with [4d, 5a, 90])"),
-            (b"\n \0".to_vec(), "image is empty"),
-            (vec![], "image is empty"),
-            (b".version \xff".to_vec(), "not UTF-8 at byte 9"),
-        ];
-        for (image, expected) in cases {
-            let error = pick(image, &Device::sm_80()).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
-        }
-    }
-
-    #[test]
-    fn damaged_fatbins_are_refused() {
-        let whole = fatbin(&[Part {
-            packing: Packing::Zstd,
-            ..part(80, ".version 9.0")
-        }]);
-        for len in 4..whole.len() {
-            assert!(
-                pick(&whole[..len], &Device::sm_80()).is_err(),
-                "cut at {len}"
-            );
-        }
-        for (at, name) in [
-            (16 + 4, "header size"),
-            (16 + 8, "size"),
-            (16 + 16, "compressed size"),
-        ] {
-            let mut image = whole.clone();
-            image[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-            let error = pick(&image, &Device::sm_80()).unwrap_err();
-            assert!(
-                matches!(error, ImageError::Truncated { .. }),
-                "{name}: {error}"
-            );
-        }
-        let mut image = whole.clone();
-        image[16 + 56] += 1;
-        let error = pick(&image, &Device::sm_80()).unwrap_err().to_string();
-        assert!(error.contains("12 bytes instead of 13"), "{error}");
-    }
-
-    #[test]
-    fn a_pointer_is_measured_by_what_it_points_to() {
-        let binary = fatbin(&[part(80, ".version 9.0")]);
-        let mut wrapper = WRAPPER_MAGIC.to_le_bytes().to_vec();
-        wrapper.extend(1_u32.to_le_bytes());
-        wrapper.extend((binary.as_ptr() as usize).to_le_bytes());
-        let mut cubin = b"\x7fELF".to_vec();
-        cubin.resize(64, 1);
-        let text = b".version 9.0\0junk";
-        for (image, expected) in [
-            (&text[..], &text[..12]),
-            (b"P\0", b"P"), // shares its first byte with the magic of a fatbin
-            (&binary[..], &binary[..]),
-            (&wrapper[..], &binary[..]),
-            (&cubin[..], &cubin[..]),
-        ] {
-            // SAFETY: each is a whole image of its kind, and outlives the borrow.
-            let found = unsafe { at(image.as_ptr().cast()) };
-            assert_eq!(found, Ok(expected));
-        }
-        // SAFETY: null is allowed.
-        assert_eq!(unsafe { at(std::ptr::null()) }, Err(ImageError::Empty));
-    }
-}
+mod tests;

@@ -2,15 +2,20 @@
 //!
 //! An address is never reused, so that a pointer into freed memory is always told from one into a later allocation.
 //! Blocks run on several host threads and reach these bytes through raw pointers, as threads of a GPU do: a race of the
-//! emulated program on global memory is a race here, on bytes only, and shows as whichever value came last.
+//! emulated program on global memory is a race here, on bytes only, until the launch that it ends.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::race::Shadow;
 
 /// Where device addresses start: above every address of the host, so that a unified copy tells the two apart. Far below
 /// lie the windows of shared, local and parameter memory.
 const BASE: u64 = 1 << 48;
+/// Where host memory may lie that the device reaches: above the windows of shared, local and parameter memory.
+const LOWEST_MAPPED: u64 = 1 << 36;
 /// Address space is given out in regions of 2 MiB: an address finds its allocation by one division.
 const REGION: u64 = 1 << 21;
 /// Bytes before an allocation that belong to nobody. Allocations are aligned to 256 bytes as the driver
@@ -72,8 +77,12 @@ pub(crate) struct Allocation {
     /// One state byte a byte of data.
     pub state: *mut u8,
     live: bool,
+    /// The bytes are the host's, which keeps them.
+    borrowed: bool,
     /// Touched by the running launch: its marks are to be counted and cleared.
     pub touched: AtomicBool,
+    /// What the running launch did to these bytes.
+    pub shadow: Shadow,
 }
 
 // SAFETY: `data` and `state` are owned buffers that live as long as the allocation (`Allocation::new`, `Allocation::release`);
@@ -95,10 +104,35 @@ impl Allocation {
             data,
             state,
             live: true,
+            borrowed: false,
             touched: AtomicBool::new(false),
+            shadow: Shadow::default(),
         };
         // dropping it gives back whichever of the two there is
         (!data.is_null() && !state.is_null()).then_some(allocation)
+    }
+
+    /// Host memory under its own address. Who writes it there is not seen, so every byte counts as written. `None` if the
+    /// host has no room for the states.
+    fn mapped(data: *mut u8, bytes: usize) -> Option<Self> {
+        let layout = Self::layout(bytes)?;
+        // SAFETY: `Memory::map` asks for at least one byte.
+        let state = unsafe { alloc_zeroed(layout) };
+        if state.is_null() {
+            return None;
+        }
+        // SAFETY: it was just allocated with as many bytes.
+        unsafe { std::ptr::write_bytes(state, INITIALISED, bytes) };
+        Some(Allocation {
+            base: data.addr() as u64,
+            bytes: bytes as u64,
+            data,
+            state,
+            live: true,
+            borrowed: true,
+            touched: AtomicBool::new(false),
+            shadow: Shadow::default(),
+        })
     }
 
     /// Aligned to 16 bytes on the host, so that atomics of the host serve atomics of the device.
@@ -111,9 +145,14 @@ impl Allocation {
             return;
         };
         if std::mem::replace(&mut self.live, false) {
-            for buffer in [self.data, self.state] {
+            let data = if self.borrowed {
+                std::ptr::null_mut()
+            } else {
+                self.data
+            };
+            for buffer in [data, self.state] {
                 if !buffer.is_null() {
-                    // SAFETY: `new` allocated it with this layout; `live` was true, so it is freed once.
+                    // SAFETY: `new` or `mapped` allocated it with this layout; `live` was true, so it is freed once.
                     unsafe { dealloc(buffer, layout) };
                 }
             }
@@ -121,25 +160,49 @@ impl Allocation {
     }
 
     /// Counts and clears the marks of the last launch: bytes read, bytes written.
-    pub(crate) fn take_marks(&self) -> (u64, u64) {
+    pub(crate) fn take_marks(&mut self) -> (u64, u64) {
         if !self.live || !self.touched.swap(false, Ordering::Relaxed) {
             return (0, 0);
         }
+        self.shadow.clear();
         // SAFETY: `state` holds `bytes` bytes while live, and no launch runs: the caller holds the write lock.
         let state = unsafe { std::slice::from_raw_parts_mut(self.state, self.bytes as usize) };
         let (mut read, mut written) = (0, 0);
-        for chunk in state.chunks_mut(4096) {
-            let (mut r, mut w) = (0u32, 0u32);
-            for byte in chunk {
-                r += u32::from(*byte & READ != 0);
-                w += u32::from(*byte & WRITTEN != 0);
+        // eight states at a time: each byte of a sum counts those of one place, up to 255
+        for chunk in state.chunks_mut(8 * 255) {
+            let (mut reads, mut writes) = (0, 0);
+            let (words, rest) = chunk.as_chunks_mut::<8>();
+            for bytes in &*words {
+                let word = u64::from_ne_bytes(*bytes);
+                reads += word >> READ.trailing_zeros() & each(1);
+                writes += word >> WRITTEN.trailing_zeros() & each(1);
+            }
+            // what was not touched may not even have a page yet
+            if reads | writes != 0 {
+                for bytes in words {
+                    let word = u64::from_ne_bytes(*bytes);
+                    *bytes = (word & each(INITIALISED)).to_ne_bytes();
+                }
+            }
+            read += sum_of_bytes(reads);
+            written += sum_of_bytes(writes);
+            for byte in rest {
+                read += u64::from(*byte & READ != 0);
+                written += u64::from(*byte & WRITTEN != 0);
                 *byte &= INITIALISED;
             }
-            read += u64::from(r);
-            written += u64::from(w);
         }
         (read, written)
     }
+}
+
+/// The same bits in each of eight bytes.
+const fn each(bits: u8) -> u64 {
+    u64::from_ne_bytes([bits; 8])
+}
+
+fn sum_of_bytes(word: u64) -> u64 {
+    word.to_ne_bytes().into_iter().map(u64::from).sum()
 }
 
 impl Drop for Allocation {
@@ -154,15 +217,32 @@ pub(crate) struct Allocations {
     /// Index + 1 of the allocation in each region; 0 is none.
     regions: Vec<u32>,
     list: Vec<Allocation>,
+    /// Host memory that the device reaches too, by its address; all of it lies below [`BASE`].
+    mapped: BTreeMap<u64, Allocation>,
+    /// Those of them that are not freed: a process makes many more than it has at a time.
+    live: BTreeSet<u32>,
     used: u64,
 }
 
 impl Allocations {
     /// The allocation whose address range (with its red zones) holds `address`.
     fn near(&self, address: u64) -> Option<&Allocation> {
+        if address < BASE {
+            return self.host(address);
+        }
+        self.list.get(self.index(address)? as usize)
+    }
+
+    fn index(&self, address: u64) -> Option<u32> {
         let region = usize::try_from(address.checked_sub(BASE)? / REGION).ok()?;
-        let index = self.regions.get(region)?.checked_sub(1)?;
-        self.list.get(index as usize)
+        self.regions.get(region)?.checked_sub(1)
+    }
+
+    /// The host memory that holds `address`.
+    #[cold]
+    fn host(&self, address: u64) -> Option<&Allocation> {
+        let (base, block) = self.mapped.range(..=address).next_back()?;
+        (address - base < block.bytes).then_some(block)
     }
 
     /// The live allocation that holds all of `bytes` bytes at `address`, or what is wrong with them.
@@ -273,6 +353,7 @@ impl Memory {
         };
         all.list.push(allocation);
         let index = all.list.len() as u32;
+        all.live.insert(index - 1);
         let length = all.regions.len() + regions as usize;
         all.regions.resize(length, index);
         all.used += bytes;
@@ -283,6 +364,10 @@ impl Memory {
     pub fn free(&self, address: u64) -> Result<(), MemoryError> {
         let mut all = self.lock_mut();
         let bytes = match all.find(address, 1) {
+            Ok(allocation) if allocation.borrowed => {
+                let reason = "it is the host's memory".to_owned();
+                return Err(MemoryError::BadFree { address, reason });
+            }
             Ok(allocation) if allocation.base == address => allocation.bytes,
             Ok(allocation) => {
                 let reason = format!(
@@ -293,15 +378,50 @@ impl Memory {
             }
             Err(reason) => return Err(MemoryError::BadFree { address, reason }),
         };
-        if let Some(allocation) = all
-            .list
-            .iter_mut()
-            .find(|allocation| allocation.base == address)
-        {
-            allocation.release();
+        if let Some(index) = all.index(address) {
+            all.live.remove(&index);
+            if let Some(allocation) = all.list.get_mut(index as usize) {
+                allocation.release();
+            }
         }
         all.used -= bytes;
         Ok(())
+    }
+
+    /// Lets the device reach host memory under its own address.
+    ///
+    /// # Safety
+    /// `data` is valid to read and write `bytes` bytes until [`Memory::unmap`] of its address, or the memory's end.
+    pub(crate) unsafe fn map(&self, data: *mut u8, bytes: usize) -> Result<(), MemoryError> {
+        let address = data.addr() as u64;
+        if bytes == 0 {
+            return Err(MemoryError::Empty);
+        }
+        let end = address.saturating_add(bytes as u64);
+        // Generic addresses of other spaces lie below, addresses of the device's own memory above.
+        if address < LOWEST_MAPPED || end > BASE {
+            let reason = "host memory that lies there cannot be mapped".to_owned();
+            return Err(MemoryError::BadRange {
+                address,
+                bytes: bytes as u64,
+                reason,
+            });
+        }
+        let mut all = self.lock_mut();
+        let Some(block) = Allocation::mapped(data, bytes) else {
+            return Err(MemoryError::OutOfMemory {
+                requested: bytes as u64,
+                free: self.capacity - all.used,
+                capacity: self.capacity,
+            });
+        };
+        all.mapped.insert(address, block);
+        Ok(())
+    }
+
+    /// Takes host memory away from the device; nothing happens if it was not mapped.
+    pub(crate) fn unmap(&self, address: u64) {
+        self.lock_mut().mapped.remove(&address);
     }
 
     fn range<T>(
@@ -313,6 +433,17 @@ impl Memory {
         let all = self.lock();
         let (data, state) = all.pointers(address, bytes)?;
         Ok(then(data, state))
+    }
+
+    /// Whether a range lies inside one live allocation.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
+        match bytes {
+            0 => Ok(()),
+            _ => self.range(address, bytes, |_, _| ()),
+        }
     }
 
     /// Copies host bytes to the device.
@@ -400,70 +531,24 @@ impl Memory {
 
     /// Distinct bytes that the last launch read and wrote; clears the marks.
     pub(crate) fn take_marks(&self) -> (u64, u64) {
-        let all = self.lock_mut();
-        all.list
-            .iter()
-            .map(Allocation::take_marks)
-            .fold((0, 0), |sum, marks| (sum.0 + marks.0, sum.1 + marks.1))
+        let mut all = self.lock_mut();
+        let Allocations {
+            list, live, mapped, ..
+        } = &mut *all;
+        let mut marks = (0, 0);
+        let mut count = |allocation: &mut Allocation| {
+            let (read, written) = allocation.take_marks();
+            marks = (marks.0 + read, marks.1 + written);
+        };
+        for &index in live.iter() {
+            if let Some(allocation) = list.get_mut(index as usize) {
+                count(allocation);
+            }
+        }
+        mapped.values_mut().for_each(&mut count);
+        marks
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_checked_to_the_byte() {
-        let memory = Memory::new(1 << 20);
-        let a = memory.alloc(100).unwrap();
-        assert_eq!(a % 256, 0);
-        assert_ne!(a % 512, 0, "aligned to no more than the driver promises");
-        memory.write(a + 90, &[1; 10]).unwrap();
-        let error = memory.write(a + 91, &[1; 10]).unwrap_err().to_string();
-        assert!(
-            error.contains("1 bytes past the 100-byte allocation"),
-            "{error}"
-        );
-        let error = memory.read(a - 1, &mut [0]).unwrap_err().to_string();
-        assert!(error.contains("1 bytes before"), "{error}");
-    }
-
-    #[test]
-    fn unwritten_bytes_read_as_nan_and_copies_keep_that() {
-        let memory = Memory::new(1 << 20);
-        let (a, b) = (memory.alloc(4).unwrap(), memory.alloc(4).unwrap());
-        memory.write(a, &[7, 7]).unwrap();
-        memory.copy(b, a, 4).unwrap();
-        let mut out = [0; 4];
-        memory.read(b, &mut out).unwrap();
-        assert_eq!(out, [7, 7, 0xff, 0xff]);
-    }
-
-    #[test]
-    fn freed_memory_is_told_from_unknown_memory() {
-        let memory = Memory::new(1000);
-        let a = memory.alloc(600).unwrap();
-        assert!(matches!(
-            memory.alloc(600),
-            Err(MemoryError::OutOfMemory { free: 400, .. })
-        ));
-        assert!(memory.free(a + 8).is_err());
-        memory.free(a).unwrap();
-        assert!(
-            memory
-                .free(a)
-                .unwrap_err()
-                .to_string()
-                .contains("was freed")
-        );
-        assert!(
-            memory
-                .write(a, &[1])
-                .unwrap_err()
-                .to_string()
-                .contains("was freed")
-        );
-        assert_ne!(memory.alloc(600).unwrap(), a, "addresses are not reused");
-        assert_eq!(memory.used(), 600);
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! Programs and modules: PTX parsed and lowered once, and its global variables placed in a device's memory.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 
+use crate::image::MachineCode;
 use crate::ir::{Body, Constant};
 use crate::lower::{self, Functions, LowerError, Place};
 use crate::memory::{Memory, MemoryError};
@@ -66,6 +67,8 @@ pub struct Kernel {
     pub(crate) frame_bytes: u32,
     /// `.maxntid` or `.reqntid`: the most threads a block may have.
     pub max_threads: Option<u32>,
+    /// `.maxnreg`: the registers of a thread when it starts.
+    pub(crate) registers: Option<u32>,
     /// `.reqnctapercluster`: the blocks of a cluster along x, y and z.
     pub cluster: Option<[u32; 3]>,
     pub(crate) body: Body,
@@ -76,6 +79,12 @@ impl Kernel {
     pub fn param_bytes(&self) -> u32 {
         self.params.last().map_or(0, |last| last.offset + last.size)
     }
+}
+
+/// The number of a target such as `sm_90a`.
+fn architecture(target: &str) -> Option<u32> {
+    let number = target.strip_prefix("sm_")?;
+    number.trim_end_matches(['a', 'f']).parse().ok()
 }
 
 /// An owned global variable.
@@ -96,6 +105,11 @@ pub struct Program {
     names: HashMap<String, usize>,
     globals: Vec<Global>,
     files: HashMap<u32, String>,
+    /// What its image has beside the text.
+    code: Option<MachineCode>,
+    /// Read from the machine code when first asked for: many images are loaded for the few that are launched.
+    registers: OnceLock<BTreeMap<String, u32>>,
+    arch: Option<u32>,
 }
 
 impl Program {
@@ -142,6 +156,7 @@ impl Program {
                 local_bytes: lowered.local_bytes,
                 frame_bytes: lowered.frame_bytes,
                 max_threads: function.max_threads,
+                registers: function.registers,
                 cluster: function.cluster,
                 body: lowered.body,
             });
@@ -161,7 +176,27 @@ impl Program {
             names,
             globals,
             files,
+            code: None,
+            registers: OnceLock::new(),
+            arch: architecture(ast.target),
         })
+    }
+
+    /// The architecture that the text was compiled for, as 80, if its target names one.
+    pub fn arch(&self) -> Option<u32> {
+        self.arch
+    }
+
+    /// The same with the machine code that its image has for a device.
+    pub(crate) fn with_machine_code(self, code: Option<MachineCode>) -> Program {
+        Program { code, ..self }
+    }
+
+    /// The 32-bit registers that ptxas gave a thread of a kernel; `None` without machine code, for PTX does not tell.
+    pub fn registers(&self, kernel: &str) -> Option<u32> {
+        let code = self.code.as_ref()?;
+        let registers = self.registers.get_or_init(|| code.registers());
+        registers.get(kernel).copied()
     }
 
     /// A kernel by name.

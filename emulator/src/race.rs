@@ -1,4 +1,4 @@
-//! Race detection on a block's shared memory.
+//! Race detection: on the shared memory of a block here, on global memory in `global`, `shadow` and `sync`.
 //!
 //! Every warp has a vector clock. A barrier joins the clocks of its warps and starts a new period in each; bar.warp.sync
 //! starts a new period in its own warp. Each grain of shared memory remembers its last write and, for every warp, the
@@ -13,80 +13,25 @@
 //! other means is marked until a fence.proxy.async follows it: the async proxy may not touch it before.
 
 mod agent;
+mod cluster;
+mod event;
+mod global;
+mod lanes;
+mod shadow;
+mod sync;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use agent::AgentLane;
+pub(crate) use event::{CLOCK_LIMIT, WARP_LIMIT};
+pub(crate) use global::{Touch, Unordered};
+pub(crate) use shadow::{LINE, Lanes, Lines, Shadow};
+pub(crate) use sync::Flags;
 
 use std::collections::HashMap;
 
-/// A period counter; 0 is before everything.
-type Clock = u32;
-
-/// Lane number of a read that the whole warp took part in.
-const COLLECTIVE: u64 = 32;
-/// Lane number where several lanes read in one period.
-const SEVERAL: u64 = 33;
-
-const PC_BITS: u32 = 24;
-const LANE_BITS: u32 = 6;
-const WARP_BITS: u32 = 9;
-const CLOCK_BITS: u32 = 22;
-const PENDING: u64 = 1 << 63;
-const STRONG: u64 = 1 << 62;
-/// A write that no fence.proxy.async has followed.
-const UNFENCED: u64 = 1 << 61;
-/// No access: the bytes hold an mbarrier.
-const OBJECT: u64 = PENDING | STRONG;
-
-/// The most warps that run together, in a block or a cluster; one number is left for the agent.
-pub(crate) const WARP_LIMIT: usize = (1 << WARP_BITS) - 1;
-
-/// The most periods a warp may have: more are a fault, never a wrong answer.
-pub(crate) const CLOCK_LIMIT: u32 = (1 << CLOCK_BITS) - 1;
-
-/// One access: when, by whom, where in the code. 0 is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Event(u64);
-
-impl Event {
-    fn new(clock: Clock, warp: usize, lane: u64, pc: u32) -> Self {
-        Event(
-            u64::from(clock) << (PC_BITS + LANE_BITS + WARP_BITS)
-                | (warp as u64) << (PC_BITS + LANE_BITS)
-                | lane << PC_BITS
-                | u64::from(pc),
-        )
-    }
-
-    fn pc(self) -> u32 {
-        (self.0 & ((1 << PC_BITS) - 1)) as u32
-    }
-
-    fn lane(self) -> u64 {
-        self.0 >> PC_BITS & ((1 << LANE_BITS) - 1)
-    }
-
-    fn warp(self) -> usize {
-        (self.0 >> (PC_BITS + LANE_BITS) & ((1 << WARP_BITS) - 1)) as usize
-    }
-
-    fn clock(self) -> Clock {
-        (self.0 >> (PC_BITS + LANE_BITS + WARP_BITS)) as u32 & CLOCK_LIMIT
-    }
-
-    fn pending(self) -> bool {
-        self.0 & PENDING != 0
-    }
-
-    fn strong(self) -> bool {
-        self.0 & STRONG != 0
-    }
-
-    fn unfenced(self) -> bool {
-        self.0 & UNFENCED != 0
-    }
-}
+use event::{COLLECTIVE, Clock, Event, OBJECT, PENDING, SEVERAL, STRONG, UNFENCED};
+use sync::{Known, Memories};
 
 /// What some lanes of a warp did up to a period.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +46,8 @@ struct Part {
 pub(crate) struct Seen {
     clocks: Vec<Clock>,
     parts: Vec<Part>,
+    /// The same of blocks that do not run together with these.
+    others: Known,
 }
 
 impl Seen {
@@ -115,7 +62,16 @@ impl Seen {
     pub(crate) fn join(&mut self, other: &Seen) {
         self.join_clocks(&other.clocks);
         join_parts(&mut self.parts, &other.parts);
+        self.others.join(&other.others);
     }
+}
+
+/// Was what `lanes` of a warp did at a time done before one of these?
+fn parts_cover(parts: &[Part], warp: usize, clock: Clock, lanes: u32) -> bool {
+    let covering = parts
+        .iter()
+        .filter(|part| part.warp == warp && clock <= part.clock);
+    lanes & !covering.fold(0, |seen, part| seen | part.lanes) == 0
 }
 
 /// One entry a warp and set of lanes is enough: what they did later includes what they did before.
@@ -156,6 +112,19 @@ pub(crate) enum Refusal {
     Conflict(Conflict),
 }
 
+impl Refusal {
+    /// The other access is a write of the generic proxy that has ended.
+    #[cold]
+    pub(crate) fn is_plain_write(&self) -> bool {
+        match self {
+            Refusal::Uninitialised => false,
+            Refusal::Conflict(other) => {
+                other.write && !(other.pending || other.object || other.unfenced || other.agent)
+            }
+        }
+    }
+}
+
 /// Who makes an access, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Accessor {
@@ -185,8 +154,9 @@ pub(crate) struct Detector {
     /// What each warp has seen of single lanes beyond `clocks`.
     parts: Vec<Vec<Part>>,
     writes: Vec<Event>,
-    /// `reads[w * grains + g]`: the last read of grain g of its own block by warp w.
-    reads: Vec<Event>,
+    /// `reads[w * grains + g]`: the event of the last read of grain g of its own block by warp w. Plain words, which come
+    /// zeroed without being written.
+    reads: Vec<u64>,
     /// Last reads by warps of other blocks, by grain.
     remote: HashMap<usize, Vec<Event>>,
     /// The last read by the async proxy; empty if the kernel has no such instruction.
@@ -195,6 +165,12 @@ pub(crate) struct Detector {
     readers: Vec<u32>,
     /// Grains that may be marked as unfenced.
     dirty: Vec<u32>,
+    /// Accesses across blocks.
+    reach: cluster::Reach,
+    /// Number of the block or cluster in the grid.
+    unit: u32,
+    /// What orders threads beside barriers; `None` if the kernel reads no memory by strong operations.
+    memories: Option<Box<Memories>>,
 }
 
 impl Detector {
@@ -222,31 +198,54 @@ impl Detector {
             synced: vec![0; agent],
             parts: vec![Vec::new(); agent],
             writes: vec![Event(0); blocks * grains],
-            reads: vec![Event(0); agent * grains],
+            reads: vec![0; agent * grains],
             remote: HashMap::new(),
             agent_reads: vec![Event(0); if asynchronous { blocks * grains } else { 0 }],
             readers: vec![0; if asynchronous { blocks * grains } else { 0 }],
             dirty: Vec::new(),
+            reach: cluster::Reach::new(agent),
+            unit: 0,
+            memories: None,
         };
-        detector.reset();
+        detector.reset(0);
         detector
     }
 
-    /// Forgets everything: the shared memory of new blocks.
-    pub(crate) fn reset(&mut self) {
-        self.clocks.fill(0);
+    /// The same, for a kernel whose threads order themselves by what they find in memory as well.
+    pub(crate) fn synchronising(mut self) -> Self {
+        self.memories = Some(Box::new(Memories::new(self.agent)));
+        self
+    }
+
+    /// Forgets everything: the shared memory of new blocks, of which the first is number `unit` of the grid.
+    pub(crate) fn reset(&mut self, unit: u32) {
+        self.unit = unit;
+        if let Some(memories) = &mut self.memories {
+            memories.reset();
+        }
+        // time goes on, so that reads of the blocks before come before all of these: to clear them would take longer than
+        // many blocks run
+        let mut past = (0..=self.agent)
+            .map(|warp| self.now(warp))
+            .max()
+            .unwrap_or(0);
+        if past > CLOCK_LIMIT / 16 {
+            self.reads.fill(0);
+            past = 0;
+        }
+        self.clocks.fill(past);
         for warp in 0..=self.agent {
             let own = warp * (self.agent + 1) + warp;
-            self.clocks[own] = 1;
+            self.clocks[own] = past + 1;
         }
-        self.synced.fill(1);
+        self.synced.fill(past + 1);
         self.parts.iter_mut().for_each(Vec::clear);
         self.writes.fill(Event(0));
-        self.reads.fill(Event(0));
         self.remote.clear();
         self.agent_reads.fill(Event(0));
         self.readers.fill(0);
         self.dirty.clear();
+        self.reach.reset();
     }
 
     fn now(&self, warp: usize) -> Clock {
@@ -267,6 +266,12 @@ impl Detector {
         for warp in members(arrivals) {
             joined.join_clocks(self.seen(warp));
             join_parts(&mut joined.parts, &self.parts[warp]);
+            if let Some(memories) = &self.memories {
+                joined.others.join(memories.others(warp));
+            }
+        }
+        if let Some(memories) = &mut self.memories {
+            memories.barrier(first, arrivals, waits);
         }
         let mut room = true;
         for warp in members(arrivals | waits) {
@@ -297,6 +302,9 @@ impl Detector {
         let own = into.clocks.get(warp).copied().unwrap_or(0);
         into.join_clocks(&self.clocks[warp * (self.agent + 1)..][..=self.agent]);
         join_parts(&mut into.parts, &self.parts[warp]);
+        if let Some(memories) = &self.memories {
+            into.others.join(memories.others(warp));
+        }
         if lanes & live != live {
             // lanes that have not met these since are not part of it
             into.clocks[warp] = own.max(self.synced[warp] - 1);
@@ -308,6 +316,9 @@ impl Detector {
 
     /// What a warp does from now on comes after `from`.
     pub(crate) fn acquire(&mut self, warp: usize, from: &Seen) {
+        if let Some(memories) = &mut self.memories {
+            memories.learn(warp, &from.others);
+        }
         let row = &mut self.clocks[warp * (self.agent + 1)..][..=self.agent];
         for (at, (slot, &clock)) in row.iter_mut().zip(&from.clocks).enumerate() {
             if at != warp {
@@ -431,18 +442,18 @@ impl Detector {
         let synced = self.synced[by.warp];
         let own = grains.start - block * self.grains..grains.end - block * self.grains;
         for slot in &mut self.reads[by.warp * self.grains..][own] {
-            let old = *slot;
+            let old = Event(*slot);
             // a collective read orders itself, so it must not hide the plain read of a lane
             if old.clock() >= synced && old.lane() != lane {
                 if lane != COLLECTIVE {
                     *slot = if old.lane() == COLLECTIVE {
-                        event
+                        event.0
                     } else {
-                        Event::new(now, by.warp, SEVERAL, by.pc)
+                        Event::new(now, by.warp, SEVERAL, by.pc).0
                     };
                 }
             } else {
-                *slot = event;
+                *slot = event.0;
             }
         }
         Ok(())
@@ -464,12 +475,13 @@ impl Detector {
         let block = self.block_of(grains.start);
         let own = grains.start - block * self.grains..grains.end - block * self.grains;
         for warp in block * self.warps..(block + 1) * self.warps {
-            let mut seen = Event(0);
-            for &event in &self.reads[warp * self.grains..][own.clone()] {
-                if event == seen || event.0 == 0 {
+            let mut seen = 0;
+            for &word in &self.reads[warp * self.grains..][own.clone()] {
+                if word == seen || word == 0 {
                     continue;
                 }
-                seen = event;
+                seen = word;
+                let event = Event(word);
                 if !self.ordered(event, by) {
                     return Err(self.conflict(event, false));
                 }

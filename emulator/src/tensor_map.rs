@@ -1,7 +1,7 @@
 //! Tensor maps: how a tensor lies in global memory and which boxes of it are copied.
 //!
-//! The driver owns the 128 bytes of a `CUtensorMap`; a program only carries them from the encoder to the kernel. Here they
-//! hold the fields as they are, behind a word that says so and a sum over them.
+//! The driver owns the 128 bytes of a `CUtensorMap`; a program carries them from the encoder to the kernel, and
+//! `tensormap.replace` changes them. Here they hold the fields as they are, behind a word that says so and a sum over them.
 
 use crate::ir::Scalar;
 
@@ -123,66 +123,51 @@ impl TensorMap {
     /// The rule that they break: those of `cuTensorMapEncodeTiled` in the reference of the driver API.
     pub fn encode(&self) -> Result<[u8; TENSOR_MAP_BYTES], String> {
         self.check()?;
-        let mut out = [0; TENSOR_MAP_BYTES];
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            out[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
+        let mut fields = Fields {
+            address: self.address,
+            element: self.element,
+            rank: self.dims.len() as u8,
+            swizzle: self.swizzle as u8,
+            nan_fill: self.nan_fill,
+            ..Fields::default()
         };
-        put(&MAGIC.to_le_bytes());
-        put(&self.address.to_le_bytes());
-        put(&[
-            self.element as u8,
-            self.dims.len() as u8,
-            self.swizzle as u8,
-            self.nan_fill.into(),
-        ]);
-        for &dim in &self.dims {
-            // 2^32 elements are the most
-            put(&((dim - 1) as u32).to_le_bytes());
+        for (at, &size) in self.dims.iter().enumerate() {
+            fields.set_size(at, size)?;
+            fields.set_box(at, self.boxes[at])?;
+            fields.set_step(at, self.steps[at])?;
         }
-        for &stride in &self.strides {
-            put(&stride.to_le_bytes());
-        }
-        for (&size, &step) in self.boxes.iter().zip(&self.steps) {
-            put(&(size as u16).to_le_bytes());
-            put(&[step as u8]);
-        }
-        let sum = checksum(&out);
-        out[TENSOR_MAP_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
-        Ok(out)
+        fields.strides[..self.strides.len()].copy_from_slice(&self.strides);
+        Ok(fields.to_bytes())
     }
 
-    /// The map of 128 bytes; `None` if they were not encoded here, or changed since.
-    pub(crate) fn decode(bytes: &[u8; TENSOR_MAP_BYTES]) -> Option<TensorMap> {
-        let mut at = 0;
-        let mut take = |count: usize| {
-            let mut word = [0; 8];
-            word[..count].copy_from_slice(&bytes[at..at + count]);
-            at += count;
-            u64::from_le_bytes(word)
+    /// The map of 128 bytes.
+    ///
+    /// # Errors
+    /// They are no map, or hold one that the encoder would not have made.
+    pub(crate) fn decode(bytes: &[u8; TENSOR_MAP_BYTES]) -> Result<TensorMap, String> {
+        let fields = Fields::from_bytes(bytes)?;
+        let rank = usize::from(fields.rank);
+        let map = TensorMap {
+            element: fields.element,
+            address: fields.address,
+            dims: fields.sizes[..rank]
+                .iter()
+                .map(|&less_one| u64::from(less_one) + 1)
+                .collect(),
+            strides: fields.strides[..rank - 1].to_vec(),
+            boxes: fields.boxes[..rank]
+                .iter()
+                .map(|&size| size.into())
+                .collect(),
+            steps: fields.steps[..rank]
+                .iter()
+                .map(|&step| step.into())
+                .collect(),
+            swizzle: fields.swizzle.into(),
+            nan_fill: fields.nan_fill,
         };
-        let stored = u64::from_le_bytes(bytes[TENSOR_MAP_BYTES - 8..].try_into().ok()?);
-        if take(8) != MAGIC || stored != checksum(bytes) {
-            return None;
-        }
-        let address = take(8);
-        let element = TensorType::from_number(take(1) as u32)?;
-        let rank = take(1) as usize;
-        let (swizzle, nan_fill) = (take(1) as u32, take(1) != 0);
-        let dims = (0..rank).map(|_| take(4) + 1).collect();
-        let strides = (1..rank).map(|_| take(8)).collect();
-        let (boxes, steps) = (0..rank).map(|_| (take(2) as u32, take(1) as u32)).unzip();
-        Some(TensorMap {
-            element,
-            address,
-            dims,
-            strides,
-            boxes,
-            steps,
-            swizzle,
-            nan_fill,
-        })
+        map.check()?;
+        Ok(map)
     }
 
     /// Elements that a box has in each dimension.
@@ -271,9 +256,145 @@ impl TensorMap {
     }
 }
 
+/// What the 128 bytes hold: all five dimensions, of which a map uses as many as its rank. A kernel may change one field
+/// after the other, so that they need not yet fit together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fields {
+    pub address: u64,
+    pub element: TensorType,
+    /// 1 to 5.
+    pub rank: u8,
+    /// Bytes.
+    pub swizzle: u8,
+    pub nan_fill: bool,
+    /// Elements of each dimension, less one: 2^32 are the most.
+    sizes: [u32; 5],
+    pub strides: [u64; 4],
+    boxes: [u16; 5],
+    steps: [u8; 5],
+}
+
+impl Default for Fields {
+    /// What 128 bytes of zero are.
+    fn default() -> Self {
+        Fields {
+            address: 0,
+            element: TensorType::U8,
+            rank: 1,
+            swizzle: 0,
+            nan_fill: false,
+            sizes: [0; 5],
+            strides: [0; 4],
+            boxes: [0; 5],
+            steps: [0; 5],
+        }
+    }
+}
+
+impl Fields {
+    /// Sets the elements of a dimension.
+    pub(crate) fn set_size(&mut self, at: usize, size: u64) -> Result<(), String> {
+        let less_one = size
+            .checked_sub(1)
+            .and_then(|less| u32::try_from(less).ok());
+        self.sizes[at] = less_one
+            .ok_or_else(|| format!("size {size} of dimension {at}: a size is 1 to 2^32"))?;
+        Ok(())
+    }
+
+    /// Sets the elements that a box spans in a dimension.
+    pub(crate) fn set_box(&mut self, at: usize, size: u32) -> Result<(), String> {
+        let fits = u16::try_from(size);
+        self.boxes[at] = fits.map_err(|_| {
+            format!("box size {size} of dimension {at}: a box spans 1 to 256 elements")
+        })?;
+        Ok(())
+    }
+
+    /// Sets the steps from one element of a box to the next in a dimension.
+    pub(crate) fn set_step(&mut self, at: usize, step: u32) -> Result<(), String> {
+        let fits = u8::try_from(step);
+        self.steps[at] =
+            fits.map_err(|_| format!("element stride {step} of dimension {at}: it is 1 to 8"))?;
+        Ok(())
+    }
+
+    /// The bytes, with a word before them that says what they are, and a sum at the end.
+    pub(crate) fn to_bytes(&self) -> [u8; TENSOR_MAP_BYTES] {
+        let mut out = [0; TENSOR_MAP_BYTES];
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            out[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&MAGIC.to_le_bytes());
+        put(&[0; 8]);
+        put(&self.address.to_le_bytes());
+        put(&[
+            self.element as u8,
+            self.rank,
+            self.swizzle,
+            self.nan_fill.into(),
+        ]);
+        self.sizes.iter().for_each(|size| put(&size.to_le_bytes()));
+        self.strides
+            .iter()
+            .for_each(|stride| put(&stride.to_le_bytes()));
+        self.boxes.iter().for_each(|size| put(&size.to_le_bytes()));
+        put(&self.steps);
+        let sum = checksum(&out);
+        out[TENSOR_MAP_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// The fields of 128 bytes: of a map that was made here and not changed since, or of zeros, with which a kernel
+    /// begins a map of its own.
+    pub(crate) fn from_bytes(bytes: &[u8; TENSOR_MAP_BYTES]) -> Result<Fields, String> {
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Ok(Fields::default());
+        }
+        let mut at = 0;
+        let mut take = |count: usize| {
+            let mut word = [0; 8];
+            word[..count].copy_from_slice(&bytes[at..at + count]);
+            at += count;
+            u64::from_le_bytes(word)
+        };
+        let mut stored = [0; 8];
+        stored.copy_from_slice(&bytes[TENSOR_MAP_BYTES - 8..]);
+        let foreign =
+            || "neither cuTensorMapEncodeTiled nor tensormap.replace made them".to_string();
+        let magic = take(8);
+        take(8);
+        if magic != MAGIC || u64::from_le_bytes(stored) != checksum(bytes) {
+            return Err(foreign());
+        }
+        let address = take(8);
+        let element = TensorType::from_number(take(1) as u32).ok_or_else(foreign)?;
+        let rank = take(1) as u8;
+        if !(1..=5).contains(&rank) {
+            return Err(foreign());
+        }
+        Ok(Fields {
+            address,
+            element,
+            rank,
+            swizzle: take(1) as u8,
+            nan_fill: take(1) != 0,
+            sizes: std::array::from_fn(|_| take(4) as u32),
+            strides: std::array::from_fn(|_| take(8)),
+            boxes: std::array::from_fn(|_| take(2) as u16),
+            steps: std::array::from_fn(|_| take(1) as u8),
+        })
+    }
+}
+
+/// A sum over all but the second word: of that, CUTLASS and Triton clear bit 21 after encoding, to mend what drivers up to
+/// 13.1 make of small tensors. Nothing of a map is kept there.
 fn checksum(bytes: &[u8; TENSOR_MAP_BYTES]) -> u64 {
     // FNV-1a: any change of a byte changes it
-    (bytes[..TENSOR_MAP_BYTES - 8].iter()).fold(0xcbf2_9ce4_8422_2325, |sum, &byte| {
+    let summed = bytes[..8].iter().chain(&bytes[16..TENSOR_MAP_BYTES - 8]);
+    summed.fold(0xcbf2_9ce4_8422_2325, |sum, &byte| {
         (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
@@ -299,9 +420,12 @@ mod tests {
     fn a_map_comes_back_as_it_was() {
         let map = map();
         let mut bytes = map.encode().unwrap();
-        assert_eq!(TensorMap::decode(&bytes), Some(map));
+        assert_eq!(TensorMap::decode(&bytes), Ok(map.clone()));
+        bytes[8..16].fill(0xff);
+        assert!(TensorMap::decode(&bytes).is_ok(), "what programs change");
         bytes[20] ^= 1;
-        assert_eq!(TensorMap::decode(&bytes), None);
+        let error = TensorMap::decode(&bytes).unwrap_err();
+        assert!(error.contains("neither"), "{error}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) struct Bare<'a> {
     pub(crate) ptx: &'a str,
     pub(crate) grid: [u32; 3],
     pub(crate) schedule: Schedule,
+    /// Judge races on global memory.
+    pub(crate) global_races: bool,
 }
 
 impl Bare<'_> {
@@ -41,6 +43,7 @@ impl Bare<'_> {
         };
         let options = Options {
             schedule: self.schedule,
+            global_races: self.global_races,
             ..Options::default()
         };
         cuda_emulator::launch(&launch, self.device, &memory.0, &options)?;

@@ -64,7 +64,7 @@ pub(crate) fn assert_clean(problem: &impl Problem) {
             .chain((1..=4).map(Schedule::Adversarial));
         for order in orders {
             let name = format!("{} as {}, {order:?}", problem.kernel(), device.name);
-            let verdicts = run(problem, &device, &text, order)
+            let verdicts = run(problem, &device, &text, order, true)
                 .unwrap_or_else(|fault| panic!("{name}: {fault}"));
             for verdict in verdicts {
                 assert!(verdict.pass(), "{name}: {verdict}");
@@ -78,6 +78,7 @@ fn run(
     device: &Device,
     ptx: &str,
     schedule: Schedule,
+    global_races: bool,
 ) -> Result<Vec<Verdict>, Box<Fault>> {
     problem.run(&Bare {
         device,
@@ -85,6 +86,7 @@ fn run(
         ptx,
         grid: problem.grid(),
         schedule,
+        global_races,
     })
 }
 
@@ -99,7 +101,10 @@ fn missed(
     let mut mutant = Ptx::new(text, problem.kernel());
     plant(&mut mutant);
     let mutant = mutant.lines.join("\n");
-    let why = match (run(problem, device, &mutant, Schedule::LowestPc), caught) {
+    // what is written past a row is a race with the next one as well, but must be told by its bounds or the numbers
+    let races = matches!(caught, By(FaultKind::Race));
+    let found = run(problem, device, &mutant, Schedule::LowestPc, races);
+    let why = match (found, caught) {
         (Err(fault), By(kind)) if fault.kind == *kind => silent(&fault, problem.kernel())?,
         (Err(fault), _) => format!("stopped by another fault: {fault}"),
         (Ok(_), By(kind)) => format!("no {} was found", kind.name()),

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the commands that this repository is worked with, one file each.
 
+mod adversarial;
 mod bundle;
 mod demo;
 mod driver;
@@ -17,6 +18,9 @@ Usage: cargo xtask COMMAND
 
   demo             set up the toolkit if need be, then verify FlashAttention on real data
   test [ARGS]      the same set-up, then all tests; ARGS go to `cargo test`
+  adversarial [--all] [SEED]
+                   tests that reach every kernel, or all of them, on the emulator, where lanes,
+                   warps, blocks and copies take turns by chance; the chances are the seed's
   toolkit [--force]
                    find nvcc, or install the pinned one in target/cuda-toolkit;
                    --force installs it even if another one is found
@@ -38,6 +42,14 @@ fn main() -> ExitCode {
         }
         ["demo"] => demo::run(),
         ["test", arguments @ ..] => test::run(arguments),
+        ["adversarial"] => adversarial::run(adversarial::Choice::Listed, None),
+        ["adversarial", "--all"] => adversarial::run(adversarial::Choice::All, None),
+        ["adversarial", "--all", seed] if seed.parse::<u64>().is_ok() => {
+            adversarial::run(adversarial::Choice::All, Some(seed))
+        }
+        ["adversarial", seed] if seed.parse::<u64>().is_ok() => {
+            adversarial::run(adversarial::Choice::Listed, Some(seed))
+        }
         ["toolkit"] => toolkit::run(toolkit::Mode::IfMissing),
         ["toolkit", "--force"] => toolkit::run(toolkit::Mode::Force),
         ["ptx", arguments @ ..] if !arguments.iter().any(|word| word.starts_with('-')) => {

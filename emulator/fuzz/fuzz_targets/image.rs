@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use cuda_emulator::{Device, Program, ptx};
+use cuda_emulator::{Device, Program, ptx, registers};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|image: &[u8]| {
@@ -10,5 +10,6 @@ fuzz_target!(|image: &[u8]| {
         if let Ok(text) = ptx(image, &device) {
             let _ = Program::parse(&text);
         }
+        registers(image, &device);
     }
 });

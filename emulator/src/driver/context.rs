@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, ThreadId};
 
 use super::error::{Error, Result, code};
@@ -38,9 +38,11 @@ pub(super) struct Context {
     /// Stream 0, which waits for all blocking streams.
     pub(super) legacy: Arc<Stream>,
     per_thread: Mutex<HashMap<ThreadId, Arc<Stream>>>,
-    limits: Mutex<BTreeMap<u32, usize>>,
-    cache_config: AtomicI32,
-    shared_config: AtomicI32,
+    pub(super) limits: Mutex<BTreeMap<u32, usize>>,
+    pub(super) cache_config: AtomicI32,
+    pub(super) shared_config: AtomicI32,
+    /// What a kernel did wrong, if faults are sticky: every call fails with it from then on.
+    fault: OnceLock<Error>,
 }
 
 /// The device's primary context and how often it was retained.
@@ -58,8 +60,17 @@ thread_local! {
     static IN_HOST_FUNCTION: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The driver and the calling thread's context.
+/// The driver and the calling thread's context, which no kernel has failed in.
 pub(super) fn current() -> Result<(Arc<Driver>, Arc<Context>)> {
+    let (driver, context) = attached()?;
+    match context.fault.get() {
+        Some(fault) => Err(fault.clone()),
+        None => Ok((driver, context)),
+    }
+}
+
+/// The driver and the calling thread's context, whatever became of it.
+fn attached() -> Result<(Arc<Driver>, Arc<Context>)> {
     let driver = driver()?;
     if IN_HOST_FUNCTION.get() {
         let text = "a host function of a stream may not call CUDA";
@@ -122,6 +133,12 @@ impl Context {
         bytes.unwrap_or(0).min(512 << 10) as u32
     }
 
+    /// Keeps the first fault for all later calls.
+    pub(super) fn fail(&self, fault: Error) {
+        // Of two kernels that fail at once either may be first.
+        let _ = self.fault.set(fault);
+    }
+
     /// The stream that stream handle 2 means on the calling thread.
     pub(super) fn per_thread(&self) -> Arc<Stream> {
         let mut streams = lock(&self.per_thread);
@@ -141,6 +158,7 @@ impl Driver {
             limits: Mutex::new(BTreeMap::from(LIMITS)),
             cache_config: AtomicI32::new(0),
             shared_config: AtomicI32::new(0),
+            fault: OnceLock::new(),
         };
         self.contexts.insert(create).0
     }
@@ -158,7 +176,7 @@ impl Driver {
             self.unload(&module);
         }
         self.allocations.end_of_context(&self.memory, handle);
-        self.host.end_of_context(handle);
+        self.host.end_of_context(&self.memory, handle);
         Ok(())
     }
 
@@ -336,7 +354,7 @@ pub(super) extern "C" fn cuCtxPushCurrent_v2(context: Handle) -> CUresult {
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuCtxPopCurrent_v2(out: Out<Handle>) -> CUresult {
     call("cuCtxPopCurrent", || {
-        let (_, context) = current()?;
+        let (_, context) = attached()?;
         STACK.with_borrow_mut(Vec::pop);
         out.set_if_wanted(context.handle);
         Ok(())
@@ -366,7 +384,10 @@ fn given_or_current(context: Handle) -> Result<(Arc<Driver>, Arc<Context>)> {
     }
     let driver = driver()?;
     let context = driver.contexts.get(context)?;
-    Ok((driver, context))
+    match context.fault.get() {
+        Some(fault) => Err(fault.clone()),
+        None => Ok((driver, context)),
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -415,76 +436,29 @@ fn synchronize(context: Handle) -> Result<()> {
     lock(&driver.captures).forbid_in_context("cuCtxSynchronize", context.handle)
 }
 
+/// There is one device, and a device is no peer of itself.
+fn no_peer(context: Handle) -> Result<()> {
+    let (driver, _) = current()?;
+    let known = driver.contexts.get(context);
+    known.map_err(|error| Error::new(code::INVALID_CONTEXT, error.text))?;
+    let text = "the context is on the same device, which is no peer of itself";
+    Err(Error::new(code::INVALID_DEVICE, text))
+}
+
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetLimit(out: Out<usize>, limit: u32) -> CUresult {
-    call("cuCtxGetLimit", || {
-        let (_, context) = current()?;
-        let value = lock(&context.limits).get(&limit).copied();
-        out.set(value.ok_or_else(|| no_limit(limit))?)
+pub(super) extern "C" fn cuCtxEnablePeerAccess(peer: Handle, flags: u32) -> CUresult {
+    call("cuCtxEnablePeerAccess", || match flags {
+        0 => no_peer(peer),
+        _ => Err(Error::value("peer access has no flags")),
     })
 }
 
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxSetLimit(limit: u32, value: usize) -> CUresult {
-    call("cuCtxSetLimit", || {
-        let (_, context) = current()?;
-        let mut limits = lock(&context.limits);
-        *limits.get_mut(&limit).ok_or_else(|| no_limit(limit))? = value;
-        Ok(())
+pub(super) extern "C" fn cuCtxDisablePeerAccess(peer: Handle) -> CUresult {
+    call("cuCtxDisablePeerAccess", || {
+        no_peer(peer).map_err(|error| match error.code {
+            code::INVALID_DEVICE => Error::new(code::PEER_ACCESS_NOT_ENABLED, error.text),
+            _ => error,
+        })
     })
-}
-
-fn no_limit(limit: u32) -> Error {
-    Error::new(
-        code::UNSUPPORTED_LIMIT,
-        format!("CUlimit {limit} is not emulated"),
-    )
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetCacheConfig(out: Out<i32>) -> CUresult {
-    call("cuCtxGetCacheConfig", || {
-        out.set(current()?.1.cache_config.load(Relaxed))
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxSetCacheConfig(preference: i32) -> CUresult {
-    call("cuCtxSetCacheConfig", || {
-        current()?.1.cache_config.store(preference, Relaxed);
-        Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetSharedMemConfig(out: Out<i32>) -> CUresult {
-    call("cuCtxGetSharedMemConfig", || {
-        out.set(current()?.1.shared_config.load(Relaxed))
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxSetSharedMemConfig(preference: i32) -> CUresult {
-    call("cuCtxSetSharedMemConfig", || {
-        current()?.1.shared_config.store(preference, Relaxed);
-        Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxGetStreamPriorityRange(
-    least: Out<i32>,
-    greatest: Out<i32>,
-) -> CUresult {
-    call("cuCtxGetStreamPriorityRange", || {
-        current()?;
-        least.set_if_wanted(*super::stream::PRIORITIES.end());
-        greatest.set_if_wanted(*super::stream::PRIORITIES.start());
-        Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub(super) extern "C" fn cuCtxResetPersistingL2Cache() -> CUresult {
-    call("cuCtxResetPersistingL2Cache", || current().map(drop))
 }

@@ -66,6 +66,18 @@ impl Transfer {
                 self.width
             )));
         }
+        // All of it or nothing is copied.
+        let Some(rows) = self.height.checked_sub(1) else {
+            return Ok(());
+        };
+        for side in [&self.to, &self.from] {
+            let start = rows.checked_mul(side.pitch);
+            let bytes = start.and_then(|start| start.checked_add(self.width));
+            let bytes = bytes.ok_or_else(|| Error::value("the rows overflow"))?;
+            if let Place::Device(address) = side.place {
+                driver.memory.check(address, bytes as u64)?;
+            }
+        }
         for row in 0..self.height {
             let at = |side: &Side| {
                 let offset = row.checked_mul(side.pitch);

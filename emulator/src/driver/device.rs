@@ -159,6 +159,7 @@ fn attribute_of(device: &Device, attribute: u32) -> Option<i32> {
         13 => device.clock_khz,
         14 => 512, // alignment of a texture
         16 => device.multiprocessors,
+        19 => 1, // kernels reach pinned memory
         31 => 1, // several kernels at once
         36 => device.memory_clock_khz,
         37 => device.memory_bus_bits,
@@ -174,8 +175,10 @@ fn attribute_of(device: &Device, attribute: u32) -> Option<i32> {
         80 => 1, // L1 caches local memory
         81 => device.shared_per_multiprocessor,
         82 => device.registers_per_multiprocessor,
-        87 => 2, // single over double precision throughput
-        95 => 1, // cooperative launch
+        83 | 89 => 1, // managed memory, which host and device may use at once
+        91 => 1,      // registered memory has one address
+        87 => 2,      // single over double precision throughput
+        95 => 1,      // cooperative launch
         97 => device.shared_per_block_optin,
         99 => 1, // host memory can be registered
         106 => device.max_blocks_per_multiprocessor,
@@ -271,6 +274,30 @@ pub(super) extern "C" fn cuDeviceCanAccessPeer(
     })
 }
 
+/// As for peer access: there are no two devices.
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuDeviceGetP2PAttribute(
+    value: Out<i32>,
+    attribute: u32,
+    device: CUdevice,
+    peer: CUdevice,
+) -> CUresult {
+    call("cuDeviceGetP2PAttribute", || {
+        driver()?;
+        value.check()?;
+        // `CUdevice_P2PAttribute` begins at 1
+        if !(1..=5).contains(&attribute) {
+            return Err(Error::value(format!(
+                "{attribute} is no CUdevice_P2PAttribute"
+            )));
+        }
+        check_device(device)?;
+        check_device(peer)?;
+        let text = "the two devices are one";
+        Err(Error::new(code::INVALID_DEVICE, text))
+    })
+}
+
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuDeviceGetExecAffinitySupport(
     answer: Out<i32>,
@@ -306,7 +333,7 @@ mod tests {
         #[rustfmt::skip]
         let cases = [
             (75, 8, 9), (76, 0, 0), (16, 108, 132), (97, 166_912, 232_448), (8, 49_152, 49_152),
-            (5, i32::MAX, i32::MAX), (19, 0, 0), (83, 0, 0), (115, 1, 1), (120, 0, 1),
+            (5, i32::MAX, i32::MAX), (19, 1, 1), (83, 1, 1), (115, 1, 1), (120, 0, 1),
         ];
         for (attribute, on_80, on_90) in cases {
             assert_eq!(

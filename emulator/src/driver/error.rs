@@ -31,6 +31,7 @@ pub(super) mod code {
     pub(in super::super) const INVALID_HANDLE: CUresult = 400;
     pub(in super::super) const ILLEGAL_STATE: CUresult = 401;
     pub(in super::super) const NOT_FOUND: CUresult = 500;
+    pub(in super::super) const PEER_ACCESS_NOT_ENABLED: CUresult = 705;
     pub(in super::super) const CONTEXT_IS_DESTROYED: CUresult = 709;
     pub(in super::super) const HOST_MEMORY_ALREADY_REGISTERED: CUresult = 712;
     pub(in super::super) const HOST_MEMORY_NOT_REGISTERED: CUresult = 713;
@@ -56,6 +57,8 @@ pub(super) struct Error {
     pub(super) code: CUresult,
     /// What `cuGetErrorString` then says.
     pub(super) text: String,
+    /// A kernel ran and did something wrong: on hardware the context is lost.
+    pub(super) is_fault: bool,
 }
 
 /// Result of the body of a driver call.
@@ -64,7 +67,11 @@ pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(super) fn new(code: CUresult, text: impl Into<String>) -> Error {
         let text = text.into();
-        Error { code, text }
+        Error {
+            code,
+            text,
+            is_fault: false,
+        }
     }
 
     /// An argument that makes no sense.
@@ -74,7 +81,11 @@ impl Error {
 
     /// What a kernel did wrong.
     pub(super) fn fault(fault: &crate::fault::Fault) -> Error {
-        Error::new(fault.kind.code(), fault.to_string())
+        let error = Error::new(fault.kind.code(), fault.to_string());
+        Error {
+            is_fault: fault.kind.is_of_kernel(),
+            ..error
+        }
     }
 
     /// A request that this driver does not serve.
@@ -151,13 +162,23 @@ fn entry(result: CUresult) -> Result<&'static (CUresult, &'static CStr, &'static
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGetErrorName(error: CUresult, name: Out<*const c_char>) -> CUresult {
-    call("cuGetErrorName", || name.set(entry(error)?.1.as_ptr()))
+    call("cuGetErrorName", || {
+        // what is no error has a null for a name
+        name.set(entry(error).map_or(std::ptr::null(), |entry| entry.1.as_ptr()))?;
+        entry(error).map(drop)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuGetErrorString(error: CUresult, text: Out<*const c_char>) -> CUresult {
     call("cuGetErrorString", || {
-        let general = entry(error)?.2;
+        let general = match entry(error) {
+            Ok(entry) => entry.2,
+            Err(unknown) => {
+                text.set(std::ptr::null())?;
+                return Err(unknown);
+            }
+        };
         let own = LAST.with_borrow(|last| {
             let text = last.get(&error).filter(|text| !text.is_empty());
             text.map(|text| lasting(text))

@@ -185,8 +185,13 @@ impl<T: Copy> In<T> {
     /// # Safety
     /// Null, or valid to read `count` elements.
     pub(super) unsafe fn list(&self, count: usize) -> Result<Vec<T>> {
+        /// No call takes longer lists than this: what asks for more is a mistake, and would be read out of bounds.
+        const MOST: usize = 1 << 20;
         if count == 0 {
             return Ok(Vec::new());
+        }
+        if count > MOST {
+            return Err(Error::value(format!("an array of {count} elements")));
         }
         if self.0.is_null() {
             return Err(Error::value(format!(

@@ -12,6 +12,7 @@ use super::module::LoadedModule;
 use super::state::{Driver, driver};
 use crate::device::Device;
 use crate::module::Kernel;
+use crate::occupancy::Block;
 
 // `CUfunction_attribute`.
 const MAX_THREADS_PER_BLOCK: u32 = 0;
@@ -71,6 +72,11 @@ impl Function {
         kernel.ok_or_else(|| Error::new(code::NOT_FOUND, "the kernel is gone"))
     }
 
+    /// 32-bit registers of a thread, if the image had machine code for the device.
+    pub(super) fn registers(&self) -> Option<u32> {
+        self.module.module.program().registers(self.name())
+    }
+
     /// Bytes of dynamic shared memory that a launch may ask for.
     pub(super) fn dynamic_shared_limit(&self) -> u32 {
         self.dynamic_shared.load(Relaxed)
@@ -81,15 +87,30 @@ impl Function {
         let value = match attribute {
             MAX_THREADS_PER_BLOCK => {
                 let own = kernel.max_threads.unwrap_or(device.max_threads_per_block);
-                own.min(device.max_threads_per_block)
+                let most = own.min(device.max_threads_per_block);
+                let fits = |threads: u32| {
+                    let block = Block {
+                        threads: threads.into(),
+                        shared: 0,
+                        registers: self.registers(),
+                    };
+                    block.registers_suffice(device)
+                };
+                let smaller = (1..).map_while(|warps| most.checked_sub(warps * device.warp_size));
+                (std::iter::once(most).chain(smaller))
+                    .find(|threads| fits(*threads))
+                    .unwrap_or(0)
             }
             SHARED_SIZE => kernel.static_shared,
             LOCAL_SIZE => kernel.local_bytes,
-            NUM_REGS => {
-                let text = "PTX does not tell how many registers a kernel takes: ask ptxas -v";
-                return Err(Error::unsupported(text));
+            NUM_REGS => self
+                .registers()
+                .unwrap_or_else(|| register_bound(kernel.max_threads, device)),
+            PTX_VERSION => {
+                let program = self.module.module.program();
+                program.arch().unwrap_or(device.arch())
             }
-            PTX_VERSION | BINARY_VERSION => device.arch(),
+            BINARY_VERSION => device.arch(),
             CONST_SIZE | CACHE_MODE_CA => 0,
             MAX_DYNAMIC_SHARED_SIZE => self.dynamic_shared_limit(),
             PREFERRED_CARVEOUT => return Ok(self.carveout.load(Relaxed)),
@@ -141,6 +162,23 @@ impl Function {
             ))),
         }
     }
+}
+
+/// The most registers a thread may have: as many as an instruction can name, and few enough that the largest block that
+/// the kernel declares fits a multiprocessor. How many of them ptxas takes, PTX does not tell.
+fn register_bound(max_threads: Option<u32>, device: &Device) -> u32 {
+    /// The registers R0 to R254.
+    const NAMED: u32 = 255;
+    /// A warp is given registers in pieces of so many a thread.
+    const GRANULE: u32 = 8;
+    let Some(threads) = max_threads.filter(|threads| *threads > 0) else {
+        return NAMED;
+    };
+    let threads = threads
+        .min(device.max_threads_per_block)
+        .next_multiple_of(device.warp_size);
+    let share = device.registers_per_block / threads;
+    (share / GRANULE * GRANULE).min(NAMED)
 }
 
 /// The function of a handle.
@@ -332,4 +370,24 @@ pub(super) extern "C" fn cuFuncIsLoaded(state: Out<u32>, handle: Handle) -> CUre
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn cuFuncLoad(handle: Handle) -> CUresult {
     call("cuFuncLoad", || function(handle).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_are_bounded_by_the_block() {
+        let device = Device::sm_80();
+        for (threads, most) in [
+            (None, 255),
+            (Some(128), 255),
+            (Some(256), 255),
+            (Some(257), 224),
+            (Some(384), 168),
+            (Some(1024), 64),
+        ] {
+            assert_eq!(register_bound(threads, &device), most, "{threads:?}");
+        }
+    }
 }

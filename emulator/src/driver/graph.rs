@@ -183,11 +183,14 @@ fn give_list(list: &[Handle], array: &Out<Handle>, count: &Out<usize>) -> Result
         return count.set(list.len());
     }
     let room = count.get()?;
-    let mut padded = list.to_vec();
-    padded.resize(room, 0);
+    let given = &list[..list.len().min(room)];
     // SAFETY: C passes an array of as many elements as the count says.
-    unsafe { array.set_all(&padded) };
-    count.set(list.len().min(room))
+    unsafe { array.set_all(given) };
+    for at in given.len()..room {
+        // SAFETY: as above.
+        unsafe { array.element(at) }.set(0)?;
+    }
+    count.set(given.len())
 }
 
 #[unsafe(no_mangle)]

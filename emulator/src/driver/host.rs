@@ -1,5 +1,6 @@
-//! Host memory that the driver gives out or takes note of: pinned memory. It is ordinary memory of
-//! the process; kernels cannot reach it, copies can.
+//! Host memory that the driver gives out or takes note of: pinned memory, and the blocks of managed memory. It is
+//! ordinary memory of the process, which kernels reach under the same address. What the host writes there is not seen,
+//! so that all of it counts as written.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
@@ -8,12 +9,13 @@ use std::sync::Mutex;
 
 use super::context::current;
 use super::error::{Error, Result, code};
-use super::ffi::{CUresult, Handle, HostPtr, Out, call, lock};
+use super::ffi::{CUdeviceptr, CUresult, Handle, HostPtr, Out, call, lock};
+use crate::memory::Memory;
 
 /// Pinned memory begins at a page, in bytes.
 const PAGE: usize = 4096;
 
-/// All pinned memory, by address.
+/// All host memory that the driver knows, by address.
 #[derive(Default)]
 pub(super) struct HostBlocks(Mutex<BTreeMap<usize, Block>>);
 
@@ -22,20 +24,34 @@ struct Block {
     context: Handle,
     bytes: usize,
     flags: u32,
-    origin: Origin,
+    kind: Kind,
+    /// How it is given back; `None` for memory of the program.
+    layout: Option<Layout>,
 }
 
-/// Whose memory it is.
-enum Origin {
-    /// The driver's, to be given back with this layout.
-    Allocated(Layout),
-    /// The program's.
+/// What a block of host memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Given out by `cuMemAllocHost` or `cuMemHostAlloc`.
+    Pinned,
+    /// The program's own, pinned by `cuMemHostRegister`.
     Registered,
+    /// Given out by `cuMemAllocManaged`.
+    Managed,
+}
+
+/// Where a block lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extent {
+    pub(super) base: usize,
+    pub(super) bytes: usize,
+    pub(super) kind: Kind,
+    pub(super) context: Handle,
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Origin::Allocated(layout) = self.origin {
+        if let Some(layout) = self.layout {
             // SAFETY: `HostBlocks::allocate` got it with this layout; blocks leave the map once.
             unsafe { dealloc(self.pointer.0.cast(), layout) };
         }
@@ -43,56 +59,80 @@ impl Drop for Block {
 }
 
 impl HostBlocks {
-    fn allocate(&self, context: Handle, bytes: usize, flags: u32) -> Result<*mut c_void> {
-        let layout = Layout::from_size_align(bytes, PAGE)
-            .ok()
-            .filter(|_| bytes > 0);
-        let layout = layout
-            .ok_or_else(|| Error::value(format!("{bytes} bytes of host memory cannot be")))?;
+    /// Zeroed memory of the host, which the device reaches too.
+    pub(super) fn allocate(
+        &self,
+        memory: &Memory,
+        context: Handle,
+        bytes: usize,
+        (flags, kind): (u32, Kind),
+    ) -> Result<*mut c_void> {
+        if bytes == 0 {
+            return Err(Error::value("0 bytes of host memory cannot be"));
+        }
+        let full = || {
+            Error::new(
+                code::OUT_OF_MEMORY,
+                format!("the host has no {bytes} bytes left"),
+            )
+        };
+        // Whole pages, so that what lies behind the block is nobody else's.
+        let pages = bytes.checked_next_multiple_of(PAGE);
+        let layout = pages
+            .and_then(|size| Layout::from_size_align(size, PAGE).ok())
+            .ok_or_else(full)?;
         // SAFETY: the layout has a size above 0.
         let pointer = HostPtr(unsafe { alloc_zeroed(layout) }.cast());
         if pointer.0.is_null() {
-            let text = format!("the host has no {bytes} bytes left");
-            return Err(Error::new(code::OUT_OF_MEMORY, text));
+            return Err(full());
         }
         let block = Block {
             pointer,
             context,
             bytes,
             flags,
-            origin: Origin::Allocated(layout),
+            kind,
+            layout: Some(layout),
         };
+        // SAFETY: the block's memory lives until it leaves the list, and is unmapped before that (`remove`,
+        // `end_of_context`).
+        unsafe { memory.map(pointer.0.cast(), bytes) }?;
         lock(&self.0).insert(pointer.address(), block);
         Ok(pointer.0)
     }
 
-    fn release(&self, pointer: HostPtr) -> Result<()> {
+    /// Gives back the block of a kind that starts at an address; whether there was one.
+    pub(super) fn remove(&self, memory: &Memory, address: usize, kind: Kind) -> bool {
         let mut blocks = lock(&self.0);
-        match blocks.get(&pointer.address()) {
-            Some(Block {
-                origin: Origin::Allocated(_),
-                ..
-            }) => {
-                blocks.remove(&pointer.address());
-                Ok(())
-            }
-            _ => Err(Error::value(format!(
-                "{:#x} is not the start of pinned memory that is alive",
-                pointer.address()
-            ))),
+        let found = blocks.get(&address).is_some_and(|block| block.kind == kind);
+        if found {
+            memory.unmap(address as u64);
+            blocks.remove(&address);
         }
+        found
     }
 
-    /// Start and bytes of the pinned memory that holds an address.
-    pub(super) fn extent(&self, address: usize) -> Option<(usize, usize)> {
+    /// The block that holds an address.
+    pub(super) fn find(&self, address: usize) -> Option<Extent> {
         let blocks = lock(&self.0);
-        let (start, block) = blocks.range(..=address).next_back()?;
-        (address - start < block.bytes).then_some((*start, block.bytes))
+        let (base, block) = blocks.range(..=address).next_back()?;
+        (address - base < block.bytes).then_some(Extent {
+            base: *base,
+            bytes: block.bytes,
+            kind: block.kind,
+            context: block.context,
+        })
     }
 
     /// Gives back what a context allocated.
-    pub(super) fn end_of_context(&self, context: Handle) {
-        lock(&self.0).retain(|_, block| block.context != context);
+    pub(super) fn end_of_context(&self, memory: &Memory, context: Handle) {
+        lock(&self.0).retain(|address, block| {
+            let stays = block.context != context;
+            if !stays {
+                memory.unmap(*address as u64);
+            }
+            stays
+        });
     }
 }
 
@@ -118,7 +158,14 @@ fn allocate(name: &str, out: &Out<*mut c_void>, bytes: usize, flags: u32) -> Res
     let (driver, context) = current()?;
     out.check()?;
     lock(&driver.captures).forbid(name)?;
-    out.set(driver.host.allocate(context.handle, bytes, flags)?)
+    /// All of `CU_MEMHOSTALLOC_*`: portable, mapped, write-combined.
+    const FLAGS: u32 = 7;
+    if flags & !FLAGS != 0 {
+        let text = format!("{flags:#x} are no flags of pinned memory");
+        return Err(Error::value(text));
+    }
+    let pinned = (flags, Kind::Pinned);
+    out.set((driver.host).allocate(&driver.memory, context.handle, bytes, pinned)?)
 }
 
 #[unsafe(no_mangle)]
@@ -126,7 +173,13 @@ pub(super) extern "C" fn cuMemFreeHost(pointer: HostPtr) -> CUresult {
     call("cuMemFreeHost", || {
         let (driver, _) = current()?;
         lock(&driver.captures).forbid("cuMemFreeHost")?;
-        driver.host.release(pointer)
+        let address = pointer.address();
+        if driver.host.remove(&driver.memory, address, Kind::Pinned) {
+            return Ok(());
+        }
+        Err(Error::value(format!(
+            "{address:#x} is not the start of pinned memory that is alive"
+        )))
     })
 }
 
@@ -158,8 +211,11 @@ pub(super) extern "C" fn cuMemHostRegister_v2(
             context: context.handle,
             bytes,
             flags,
-            origin: Origin::Registered,
+            kind: Kind::Registered,
+            layout: None,
         };
+        // SAFETY: the program keeps the memory until it unregisters it, and it is unmapped then.
+        unsafe { driver.memory.map(pointer.0.cast(), bytes) }?;
         blocks.insert(pointer.address(), block);
         Ok(())
     })
@@ -169,20 +225,15 @@ pub(super) extern "C" fn cuMemHostRegister_v2(
 pub(super) extern "C" fn cuMemHostUnregister(pointer: HostPtr) -> CUresult {
     call("cuMemHostUnregister", || {
         let (driver, _) = current()?;
-        let mut blocks = lock(&driver.host.0);
-        match blocks.get(&pointer.address()) {
-            Some(Block {
-                origin: Origin::Registered,
-                ..
-            }) => {
-                blocks.remove(&pointer.address());
-                Ok(())
-            }
-            _ => {
-                let text = format!("host memory at {:#x} is not registered", pointer.address());
-                Err(Error::new(code::HOST_MEMORY_NOT_REGISTERED, text))
-            }
+        let address = pointer.address();
+        if driver
+            .host
+            .remove(&driver.memory, address, Kind::Registered)
+        {
+            return Ok(());
         }
+        let text = format!("host memory at {address:#x} is not registered");
+        Err(Error::new(code::HOST_MEMORY_NOT_REGISTERED, text))
     })
 }
 
@@ -191,12 +242,33 @@ pub(super) extern "C" fn cuMemHostGetFlags(flags: Out<u32>, pointer: HostPtr) ->
     call("cuMemHostGetFlags", || {
         let (driver, _) = current()?;
         let blocks = lock(&driver.host.0);
-        let block = blocks.get(&pointer.address()).ok_or_else(|| {
+        let block = blocks
+            .get(&pointer.address())
+            .filter(|block| block.kind != Kind::Managed);
+        let block = block.ok_or_else(|| {
             let address = pointer.address();
             Error::value(format!(
                 "{address:#x} is not the start of pinned memory that is alive"
             ))
         })?;
         flags.set(block.flags)
+    })
+}
+
+/// The device reaches host memory under the host's own address.
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuMemHostGetDevicePointer_v2(
+    out: Out<CUdeviceptr>,
+    pointer: HostPtr,
+    flags: u32,
+) -> CUresult {
+    call("cuMemHostGetDevicePointer", || {
+        let (driver, _) = current()?;
+        let address = pointer.address();
+        if flags != 0 || driver.host.find(address).is_none() {
+            let text = format!("{address:#x}, flags {flags:#x}: no pinned memory and no flags");
+            return Err(Error::value(text));
+        }
+        out.set(address as CUdeviceptr)
     })
 }

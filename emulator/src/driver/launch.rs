@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use super::context::current;
+use super::coverage;
 use super::error::{Error, Result, code};
 use super::ffi::{CUresult, Handle, HostPtr, In, call};
 use super::function::Function;
 use super::log;
-use super::occupancy::resident_blocks;
-use super::settings::config;
+use super::settings::options;
 use super::state::Driver;
+use super::stream::stream;
 use super::work::{Work, submit};
 use crate::exec;
 use crate::module::Kernel;
+use crate::occupancy::Block;
 
 /// A launch of one kernel, with its own copy of the parameters.
 #[derive(Clone)]
@@ -48,8 +50,9 @@ impl Launch {
             stack_bytes: self.stack_bytes,
             cluster: self.cluster,
         };
-        match exec::launch(&launch, &driver.device, &driver.memory, &config()?.options) {
+        match exec::launch(&launch, &driver.device, &driver.memory, &options()?) {
             Ok(report) => {
+                coverage::ran(&driver.device, self.function.name());
                 log::report(report);
                 Ok(())
             }
@@ -92,12 +95,15 @@ impl Launch {
 
     /// All blocks of a cooperative launch must be on the device at once.
     fn check_resident(&self, driver: &Driver) -> Result<()> {
-        let threads = self.block.iter().map(|n| u64::from(*n)).product();
-        let shared =
-            u64::from(self.function.kernel()?.static_shared) + u64::from(self.dynamic_shared);
+        let shared = self.function.kernel()?.static_shared;
+        let block = Block {
+            threads: (self.block.iter())
+                .fold(1, |product: u64, n| product.saturating_mul((*n).into())),
+            shared: u64::from(shared) + u64::from(self.dynamic_shared),
+            registers: self.function.registers(),
+        };
         let device = &driver.device;
-        let most =
-            u64::from(device.multiprocessors) * u64::from(resident_blocks(device, threads, shared));
+        let most = u64::from(device.multiprocessors) * u64::from(block.resident(device).0);
         let blocks =
             (self.grid.iter()).fold(1u64, |product, n| product.saturating_mul((*n).into()));
         if blocks <= most {
@@ -221,6 +227,15 @@ impl Request<'_> {
     unsafe fn submit(&self) -> Result<()> {
         let (driver, context) = current()?;
         let function = driver.functions.get(self.function)?;
+        let of_stream = stream(&driver, &context, self.stream)?.context;
+        // the kernels of a library belong to every context
+        if (function.module.context).is_some_and(|of_kernel| of_kernel != of_stream) {
+            let text = format!(
+                "{} and the stream belong to different contexts",
+                function.name()
+            );
+            return Err(Error::new(code::INVALID_HANDLE, text));
+        }
         // SAFETY: this function's contract.
         let bytes = unsafe { parameters(function.kernel()?, self.pointers, self.extra) }?;
         let launch = Launch {
@@ -300,7 +315,7 @@ pub(super) extern "C" fn cuLaunchCooperativeKernel(
 #[derive(Clone, Copy)]
 pub(super) struct Config {
     grid: [u32; 3],
-    pub(super) block: [u32; 3],
+    block: [u32; 3],
     pub(super) dynamic_shared: u32,
     stream: Handle,
     attributes: In<Attribute>,
@@ -308,6 +323,12 @@ pub(super) struct Config {
 }
 
 impl Config {
+    /// Threads of a block, as many as an int holds.
+    pub(super) fn threads(&self) -> i32 {
+        let threads = (self.block.iter()).fold(1u32, |product, n| product.saturating_mul(*n));
+        i32::try_from(threads).unwrap_or(i32::MAX)
+    }
+
     /// What the attributes ask for; an error if one is not emulated.
     pub(super) fn attributes(&self) -> Result<Attributes> {
         // SAFETY: C passes as many attributes as it says.

@@ -6,6 +6,7 @@ use std::thread::{self, ThreadId};
 
 use super::ffi::lock;
 use super::settings::config;
+use crate::gpu::Gpu;
 use crate::report::Report;
 
 /// How many of each are kept; the oldest are dropped first.
@@ -50,10 +51,13 @@ impl<T> Log<T> {
 static REPORTS: Log<Report> = Log::new();
 static FAULTS: Log<String> = Log::new();
 
-/// Keeps the report of a launch, and prints it if that is asked for.
+/// Keeps the report of a launch, and prints it with its cost if that is asked for.
 pub(super) fn report(report: Report) {
     if config().is_ok_and(|config| config.report) {
-        eprintln!("{report}");
+        match Gpu::posed_as(&report.device) {
+            Some(gpu) => eprintln!("{report}\n{}", report.cost(gpu)),
+            None => eprintln!("{report}"),
+        }
     }
     REPORTS.push(report);
 }

@@ -1,7 +1,6 @@
 //! Device memory: allocation, release and what is known of an address.
 //!
-//! Stream-ordered calls take effect at once, as all work does. Memory is never mapped into the host's
-//! address space, so managed memory and device pointers of host memory are not offered.
+//! Stream-ordered calls take effect at once, as all work does.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -9,6 +8,7 @@ use std::sync::Mutex;
 use super::context::current;
 use super::error::{Error, Result, code};
 use super::ffi::{CUdeviceptr, CUresult, Handle, Out, call, lock};
+use super::host::Kind;
 use super::state::Driver;
 use super::stream::stream;
 use crate::memory::Memory;
@@ -106,6 +106,10 @@ impl Driver {
 
     fn release(&self, address: CUdeviceptr) -> Result<()> {
         if address == 0 {
+            return Ok(());
+        }
+        let start = usize::try_from(address).unwrap_or(usize::MAX);
+        if self.host.remove(&self.memory, start, Kind::Managed) {
             return Ok(());
         }
         let mut notes = lock(&self.allocations.0);

@@ -60,14 +60,19 @@ impl Fill {
 
     /// Writes the elements, row by row.
     pub(super) fn run(&self, driver: &Driver) -> Result<()> {
+        let Some(rows) = (self.height as u64)
+            .checked_sub(1)
+            .filter(|_| self.width > 0)
+        else {
+            return Ok(());
+        };
         let overflow = || Error::value("the range of the memset overflows");
-        // Beyond this the sizes could not be multiplied.
-        if self.width > isize::MAX as usize / 4 {
-            return Err(overflow());
-        }
+        // All of it or nothing is written.
+        let row = (self.width as u64).checked_mul(self.size as u64);
+        let bytes = (rows.checked_mul(self.pitch as u64)).and_then(|start| start.checked_add(row?));
+        (driver.memory).check(self.address, bytes.ok_or_else(overflow)?)?;
         for row in 0..self.height as u64 {
-            let offset = row.checked_mul(self.pitch as u64).ok_or_else(overflow)?;
-            let start = self.address.checked_add(offset).ok_or_else(overflow)?;
+            let start = self.address + row * self.pitch as u64;
             let value = &self.value[..self.size];
             driver.memory.fill(start, value, self.width as u64)?;
         }

@@ -6,8 +6,8 @@
 //! | file | area |
 //! |---|---|
 //! | `symbols` | the list of all functions, those that are not emulated, `cuGetProcAddress` |
-//! | `device`, `context` | the one device, its attributes, contexts |
-//! | `memory`, `pool`, `host`, `pointer` | device memory, pools, pinned memory, what a pointer is |
+//! | `device`, `context`, `limits` | the one device, its attributes, contexts |
+//! | `memory`, `pool`, `host`, `managed`, `pointer` | device memory, pools, pinned and managed memory, what a pointer is |
 //! | `copy`, `memset` | copies and memsets |
 //! | `module`, `function`, `occupancy`, `launch` | images, kernels, launches |
 //! | `stream`, `event`, `capture`, `graph`, `work` | order of work, capture and replay |
@@ -20,11 +20,13 @@
 //! - All work is synchronous: a launch returns when the kernel has ended, and returns its fault. On
 //!   hardware the fault comes from a later call.
 //! - A fault is not sticky: the context can still be used, so that one process can test many faults.
-//!   On hardware all later calls fail until the context is gone.
+//!   On hardware all later calls fail until the context is gone; the setting `sticky` does that here,
+//!   and lets the launch itself succeed.
 //! - Streams have no timing; a missing wait between streams is not noticed.
 //! - Events measure no time: `cuEventElapsedTime` is not supported.
 //! - A launch whose configuration is wrong is noticed when it runs, not when it is captured.
-//! - Host memory is never mapped to the device, so managed memory is not supported.
+//! - Pinned and managed memory is the host's, which kernels reach under the same address; what the host wrote there is
+//!   not seen, so that unwritten bytes of it are not noticed.
 //!
 //! # Invariants
 //! - No handle is ever followed as a pointer (`handle`).
@@ -35,6 +37,7 @@ mod capture;
 mod context;
 pub(crate) mod control;
 mod copy;
+mod coverage;
 mod device;
 mod error;
 mod event;
@@ -44,7 +47,9 @@ mod graph;
 mod handle;
 mod host;
 mod launch;
+mod limits;
 mod log;
+mod managed;
 mod memory;
 mod memset;
 mod module;

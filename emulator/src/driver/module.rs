@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::context::current;
+use super::coverage;
 use super::error::{Error, Result, code};
 use super::ffi::{CUdeviceptr, CUresult, Handle, HostPtr, In, Out, Text, call, lock};
 use super::function::Function;
@@ -59,7 +60,9 @@ impl Programs {
         }
         // Parsed under the lock: another thread that wants the same image waits and then finds it.
         let text = image::ptx(image, device)?;
-        let program = Arc::new(Program::parse(&text)?);
+        check_target(&text, device)?;
+        let code = image::MachineCode::find(image, device);
+        let program = Arc::new(Program::parse(&text)?.with_machine_code(code));
         cached.push((image.into(), Arc::clone(&program)));
         let mut bytes: usize = cached.iter().map(|(key, _)| key.len()).sum();
         while bytes > CACHE_BYTES {
@@ -67,6 +70,31 @@ impl Programs {
         }
         Ok(program)
     }
+}
+
+/// Refuses PTX for a device that this one is not, as the compiler of a driver does.
+fn check_target(text: &str, device: &Device) -> Result<()> {
+    let mut lines = text.lines().map(str::trim_start);
+    let targets = lines.find_map(|line| line.strip_prefix(".target"));
+    let mut names = targets.unwrap_or_default().split(',').map(str::trim);
+    let Some(name) = names.find_map(|name| name.strip_prefix("sm_")) else {
+        return Ok(()); // the parser has its own words for a text without a target
+    };
+    let digits = name.trim_end_matches(|end: char| !end.is_ascii_digit());
+    let Ok(arch) = digits.parse::<u32>() else {
+        return Ok(());
+    };
+    let own = device.arch();
+    let runs = match &name[digits.len()..] {
+        "a" => arch == own,
+        "f" => arch <= own && arch / 10 == own / 10,
+        _ => arch <= own,
+    };
+    if runs {
+        return Ok(());
+    }
+    let text = format!("the PTX is for sm_{name}, which a device of sm_{own} does not run");
+    Err(Error::new(code::INVALID_PTX, text))
 }
 
 impl From<LoadError> for Error {
@@ -81,6 +109,7 @@ impl From<LoadError> for Error {
 impl Driver {
     fn load(&self, image: &[u8], context: Option<Handle>) -> Result<Arc<LoadedModule>> {
         let program = self.programs.get(image, &self.device)?;
+        coverage::loaded(&self.device, &program);
         let module = Module::load(program, &self.memory)?;
         let loaded = |handle| LoadedModule {
             handle,
@@ -185,9 +214,19 @@ struct ErrorLog {
 }
 
 impl ErrorLog {
+    /// The log of errors; that of information, the options 3 and 4, becomes empty.
     fn find(count: u32, options: &In<u32>, values: &Out<usize>) -> Result<ErrorLog> {
-        const BUFFER: u32 = 5;
-        const SIZE: u32 = 6;
+        ErrorLog::of(count, options, values, [3, 4])?.fill("");
+        ErrorLog::of(count, options, values, [5, 6])
+    }
+
+    /// The log of two options: its buffer and its size.
+    fn of(
+        count: u32,
+        options: &In<u32>,
+        values: &Out<usize>,
+        [buffer, size]: [u32; 2],
+    ) -> Result<ErrorLog> {
         // SAFETY: C passes as many options as it says.
         let options = unsafe { options.list(count as usize) }?;
         if !options.is_empty() {
@@ -198,9 +237,10 @@ impl ErrorLog {
             // SAFETY: C passes as many values as options, and `at` is below their number.
             Some(unsafe { values.element(at) })
         };
-        let used = value(SIZE);
-        let size = used.as_ref().map_or(Ok(0), Out::get)?;
-        let buffer = value(BUFFER).map_or(Ok(0), |slot| slot.get())?;
+        let used = value(size);
+        // An unsigned int in the place of a pointer: its upper half may be anything.
+        let size = used.as_ref().map_or(Ok(0), Out::get)? & u32::MAX as usize;
+        let buffer = value(buffer).map_or(Ok(0), |slot| slot.get())?;
         // SAFETY: the value of this option is a pointer to a buffer of as many chars as the other says.
         let buffer = unsafe { Out::from_address(buffer) };
         Ok(ErrorLog { buffer, size, used })

@@ -1,7 +1,7 @@
-//! Occupancy: how many blocks fit a multiprocessor, by threads and shared memory.
+//! Occupancy: how many blocks fit a multiprocessor, by threads, shared memory and registers.
 //!
-//! PTX does not tell how many registers a kernel takes, so these are upper bounds; on hardware the
-//! registers may allow fewer.
+//! PTX does not tell how many registers a kernel takes. Where its fatbin has machine code for the device posed as,
+//! that does; elsewhere these are upper bounds, and on hardware the registers may allow fewer.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -11,34 +11,10 @@ use super::ffi::{CUresult, Handle, In, Out, call};
 use super::function::Function;
 use super::launch::Config;
 use super::state::{Driver, driver};
-use crate::device::Device;
+use crate::occupancy::{Block, SHARED_GRANULE};
 
 /// `CUoccupancyB2DSize`: bytes of dynamic shared memory for a block of so many threads.
 pub(super) type SharedForBlock = unsafe extern "C" fn(c_int) -> usize;
-
-/// Shared memory is given out in pieces of this many bytes.
-const SHARED_GRANULE: u64 = 128;
-
-/// Blocks of `threads` threads and `shared` bytes of shared memory that a multiprocessor holds at
-/// once; 0 if it cannot hold one.
-pub(super) fn resident_blocks(device: &Device, threads: u64, shared: u64) -> u32 {
-    let warp = u64::from(device.warp_size);
-    if threads == 0
-        || threads > device.max_threads_per_block.into()
-        || shared > device.shared_per_block_optin.into()
-    {
-        return 0;
-    }
-    let by_threads =
-        u64::from(device.max_threads_per_multiprocessor) / threads.next_multiple_of(warp);
-    let per_block =
-        shared.next_multiple_of(SHARED_GRANULE) + u64::from(device.shared_reserved_per_block);
-    let by_shared = u64::from(device.shared_per_multiprocessor) / per_block;
-    let most = by_threads
-        .min(by_shared)
-        .min(device.max_blocks_per_multiprocessor.into());
-    most as u32 // at most `max_blocks_per_multiprocessor`
-}
 
 fn function(handle: Handle) -> Result<(Arc<Driver>, Arc<Function>)> {
     let driver = driver()?;
@@ -55,8 +31,12 @@ fn blocks(driver: &Driver, function: &Function, threads: i32, dynamic: usize) ->
     if !allowed || kernel.max_threads.is_some_and(|most| threads > most.into()) {
         return Ok(0);
     }
-    let shared = u64::from(kernel.static_shared) + dynamic as u64;
-    Ok(resident_blocks(&driver.device, threads, shared))
+    let block = Block {
+        threads,
+        shared: u64::from(kernel.static_shared) + dynamic as u64,
+        registers: function.registers(),
+    };
+    Ok(block.resident(&driver.device).0)
 }
 
 #[unsafe(no_mangle)]
@@ -198,11 +178,7 @@ pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
             .attributes()?
             .cluster
             .map_or(1, |sides| sides.iter().product());
-        let threads = config
-            .block
-            .iter()
-            .fold(1u32, |product, n| product.saturating_mul(*n));
-        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
+        let threads = config.threads();
         let per = blocks(&driver, &function, threads, config.dynamic_shared as usize)?;
         // as many as there is room for: which multiprocessors may form a cluster is not modelled
         let clusters = per * driver.device.multiprocessors / cluster.max(1);
@@ -210,29 +186,21 @@ pub(super) extern "C" fn cuOccupancyMaxActiveClusters(
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_scarcest_resource_decides() {
-        let (a100, h100) = (Device::sm_80(), Device::sm_90());
-        #[rustfmt::skip]
-        let cases = [
-            // device, threads, shared, blocks, why
-            (&a100,  256,           0,  8, "threads"),
-            (&a100,  100,           0, 16, "threads, in whole warps"),
-            (&a100,   32,           0, 32, "blocks"),
-            (&a100,  128,   48 * 1024,  3, "shared memory"),
-            (&a100,  128,  163 * 1024,  1, "shared memory, all of it"),
-            (&a100,  128,  164 * 1024,  0, "more shared memory than a block may have"),
-            (&h100,  128,  113 * 1024,  2, "half of the shared memory, with the reserved KiB"),
-            (&h100,  128,  114 * 1024,  1, "the reserved KiB does not fit twice"),
-            (&h100, 1025,           0,  0, "more threads than a block may have"),
-            (&h100,    0,           0,  0, "no threads"),
-        ];
-        for (device, threads, shared, expected, why) in cases {
-            assert_eq!(resident_blocks(device, threads, shared), expected, "{why}");
+/// The largest clusters that every device of the arch has, if a block fits at all.
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn cuOccupancyMaxPotentialClusterSize(
+    size: Out<i32>,
+    handle: Handle,
+    config: In<Config>,
+) -> CUresult {
+    call("cuOccupancyMaxPotentialClusterSize", || {
+        let (driver, function) = function(handle)?;
+        let config = config.get()?;
+        let threads = config.threads();
+        if blocks(&driver, &function, threads, config.dynamic_shared as usize)? == 0 {
+            let text = format!("no block of {threads} threads and its shared memory fits");
+            return Err(Error::value(text));
         }
-    }
+        size.set(driver.device.max_cluster as i32)
+    })
 }

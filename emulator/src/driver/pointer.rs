@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use super::context::current;
 use super::error::{Error, Result};
 use super::ffi::{CUdeviceptr, CUresult, Handle, In, Out, call};
+use super::host::{Extent, Kind};
 use super::state::Driver;
 
 // `CUpointer_attribute`.
@@ -35,7 +36,7 @@ enum Target {
         id: u64,
     },
     /// Pinned host memory.
-    Host { base: usize, bytes: usize },
+    Host(Extent),
 }
 
 /// The value of an attribute, in the type that C expects.
@@ -47,6 +48,13 @@ enum Value {
 
 impl Target {
     fn find(driver: &Driver, context: Handle, address: u64) -> Option<Target> {
+        // Host memory is mapped, so that the device's memory knows it too.
+        if let Some(extent) = usize::try_from(address)
+            .ok()
+            .and_then(|at| driver.host.find(at))
+        {
+            return Some(Target::Host(extent));
+        }
         if let Some((base, bytes)) = driver.memory.extent(address) {
             // Global variables of a module are not in the list of allocations.
             let note = driver.allocations.get(base);
@@ -58,8 +66,7 @@ impl Target {
                 id: note.map_or(0, |note| note.id),
             });
         }
-        let (base, bytes) = driver.host.extent(usize::try_from(address).ok()?)?;
-        Some(Target::Host { base, bytes })
+        None
     }
 
     fn attribute(&self, attribute: u32, address: u64) -> Option<Value> {
@@ -70,22 +77,28 @@ impl Target {
         let value = match (attribute, self) {
             (CONTEXT, Target::Device { context, .. }) => Value::Pointer(*context),
             (MEMORY_TYPE, Target::Device { .. }) => Value::Number(DEVICE),
-            (MEMORY_TYPE, Target::Host { .. }) => Value::Number(HOST),
-            (DEVICE_POINTER, Target::Device { .. }) => Value::Long(address),
-            (HOST_POINTER, Target::Host { .. }) => Value::Pointer(address as usize),
+            (CONTEXT, Target::Host(extent)) => Value::Pointer(extent.context),
+            (MEMORY_TYPE, Target::Host(extent)) => match extent.kind {
+                Kind::Managed => Value::Number(DEVICE),
+                _ => Value::Number(HOST),
+            },
+            (IS_MANAGED, Target::Host(extent)) => {
+                Value::Number((extent.kind == Kind::Managed).into())
+            }
+            (DEVICE_POINTER, _) => Value::Long(address),
+            (HOST_POINTER, Target::Host(_)) => Value::Pointer(address as usize),
             (BUFFER_ID, Target::Device { id, .. }) => Value::Long(*id),
             (RANGE_START, Target::Device { base, .. }) => Value::Long(*base),
-            (RANGE_START, Target::Host { base, .. }) => Value::Long(*base as u64),
+            (RANGE_START, Target::Host(extent)) => Value::Long(extent.base as u64),
             (RANGE_SIZE, Target::Device { bytes, .. }) => Value::Pointer(*bytes as usize),
-            (RANGE_SIZE, Target::Host { bytes, .. }) => Value::Pointer(*bytes),
-            (ACCESS_FLAGS, Target::Device { .. }) => Value::Number(READ_WRITE),
+            (RANGE_SIZE, Target::Host(extent)) => Value::Pointer(extent.bytes),
+            (ACCESS_FLAGS, _) => Value::Number(READ_WRITE),
             (POOL, Target::Device { pool, .. }) => Value::Pointer(*pool),
             (ALLOWED_HANDLE_TYPES, _) => Value::Long(0),
-            (MAPPED, Target::Device { .. }) => Value::Number(1),
-            (
-                SYNC_MEMOPS | IS_MANAGED | DEVICE_ORDINAL | IPC_CAPABLE | RDMA_CAPABLE | MAPPED,
-                _,
-            ) => Value::Number(0),
+            (MAPPED, _) => Value::Number(1),
+            (SYNC_MEMOPS | IS_MANAGED | DEVICE_ORDINAL | IPC_CAPABLE | RDMA_CAPABLE, _) => {
+                Value::Number(0)
+            }
             _ => return None,
         };
         Some(value)

@@ -28,6 +28,17 @@ impl Location {
     /// `CU_MEM_LOCATION_TYPE_DEVICE`.
     const DEVICE: u32 = 1;
 
+    /// Refuses what is neither the device nor the host, which has several names.
+    pub(super) fn check_any(self) -> Result<()> {
+        /// `CU_MEM_LOCATION_TYPE_HOST`, `_HOST_NUMA` and `_HOST_NUMA_CURRENT`.
+        const HOST: std::ops::RangeInclusive<u32> = 2..=4;
+        match self.kind {
+            Self::DEVICE => check_device(self.id),
+            kind if HOST.contains(&kind) => Ok(()),
+            kind => Err(Error::value(format!("{kind} is no CUmemLocationType"))),
+        }
+    }
+
     fn check(self) -> Result<()> {
         if self.kind != Self::DEVICE {
             return Err(Error::unsupported("only pools on the device are emulated"));

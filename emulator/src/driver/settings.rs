@@ -1,5 +1,7 @@
 //! Settings of the emulator: from the environment at first use, then by [`configure`].
 
+use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::{Mutex, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -16,8 +18,8 @@ use crate::exec::{Options, Schedule};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The device to pose as, `sm_80` (default) or `sm_90`. Can change only while no context
-    /// exists. `CUDA_EMULATOR_ARCH`.
+    /// The device to pose as, `sm_80` (default), `sm_86`, `sm_89` or `sm_90`. Can change only while no
+    /// context exists. `CUDA_EMULATOR_ARCH`.
     pub arch: Option<String>,
     /// Bytes of device memory, 8 GiB by default. Can change only while no context exists.
     /// `CUDA_EMULATOR_MEMORY`.
@@ -27,10 +29,22 @@ pub struct Settings {
     /// How the lanes of a warp take turns: `lowest` (default) or `adversarial:SEED`.
     /// `CUDA_EMULATOR_SCHEDULE`.
     pub schedule: Option<String>,
+    /// Mistakes that are let pass, by the names that [`Forgiven`](crate::Forgiven) takes; none by default.
+    /// `CUDA_EMULATOR_FORGIVE`.
+    pub forgive: Option<String>,
     /// Warp instructions of one launch beyond which it fails with `CUDA_ERROR_LAUNCH_TIMEOUT`.
     pub max_instructions: Option<u64>,
     /// Print each launch's report to stderr; no by default. `CUDA_EMULATOR_REPORT`.
     pub report: Option<bool>,
+    /// Faults come as on hardware: the launch succeeds, every later call in its context fails, and only the context's end
+    /// makes the device usable again. No by default, so that one process can meet many faults. `CUDA_EMULATOR_STICKY`.
+    pub sticky: Option<bool>,
+    /// Judge races on global memory, in launches that the calling thread makes; yes by default. For tests whose input
+    /// makes a kernel's threads meet.
+    pub global_races: Option<bool>,
+    /// A file to which lines are added that say which kernels modules have and which of them ran to their end; none by
+    /// default. `CUDA_EMULATOR_COVERAGE`.
+    pub coverage: Option<PathBuf>,
     /// Do not print faults to stderr: for tests that expect them. No by default.
     pub quiet: Option<bool>,
 }
@@ -41,11 +55,29 @@ pub(super) struct Config {
     pub(super) device: Device,
     pub(super) options: Options,
     pub(super) report: bool,
+    pub(super) sticky: bool,
+    pub(super) coverage: Option<PathBuf>,
     pub(super) quiet: bool,
 }
 
 /// `None` until first used.
 static CONFIG: RwLock<Option<Config>> = RwLock::new(None);
+
+thread_local! {
+    /// Whether launches of this thread judge races on global memory.
+    static GLOBAL_RACES: Cell<bool> = const { Cell::new(true) };
+}
+
+/// How a launch of the calling thread is run.
+///
+/// # Errors
+/// As for [`config`].
+pub(super) fn options() -> Result<Options> {
+    Ok(Options {
+        global_races: GLOBAL_RACES.get(),
+        ..config()?.options
+    })
+}
 
 /// The settings that hold now.
 ///
@@ -72,6 +104,7 @@ pub(super) fn configure(settings: &Settings) -> Result<()> {
         state::replace_device(&after.device)?;
     }
     *write(&CONFIG) = Some(after);
+    GLOBAL_RACES.set(settings.global_races.unwrap_or(GLOBAL_RACES.get()));
     Ok(())
 }
 
@@ -82,19 +115,25 @@ fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Config>
         };
         variable(name).map(parse).transpose()
     };
+    let flag = |name| variable(name).map(|text| !matches!(&*text, "" | "0"));
     let threads = number("CUDA_EMULATOR_THREADS")?;
     let settings = Settings {
         arch: variable("CUDA_EMULATOR_ARCH"),
         memory: number("CUDA_EMULATOR_MEMORY")?,
         threads: threads.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         schedule: variable("CUDA_EMULATOR_SCHEDULE"),
-        report: variable("CUDA_EMULATOR_REPORT").map(|text| !matches!(&*text, "" | "0")),
+        report: flag("CUDA_EMULATOR_REPORT"),
+        sticky: flag("CUDA_EMULATOR_STICKY"),
+        forgive: variable("CUDA_EMULATOR_FORGIVE"),
+        coverage: variable("CUDA_EMULATOR_COVERAGE").map(PathBuf::from),
         ..Settings::default()
     };
     let defaults = Config {
         device: Device::default(),
         options: Options::default(),
         report: false,
+        sticky: false,
+        coverage: None,
         quiet: false,
     };
     defaults.with(&settings)
@@ -127,10 +166,17 @@ impl Config {
                 Error::new(code::INVALID_VALUE, format!("schedule `{text}`: {error}"))
             })?;
         }
+        if let Some(names) = &settings.forgive {
+            self.options.forgiven = names.parse().map_err(Error::value)?;
+        }
         if let Some(limit) = settings.max_instructions {
             self.options.max_instructions = limit;
         }
         self.report = settings.report.unwrap_or(self.report);
+        self.sticky = settings.sticky.unwrap_or(self.sticky);
+        if let Some(path) = &settings.coverage {
+            self.coverage = Some(path.clone());
+        }
         self.quiet = settings.quiet.unwrap_or(self.quiet);
         Ok(self)
     }
@@ -154,21 +200,27 @@ mod tests {
             ("CUDA_EMULATOR_MEMORY", "1048576"),
             ("CUDA_EMULATOR_THREADS", "3"),
             ("CUDA_EMULATOR_SCHEDULE", "adversarial:7"),
+            ("CUDA_EMULATOR_FORGIVE", "unwritten-shared"),
             ("CUDA_EMULATOR_REPORT", "1"),
+            ("CUDA_EMULATOR_STICKY", "1"),
+            ("CUDA_EMULATOR_COVERAGE", "kernels.txt"),
         ])
         .unwrap();
         assert_eq!(config.device.arch(), 90);
         assert_eq!(config.device.total_memory, 1 << 20);
         assert_eq!(config.options.threads, 3);
         assert_eq!(config.options.schedule, Schedule::Adversarial(7));
-        assert!(config.report && !config.quiet);
+        assert!(config.options.forgiven.unwritten_shared);
+        assert!(!config.options.forgiven.unfenced_mbarriers);
+        assert!(config.report && config.sticky && !config.quiet);
+        assert_eq!(config.coverage, Some("kernels.txt".into()));
     }
 
     #[test]
     fn nothing_set_is_the_baseline() {
         let config = environment(&[("CUDA_EMULATOR_REPORT", "0")]).unwrap();
         assert_eq!(config.device, Device::sm_80());
-        assert!(!config.report);
+        assert!(!config.report && !config.sticky);
     }
 
     #[test]
@@ -191,6 +243,11 @@ mod tests {
                 "CUDA_EMULATOR_MEMORY=8G is no number",
             ),
             ("CUDA_EMULATOR_SCHEDULE", "fair", "schedule `fair`"),
+            (
+                "CUDA_EMULATOR_FORGIVE",
+                "races",
+                "`races` cannot be forgiven",
+            ),
         ] {
             let error = environment(&[(name, value)]).unwrap_err();
             assert!(

@@ -9,12 +9,29 @@ use super::error::{Error, Result, code};
 use super::ffi::{CUresult, Out, Text, call};
 use super::log::once;
 
+/// What a function does.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// What it does on hardware, as far as the emulator has such a thing.
+    Emulated,
+    /// It checks its arguments and does nothing: a hint, or a setting that changes no result.
+    Accepted,
+    /// It returns `CUDA_ERROR_NOT_SUPPORTED` and says its name.
+    Refused,
+}
+
 macro_rules! symbols {
-    (emulated { $($area:ident: $($name:ident)+;)+ } others { $($other:ident)+ }) => {
+    (
+        emulated { $($area:ident: $($name:ident)+;)+ }
+        accepted { $($near:ident: $($idle:ident)+;)+ }
+        others { $($other:ident)+ }
+    ) => {
         /// The address of a function by its exact name.
         fn address(name: &str) -> Option<*mut c_void> {
             let address = match name {
                 $($(stringify!($name) => super::$area::$name as *const (),)+)+
+                $($(stringify!($idle) => super::$near::$idle as *const (),)+)+
                 $(stringify!($other) => others::$other as *const (),)+
                 _ => return None,
             };
@@ -34,9 +51,13 @@ macro_rules! symbols {
             )+
         }
 
-        /// Every symbol that this driver exports.
+        /// Every symbol that this driver exports, with its state and its file.
         #[cfg(test)]
-        const ALL: &[&str] = &[$($(stringify!($name),)+)+ $(stringify!($other),)+];
+        const ALL: &[(&str, State, &str)] = &[
+            $($((stringify!($name), State::Emulated, stringify!($area)),)+)+
+            $($((stringify!($idle), State::Accepted, stringify!($near)),)+)+
+            $((stringify!($other), State::Refused, ""),)+
+        ];
     };
 }
 
@@ -56,27 +77,31 @@ symbols! {
             cuInit cuDriverGetVersion cuDeviceGet cuDeviceGetCount cuDeviceGetName cuDeviceGetUuid
             cuDeviceGetUuid_v2 cuDeviceTotalMem_v2 cuDeviceComputeCapability cuDeviceGetAttribute
             cuDeviceGetProperties cuDeviceGetPCIBusId cuDeviceGetByPCIBusId cuDeviceCanAccessPeer
-            cuDeviceGetExecAffinitySupport cuProfilerStart cuProfilerStop;
+            cuDeviceGetP2PAttribute cuDeviceGetExecAffinitySupport;
         context:
             cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxReset_v2
             cuDevicePrimaryCtxGetState cuDevicePrimaryCtxSetFlags_v2 cuCtxCreate_v2 cuCtxCreate_v3
             cuCtxCreate_v4 cuCtxDestroy_v2 cuCtxSetCurrent cuCtxGetCurrent cuCtxPushCurrent_v2
             cuCtxPopCurrent_v2 cuCtxGetDevice cuCtxGetDevice_v2 cuCtxGetFlags cuCtxSetFlags
-            cuCtxGetId cuCtxGetApiVersion cuCtxSynchronize cuCtxSynchronize_v2 cuCtxGetLimit
-            cuCtxSetLimit cuCtxGetCacheConfig cuCtxSetCacheConfig cuCtxGetSharedMemConfig
-            cuCtxSetSharedMemConfig cuCtxGetStreamPriorityRange cuCtxResetPersistingL2Cache;
+            cuCtxGetId cuCtxGetApiVersion cuCtxSynchronize cuCtxSynchronize_v2 cuCtxEnablePeerAccess
+            cuCtxDisablePeerAccess;
+        limits:
+            cuCtxGetLimit cuCtxSetLimit cuCtxGetCacheConfig cuCtxGetSharedMemConfig
+            cuCtxGetStreamPriorityRange;
         memory:
             cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemAllocAsync cuMemAllocFromPoolAsync
             cuMemFreeAsync cuMemGetInfo_v2 cuMemGetAddressRange_v2;
         pool:
-            cuMemPoolCreate cuMemPoolDestroy cuMemPoolTrimTo cuMemPoolGetAttribute
-            cuMemPoolSetAttribute cuMemPoolSetAccess cuMemPoolGetAccess cuDeviceGetDefaultMemPool
-            cuDeviceGetMemPool cuDeviceSetMemPool;
+            cuMemPoolCreate cuMemPoolDestroy cuMemPoolGetAttribute cuMemPoolSetAttribute
+            cuMemPoolSetAccess cuMemPoolGetAccess cuDeviceGetDefaultMemPool cuDeviceGetMemPool
+            cuDeviceSetMemPool;
         host:
             cuMemAllocHost_v2 cuMemHostAlloc cuMemFreeHost cuMemHostRegister_v2 cuMemHostUnregister
-            cuMemHostGetFlags;
+            cuMemHostGetFlags cuMemHostGetDevicePointer_v2;
+        managed:
+            cuMemAllocManaged;
         pointer:
-            cuPointerGetAttribute cuPointerGetAttributes cuPointerSetAttribute;
+            cuPointerGetAttribute cuPointerGetAttributes;
         copy:
             cuMemcpy cuMemcpyAsync cuMemcpyHtoD_v2 cuMemcpyHtoDAsync_v2 cuMemcpyDtoH_v2
             cuMemcpyDtoHAsync_v2 cuMemcpyDtoD_v2 cuMemcpyDtoDAsync_v2 cuMemcpyPeer cuMemcpyPeerAsync
@@ -93,16 +118,17 @@ symbols! {
             cuLibraryEnumerateKernels cuLibraryGetModule cuLibraryGetGlobal;
         function:
             cuFuncGetAttribute cuKernelGetAttribute cuFuncSetAttribute cuKernelSetAttribute
-            cuFuncSetCacheConfig cuKernelSetCacheConfig cuFuncSetSharedMemConfig cuFuncGetModule
-            cuKernelGetLibrary cuKernelGetFunction cuFuncGetName cuKernelGetName cuFuncGetParamInfo
-            cuKernelGetParamInfo cuFuncGetParamCount cuKernelGetParamCount cuFuncIsLoaded cuFuncLoad;
+            cuFuncGetModule cuKernelGetLibrary cuKernelGetFunction cuFuncGetName cuKernelGetName
+            cuFuncGetParamInfo cuKernelGetParamInfo cuFuncGetParamCount cuKernelGetParamCount
+            cuFuncIsLoaded;
         launch:
             cuLaunchKernel cuLaunchCooperativeKernel cuLaunchKernelEx;
         occupancy:
             cuOccupancyMaxActiveBlocksPerMultiprocessor
             cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
             cuOccupancyAvailableDynamicSMemPerBlock cuOccupancyMaxPotentialBlockSize
-            cuOccupancyMaxPotentialBlockSizeWithFlags cuOccupancyMaxActiveClusters;
+            cuOccupancyMaxPotentialBlockSizeWithFlags cuOccupancyMaxActiveClusters
+            cuOccupancyMaxPotentialClusterSize;
         stream:
             cuStreamCreate cuStreamCreateWithPriority cuStreamDestroy_v2 cuStreamSynchronize
             cuStreamQuery cuStreamGetFlags cuStreamGetPriority cuStreamGetId cuStreamGetCtx
@@ -116,13 +142,30 @@ symbols! {
             cuStreamGetCaptureInfo_v2 cuStreamGetCaptureInfo_v3 cuThreadExchangeStreamCaptureMode;
         graph:
             cuGraphInstantiateWithFlags cuGraphInstantiate_v2 cuGraphInstantiateWithParams
-            cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphUpload cuGraphDestroy
-            cuGraphClone cuGraphGetNodes cuGraphGetRootNodes cuGraphGetEdges cuGraphGetEdges_v2
+            cuGraphExecGetFlags cuGraphExecDestroy cuGraphLaunch cuGraphDestroy cuGraphClone
+            cuGraphGetNodes cuGraphGetRootNodes cuGraphGetEdges cuGraphGetEdges_v2
             cuGraphNodeGetType cuGraphNodeGetDependencies;
         tensor_map:
             cuTensorMapEncodeTiled;
         symbols:
             cuGetProcAddress cuGetProcAddress_v2;
+    }
+    accepted {
+        device:
+            cuProfilerStart cuProfilerStop;
+        limits:
+            cuCtxSetCacheConfig cuCtxSetSharedMemConfig cuCtxResetPersistingL2Cache;
+        pool:
+            cuMemPoolTrimTo;
+        pointer:
+            cuPointerSetAttribute;
+        managed:
+            cuStreamAttachMemAsync cuMemPrefetchAsync cuMemPrefetchAsync_v2 cuMemAdvise
+            cuMemAdvise_v2;
+        function:
+            cuFuncSetCacheConfig cuKernelSetCacheConfig cuFuncSetSharedMemConfig cuFuncLoad;
+        graph:
+            cuGraphUpload;
     }
     others {
         cuArray3DCreate_v2 cuArray3DGetDescriptor_v2 cuArrayCreate_v2 cuArrayDestroy
@@ -130,13 +173,12 @@ symbols! {
         cuArrayGetSparseProperties cuCoredumpDeregisterCompleteCallback
         cuCoredumpDeregisterStartCallback cuCoredumpGetAttribute cuCoredumpGetAttributeGlobal
         cuCoredumpRegisterCompleteCallback cuCoredumpRegisterStartCallback cuCoredumpSetAttribute
-        cuCoredumpSetAttributeGlobal cuCtxAttach cuCtxDetach cuCtxDisablePeerAccess
-        cuCtxEnablePeerAccess cuCtxFromGreenCtx cuCtxGetDevResource cuCtxGetExecAffinity
-        cuCtxRecordEvent cuCtxWaitEvent cuDestroyExternalMemory cuDestroyExternalSemaphore
-        cuDevResourceGenerateDesc cuDevSmResourceSplit cuDevSmResourceSplitByCount
-        cuDeviceGetCliqueCount cuDeviceGetCliqueInfo cuDeviceGetDevResource
-        cuDeviceGetFabricClusterUuid cuDeviceGetGraphMemAttribute cuDeviceGetHostAtomicCapabilities
-        cuDeviceGetLuid cuDeviceGetP2PAtomicCapabilities cuDeviceGetP2PAttribute
+        cuCoredumpSetAttributeGlobal cuCtxAttach cuCtxDetach cuCtxFromGreenCtx cuCtxGetDevResource
+        cuCtxGetExecAffinity cuCtxRecordEvent cuCtxWaitEvent cuDestroyExternalMemory
+        cuDestroyExternalSemaphore cuDevResourceGenerateDesc cuDevSmResourceSplit
+        cuDevSmResourceSplitByCount cuDeviceGetCliqueCount cuDeviceGetCliqueInfo
+        cuDeviceGetDevResource cuDeviceGetFabricClusterUuid cuDeviceGetGraphMemAttribute
+        cuDeviceGetHostAtomicCapabilities cuDeviceGetLuid cuDeviceGetP2PAtomicCapabilities
         cuDeviceGetTexture1DLinearMaxWidth cuDeviceGraphMemTrim cuDeviceRegisterAsyncNotification
         cuDeviceSetGraphMemAttribute cuDeviceUnregisterAsyncNotification
         cuExternalMemoryGetMappedBuffer cuExternalMemoryGetMappedMipmappedArray
@@ -182,35 +224,33 @@ symbols! {
         cuLogicalEndpointGetLimits cuLogicalEndpointIdRelease cuLogicalEndpointIdReserve
         cuLogicalEndpointImport cuLogicalEndpointQuery cuLogicalEndpointUnbind cuLogsCurrent
         cuLogsDumpToFile cuLogsDumpToMemory cuLogsRegisterCallback cuLogsUnregisterCallback
-        cuMemAddressFree cuMemAddressReserve cuMemAdvise cuMemAdvise_v2 cuMemAllocManaged
-        cuMemBatchDecompressAsync cuMemCreate cuMemDiscardAndPrefetchBatchAsync
-        cuMemDiscardBatchAsync cuMemExportToShareableHandle cuMemGetAccess
-        cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle cuMemGetDefaultMemPool
-        cuMemGetHandleForAddressRange cuMemGetLocationInfo cuMemGetMemPool
-        cuMemHostGetDevicePointer_v2 cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync
-        cuMemPoolExportPointer cuMemPoolExportToShareableHandle cuMemPoolImportFromShareableHandle
-        cuMemPoolImportPointer cuMemPrefetchAsync cuMemPrefetchAsync_v2 cuMemPrefetchBatchAsync
-        cuMemRangeGetAttribute cuMemRangeGetAttributes cuMemRelease cuMemRetainAllocationHandle
-        cuMemSetAccess cuMemSetMemPool cuMemUnmap cuMemcpy3DAsync_v2 cuMemcpy3DBatchAsync
-        cuMemcpy3DBatchAsync_v2 cuMemcpy3DPeer cuMemcpy3DPeerAsync cuMemcpy3DWithAttributesAsync
-        cuMemcpy3D_v2 cuMemcpyAtoA_v2 cuMemcpyAtoD_v2 cuMemcpyAtoHAsync_v2 cuMemcpyAtoH_v2
-        cuMemcpyBatchAsync cuMemcpyBatchAsync_v2 cuMemcpyDtoA_v2 cuMemcpyHtoAAsync_v2
-        cuMemcpyHtoA_v2 cuMemcpyWithAttributesAsync cuMipmappedArrayCreate cuMipmappedArrayDestroy
-        cuMipmappedArrayGetLevel cuMipmappedArrayGetMemoryRequirements
-        cuMipmappedArrayGetSparseProperties cuModuleGetSurfRef cuModuleGetTexRef
-        cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2 cuMulticastBindMem
-        cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity cuMulticastUnbind
-        cuOccupancyMaxPotentialClusterSize cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti
-        cuParamSetv cuProfilerInitialize cuSignalExternalSemaphoresAsync cuStreamAttachMemAsync
-        cuStreamBatchMemOp cuStreamBatchMemOp_v2 cuStreamBeginCaptureToCig
-        cuStreamBeginCaptureToGraph cuStreamBeginRecaptureToGraph cuStreamCopyAttributes
-        cuStreamEndCaptureToCig cuStreamGetAttribute cuStreamGetDevResource cuStreamGetGreenCtx
-        cuStreamSetAttribute cuStreamUpdateCaptureDependencies cuStreamUpdateCaptureDependencies_v2
-        cuStreamWaitValue32 cuStreamWaitValue32_v2 cuStreamWaitValue64 cuStreamWaitValue64_v2
-        cuStreamWriteValue32 cuStreamWriteValue32_v2 cuStreamWriteValue64 cuStreamWriteValue64_v2
-        cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray
-        cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide
-        cuTensorMapReplaceAddress cuTexObjectCreate cuTexObjectDestroy cuTexObjectGetResourceDesc
+        cuMemAddressFree cuMemAddressReserve cuMemBatchDecompressAsync cuMemCreate
+        cuMemDiscardAndPrefetchBatchAsync cuMemDiscardBatchAsync cuMemExportToShareableHandle
+        cuMemGetAccess cuMemGetAllocationGranularity cuMemGetAllocationPropertiesFromHandle
+        cuMemGetDefaultMemPool cuMemGetHandleForAddressRange cuMemGetLocationInfo cuMemGetMemPool
+        cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync cuMemPoolExportPointer
+        cuMemPoolExportToShareableHandle cuMemPoolImportFromShareableHandle cuMemPoolImportPointer
+        cuMemPrefetchBatchAsync cuMemRangeGetAttribute cuMemRangeGetAttributes cuMemRelease
+        cuMemRetainAllocationHandle cuMemSetAccess cuMemSetMemPool cuMemUnmap cuMemcpy3DAsync_v2
+        cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_v2 cuMemcpy3DPeer cuMemcpy3DPeerAsync
+        cuMemcpy3DWithAttributesAsync cuMemcpy3D_v2 cuMemcpyAtoA_v2 cuMemcpyAtoD_v2
+        cuMemcpyAtoHAsync_v2 cuMemcpyAtoH_v2 cuMemcpyBatchAsync cuMemcpyBatchAsync_v2
+        cuMemcpyDtoA_v2 cuMemcpyHtoAAsync_v2 cuMemcpyHtoA_v2 cuMemcpyWithAttributesAsync
+        cuMipmappedArrayCreate cuMipmappedArrayDestroy cuMipmappedArrayGetLevel
+        cuMipmappedArrayGetMemoryRequirements cuMipmappedArrayGetSparseProperties cuModuleGetSurfRef
+        cuModuleGetTexRef cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindAddr_v2
+        cuMulticastBindMem cuMulticastBindMem_v2 cuMulticastCreate cuMulticastGetGranularity
+        cuMulticastUnbind cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti cuParamSetv
+        cuProfilerInitialize cuSignalExternalSemaphoresAsync cuStreamBatchMemOp
+        cuStreamBatchMemOp_v2 cuStreamBeginCaptureToCig cuStreamBeginCaptureToGraph
+        cuStreamBeginRecaptureToGraph cuStreamCopyAttributes cuStreamEndCaptureToCig
+        cuStreamGetAttribute cuStreamGetDevResource cuStreamGetGreenCtx cuStreamSetAttribute
+        cuStreamUpdateCaptureDependencies cuStreamUpdateCaptureDependencies_v2 cuStreamWaitValue32
+        cuStreamWaitValue32_v2 cuStreamWaitValue64 cuStreamWaitValue64_v2 cuStreamWriteValue32
+        cuStreamWriteValue32_v2 cuStreamWriteValue64 cuStreamWriteValue64_v2 cuSurfObjectCreate
+        cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray cuSurfRefSetArray
+        cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide cuTensorMapReplaceAddress
+        cuTexObjectCreate cuTexObjectDestroy cuTexObjectGetResourceDesc
         cuTexObjectGetResourceViewDesc cuTexObjectGetTextureDesc cuTexRefCreate cuTexRefDestroy
         cuTexRefGetAddressMode cuTexRefGetAddress_v2 cuTexRefGetArray cuTexRefGetBorderColor
         cuTexRefGetFilterMode cuTexRefGetFlags cuTexRefGetFormat cuTexRefGetMaxAnisotropy
@@ -300,59 +340,4 @@ pub(super) extern "C" fn cuGetProcAddress_v2(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    /// The names in the calls of `load` in `src/driver/sys/mod.rs` of that release, sorted.
-    const CUDARC: &str = include_str!("../../tests/support/cudarc-0.19.10-symbols.txt");
-
-    #[test]
-    fn every_symbol_of_cudarc_is_listed_once() {
-        let ours: BTreeSet<&str> = ALL.iter().copied().collect();
-        let missing: Vec<&str> = CUDARC.lines().filter(|name| !ours.contains(name)).collect();
-        assert!(missing.is_empty(), "{missing:?}");
-        assert_eq!(ours.len(), ALL.len());
-        assert!(CUDARC.lines().count() > 500);
-    }
-
-    #[test]
-    fn a_plain_name_means_the_variant_of_the_callers_version() {
-        #[rustfmt::skip]
-        let cases = [
-            ("cuInit", 12_000, Some("cuInit")),
-            ("cuMemAlloc", 4_000, Some("cuMemAlloc_v2")),
-            ("cuMemAlloc_v2", 4_000, Some("cuMemAlloc_v2")),
-            ("cuCtxCreate", 11_000, Some("cuCtxCreate_v2")),
-            ("cuCtxCreate", 11_080, Some("cuCtxCreate_v3")),
-            ("cuCtxCreate", 13_000, Some("cuCtxCreate_v4")),
-            ("cuEventElapsedTime", 12_000, Some("cuEventElapsedTime")),
-            ("cuLaunchHostFunc", 13_000, Some("cuLaunchHostFunc")),
-            ("cuNothing", 13_000, None),
-            ("", 13_000, None),
-        ];
-        for (symbol, version, expected) in cases {
-            assert_eq!(
-                lookup(symbol, version),
-                expected.and_then(address),
-                "{symbol} {version}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_late_is_exported() {
-        for (name, _) in SINCE {
-            assert!(address(name).is_some(), "{name}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_emulated_says_its_name() {
-        let code = others::cuTexObjectCreate();
-        assert_eq!(code, code::NOT_SUPPORTED);
-        let text = super::super::error::last_text(code);
-        assert_eq!(text, "cuTexObjectCreate is not emulated");
-    }
-}
+mod tests;

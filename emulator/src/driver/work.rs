@@ -9,6 +9,7 @@ use super::error::{Error, Result, code};
 use super::ffi::{Handle, HostPtr, lock};
 use super::launch::Launch;
 use super::memset::Fill;
+use super::settings::config;
 use super::state::Driver;
 use super::stream::{Stream, stream};
 
@@ -79,7 +80,14 @@ pub(super) fn submit_to(driver: &Driver, stream: &Stream, work: Work) -> Result<
     captures.check_implicit(stream)?;
     drop(captures);
     let _turn = lock(&stream.turn);
-    work.run(driver)
+    match work.run(driver) {
+        Err(fault) if fault.is_fault && config()?.sticky => {
+            // The launch is queued, and what comes later learns what became of it.
+            driver.contexts.get(stream.context)?.fail(fault);
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Gives a host function to a stream.

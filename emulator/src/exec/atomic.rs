@@ -6,8 +6,10 @@ use half::{bf16, f16};
 
 use super::context::{Context, Done, Trouble, count_global, lanes, resolve};
 use super::float::flush_if;
+use super::global::{self, Effect, Reach};
 use super::memory::addresses;
 use super::registers::LANES;
+use super::together::Pattern;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ir::{Atomic, AtomicOp, Scalar, Space};
@@ -156,11 +158,25 @@ pub(super) fn run(
         (1 << (8 * bytes)) - 1
     };
     let mut out = [0u64; LANES];
-    let mut global = 0u32;
+    let (mut at, mut shared) = (at, 0u32);
     for lane in lanes(active) {
         let (space, address) = match atomic.space {
             Space::Generic => resolve(at[lane]),
             space => (space, at[lane]),
+        };
+        at[lane] = address;
+        shared |= u32::from(space == Space::Shared) << lane;
+    }
+    let global = active & !shared;
+    let parts = [(Space::Global, global), (Space::Shared, shared)];
+    let turns = parts.map(|(space, mask)| {
+        let turn = (mask != 0).then(|| global::turn(context, space, atomic.order));
+        turn.flatten()
+    });
+    for lane in lanes(active) {
+        let (space, address) = match shared >> lane & 1 {
+            0 => (Space::Global, at[lane]),
+            _ => (Space::Shared, at[lane]),
         };
         let (value, second) = (values[lane] & keep, seconds[lane] & keep);
         // sums of f32 in global memory flush subnormals, those in shared memory do not
@@ -186,13 +202,31 @@ pub(super) fn run(
             context.store_shared(by, address, &update(old).to_le_bytes()[..bytes])?;
             old
         } else {
-            global |= 1 << lane;
             global_update(context, lane as u32, address, bytes, update)?
         };
     }
+    for ((space, mask), turn) in parts.into_iter().zip(turns) {
+        let reach = Reach {
+            at: &at,
+            mask,
+            bytes,
+            effect: match atomic.reads {
+                true => Effect::Update,
+                false => Effect::Reduce,
+            },
+            order: atomic.order,
+        };
+        global::access(warp, context, turn, space, reach)?;
+    }
     context.report.atomics += u64::from(active.count_ones());
     if global != 0 {
-        count_global(&mut context.report.global_stores, &at, global, bytes as u64);
+        count_global(
+            &mut context.report.global_stores,
+            &at,
+            global,
+            bytes as u64,
+            Pattern::Any,
+        );
     }
     match atomic.result {
         Some(slot) if wide => warp.registers.put(active, slot, out),

@@ -1,13 +1,15 @@
 //! The tensor-core product with AVX2: what `matrix.rs` says in plain loops, eight columns at a time.
 
 use std::arch::x86_64::{
-    __m256, _mm_loadu_si128, _mm256_broadcast_ss, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps,
-    _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    __m128, __m256, _mm_loadu_ps, _mm_loadu_si128, _mm_storeu_ps, _mm256_broadcast_ss,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_permute2f128_ps, _mm256_set_m128,
+    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps,
+    _mm256_unpacklo_ps,
 };
 
 use super::registers::{LANES, Registers};
-use crate::ir::{Mma, Scalar, Slot};
+use crate::ir::{Mma, Scalar};
 
 const TILE: usize = 8;
 
@@ -65,6 +67,8 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
         let words = r.row(mma.b[step]);
         *columns = transpose(ORDER.map(|n| row(words, n, mma.kind)));
     }
+    // D may lie in registers of A, B or C
+    let mut out = [[0u32; LANES]; 4];
     for half in 0..2 {
         let mut a = [[0f32; TILE * TILE]; 2];
         for (step, tile) in a.iter_mut().enumerate().take(steps) {
@@ -79,28 +83,47 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
                 };
             }
         }
-        let (even, odd): (Slot, Slot) = (2 * half as Slot, 2 * half as Slot + 1);
-        for index in 0..TILE {
-            let mut vector = [0u32; TILE];
-            vector[..4].copy_from_slice(&r.row(mma.c[usize::from(even)])[4 * index..4 * index + 4]);
-            vector[4..].copy_from_slice(&r.row(mma.c[usize::from(odd)])[4 * index..4 * index + 4]);
-            // SAFETY: `vector` is eight words long, and any bits are a float.
-            let mut sum = unsafe { _mm256_loadu_ps(vector.as_ptr().cast()) };
-            for step in 0..steps {
-                for k in 0..TILE {
-                    sum = _mm256_fmadd_ps(
-                        _mm256_broadcast_ss(&a[step][TILE * index + k]),
-                        b[step][k],
-                        sum,
-                    );
+        let (even, odd) = (2 * half, 2 * half + 1);
+        let (c_even, c_odd) = (r.row(mma.c[even]), r.row(mma.c[odd]));
+        let mut sums = [_mm256_setzero_ps(); TILE];
+        for (index, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm256_set_m128(four(c_odd, index), four(c_even, index));
+        }
+        // all rows at once: the host adds several while one waits for its last sum
+        for (a, b) in a.iter().zip(&b).take(steps) {
+            for (k, &column) in b.iter().enumerate() {
+                for (index, sum) in sums.iter_mut().enumerate() {
+                    let element = _mm256_broadcast_ss(&a[TILE * index + k]);
+                    *sum = _mm256_fmadd_ps(element, column, *sum);
                 }
             }
-            // SAFETY: `vector` is eight words long.
-            unsafe { _mm256_storeu_ps(vector.as_mut_ptr().cast(), sum) };
-            r.row_mut(mma.d[usize::from(even)])[4 * index..4 * index + 4]
-                .copy_from_slice(&vector[..4]);
-            r.row_mut(mma.d[usize::from(odd)])[4 * index..4 * index + 4]
-                .copy_from_slice(&vector[4..]);
+        }
+        for (index, &sum) in sums.iter().enumerate() {
+            let low = _mm256_castps256_ps128(sum);
+            set_four(&mut out[even], index, low);
+            let high = _mm256_extractf128_ps::<1>(sum);
+            set_four(&mut out[odd], index, high);
         }
     }
+    for (&slot, words) in mma.d.iter().zip(&out) {
+        *r.row_mut(slot) = *words;
+    }
+}
+
+/// Words 4 i to 4 i + 3 of a row, as floats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn four(words: &[u32; LANES], index: usize) -> __m128 {
+    let four = &words[4 * index..4 * index + 4];
+    // SAFETY: `four` is four words long, and any bits are a float.
+    unsafe { _mm_loadu_ps(four.as_ptr().cast()) }
+}
+
+/// Sets words 4 i to 4 i + 3 of a row.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn set_four(words: &mut [u32; LANES], index: usize, values: __m128) {
+    let four = &mut words[4 * index..4 * index + 4];
+    // SAFETY: `four` is four words long.
+    unsafe { _mm_storeu_ps(four.as_mut_ptr().cast(), values) };
 }

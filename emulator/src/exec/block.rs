@@ -1,13 +1,15 @@
 //! A block: its warps in turn, its barriers, and the words for what goes wrong.
 
+use super::Shared;
 use super::context::{Context, Trouble};
 use super::interpret;
 use super::registers::LANES;
+use super::schedule::Random;
 use super::warp::{State, Stop, Warp};
-use super::{Random, Shared};
 use super::{bulk, wgmma};
 use crate::fault::{Fault, FaultKind, Site};
 use crate::ir::{BarrierKind, Pc};
+use crate::race::Unordered;
 use crate::report::Report;
 use std::sync::atomic::Ordering;
 
@@ -74,24 +76,13 @@ impl<'l> Block<'l> {
 
     /// Begins cluster number `index` of the grid, which is a block where there are none.
     pub(super) fn start(&mut self, index: u64) {
-        let cluster = self.shared.cluster;
         let grid = self.shared.launch.grid;
-        let [cx, cy, _]: [u64; 3] = std::array::from_fn(|axis| (grid[axis] / cluster[axis]).into());
         self.index = index;
-        let corner = [
-            (index % cx) as u32 * cluster[0],
-            (index / cx % cy) as u32 * cluster[1],
-            (index / cx / cy) as u32 * cluster[2],
-        ];
-        for (rank, place) in (0..).zip(&mut self.places) {
-            *place = [
-                corner[0] + rank % cluster[0],
-                corner[1] + rank / cluster[0] % cluster[1],
-                corner[2] + rank / cluster[0] / cluster[1],
-            ];
+        for (rank, place) in self.places.iter_mut().enumerate() {
+            *place = self.shared.place(index, rank as u32);
         }
         self.gates.fill([Gate::default(); BARRIERS]);
-        self.context.reset();
+        self.context.reset(index);
         self.timeouts = (0, 0, 0);
         self.random = Random::new(self.shared.options.schedule, index * 64);
         for warp in &mut self.warps {
@@ -106,12 +97,18 @@ impl<'l> Block<'l> {
         self.index
     }
 
+    /// Strong reads of memory so far: who waits for another block does nothing else for long.
+    pub(super) fn polls(&self) -> u64 {
+        self.context.polls
+    }
+
     /// The counters of all blocks that ran here.
     pub(super) fn into_report(self) -> Report {
         let mut report = self.context.report;
         for (&count, &class) in self.context.issued.iter().zip(&self.context.body.classes) {
             report.instructions[class as usize] += count;
         }
+        report.mma_multiply_adds = report.mma.iter().sum();
         report
     }
 
@@ -121,7 +118,12 @@ impl<'l> Block<'l> {
             let mut progress = false;
             let mut sliced = false;
             let mut only_sliced = true;
-            for at in 0..self.warps.len() {
+            let count = self.warps.len();
+            let first = self
+                .random
+                .next()
+                .map_or(0, |random| random as usize % count);
+            for at in (first..count).chain(0..first) {
                 let warp = &mut self.warps[at];
                 if !matches!(warp.state, State::Running)
                     || warp.gave_way == Some(self.context.changes)
@@ -143,7 +145,7 @@ impl<'l> Block<'l> {
                 only_sliced &= matches!(stop, Ok(Stop::Slice));
                 match stop {
                     Err(trouble) => return Err(self.fault(at, *trouble)),
-                    Ok(Stop::Exited) => self.exit(at),
+                    Ok(Stop::Exited) => self.exit(at)?,
                     Ok(stop @ (Stop::Polled | Stop::Retry)) => {
                         self.warps[at].gave_way = Some(self.context.changes);
                         self.warps[at].polls = matches!(stop, Stop::Polled);
@@ -195,6 +197,7 @@ impl<'l> Block<'l> {
             warp.lacks_cluster = 0;
         }
         self.context.gate.open();
+        self.context.detector.open_gate();
         self.context.cluster_phase += 1;
         self.context.changes += 1;
     }
@@ -211,14 +214,32 @@ impl<'l> Block<'l> {
         Err(self.fault(at, *Trouble::new(FaultKind::Timeout, None, message)))
     }
 
-    fn exit(&mut self, at: usize) {
+    fn exit(&mut self, at: usize) -> Result<(), Box<Fault>> {
         self.warps[at].state = State::Exited;
         let block = self.warps[at].block;
         let mut warps = self.warps[block * self.size..][..self.size].iter();
         if warps.all(|warp| matches!(warp.state, State::Exited)) {
             self.context.exited[block] = true;
             self.context.changes += 1;
+            self.check_reach(block)?;
         }
+        Ok(())
+    }
+
+    /// A block has exited: nobody may be able to reach into its memory later, had it been faster.
+    fn check_reach(&mut self, block: usize) -> Result<(), Box<Fault>> {
+        if self.places.len() == 1 {
+            return Ok(());
+        }
+        let Some(stray) = self.context.detector.stray(block) else {
+            return Ok(());
+        };
+        self.warps[stray.warp].at = stray.pc;
+        let message = format!(
+            "reaches into shared memory of block {block} of the cluster, which has exited since: nothing makes it wait"
+        );
+        let trouble = Trouble::new(FaultKind::Race, stray.lane, message);
+        Err(self.fault(stray.warp, *trouble))
     }
 
     /// No warp can go on: something under way ends, or a warp that polls stops waiting. False if there is nothing of the
@@ -260,7 +281,7 @@ impl<'l> Block<'l> {
         for (at, group) in self.context.warpgroups.iter().enumerate() {
             if let Some(late) = group.straggler() {
                 let at = at / groups * self.size + at % groups * wgmma::WARPS + late;
-                let message = "the block ends, and this warp has executed fewer wgmma instructions than others of its warpgroup";
+                let message = "the block ends, and this warp has executed fewer instructions of its warpgroup than others";
                 return Err(self.fault(at, *Trouble::new(FaultKind::Divergence, None, message)));
             }
         }
@@ -386,11 +407,7 @@ impl<'l> Block<'l> {
         let program = self.shared.launch.module.program();
         Site {
             ptx_line: origin.ptx,
-            instruction: body
-                .texts
-                .get(pc as usize)
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            instruction: body.texts.get(pc).into(),
             source: program
                 .file(origin.file)
                 .map(|file| (file.to_string(), origin.source)),
@@ -400,6 +417,7 @@ impl<'l> Block<'l> {
     fn fault(&self, at: usize, trouble: Trouble) -> Box<Fault> {
         let warp = &self.warps[at];
         let lane = trouble.lane.unwrap_or_else(|| warp.live.trailing_zeros()) as usize % LANES;
+        let unordered = (trouble.unordered).map(|other| self.other_side(other));
         let other = trouble.conflict.map(|conflict| {
             let what = match (conflict.object, conflict.pending, conflict.write) {
                 (true, ..) => "the initialisation",
@@ -425,8 +443,32 @@ impl<'l> Block<'l> {
             thread: Some((self.places[warp.block], warp.threads[lane])),
             site: Some(self.site(warp.at).into()),
             message: trouble.message,
-            others: other.into_iter().collect(),
+            others: other.or(unordered).into_iter().collect(),
         })
+    }
+
+    /// The words for the other access of a race on global memory.
+    fn other_side(&self, other: Unordered) -> String {
+        let what = if other.write { "write" } else { "read" };
+        let (rank, number) = (other.warp / self.size, other.warp % self.size);
+        let place = match other.unit {
+            Some(unit) => self.shared.place(unit.into(), rank as u32),
+            None => self.places[rank],
+        };
+        let [bx, by, bz] = place;
+        let who = match other.lane {
+            Some(lane) => {
+                let [x, y, z] = self.shared.thread(number * LANES + lane as usize);
+                format!("thread ({x}, {y}, {z})")
+            }
+            None => format!("warp {number}"),
+        };
+        let site = self.site(other.pc);
+        if other.unit.is_some() || self.places.len() > 1 {
+            format!("the {what} by block ({bx}, {by}, {bz}), {who} at {site}")
+        } else {
+            format!("the {what} by {who} at {site}")
+        }
     }
 
     /// Every warp waits or has exited, and no barrier opened.

@@ -7,6 +7,7 @@
 use super::atomic;
 use super::context::{Context, Done, Trouble, lanes, refused};
 use super::copy;
+use super::global::{self, By, Effect};
 use super::mbarrier;
 use super::memory::addresses;
 use super::reads::Read;
@@ -131,6 +132,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
         match bulk.route {
             Route::Load => {
                 let (bytes, valid) = context.read_global(lane as u32, from, size)?;
+                global::judge_range(context, By::at(warp), lane, (from, size), Effect::Read)?;
                 let data = Data {
                     bytes,
                     valid,
@@ -140,17 +142,20 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
                 load(warp, context, bulk, lane, data, &targets)?;
             }
             Route::Across => {
-                let at = context.shared_place(lane as u32, from, size, false)?;
+                let at = context.shared_place((warp.at, lane as u32), from, size, false)?;
                 let read = read_shared(warp, context, lane, vec![(at, size)])?;
                 let data = Data {
                     bytes: context.shared[at..at + size].to_vec(),
                     valid: vec![true; size],
-                    pieces: vec![(context.shared_place(lane as u32, to, size, true)?, size)],
+                    pieces: vec![(
+                        context.shared_place((warp.at, lane as u32), to, size, true)?,
+                        size,
+                    )],
                 };
                 begin(warp, context, bulk, lane, data, Some(read), reduce)?;
             }
             Route::Store => {
-                let at = context.shared_place(lane as u32, from, size, false)?;
+                let at = context.shared_place((warp.at, lane as u32), from, size, false)?;
                 context.check_global(lane as u32, to, size, true)?;
                 let read = read_shared(warp, context, lane, vec![(at, size)])?;
                 let writes = vec![(to, context.shared[at..at + size].to_vec())];
@@ -173,7 +178,7 @@ pub(super) fn load(
 ) -> Done {
     let Some(mask) = bulk.multicast else {
         for &(address, size) in targets {
-            let place = context.shared_place(lane as u32, address, size, true)?;
+            let place = context.shared_place((warp.at, lane as u32), address, size, true)?;
             data.pieces.push((place, size));
         }
         return begin(warp, context, bulk, lane, data, None, None);
@@ -188,7 +193,7 @@ pub(super) fn load(
         data.pieces.clear();
         for &(address, size) in targets {
             let address = context.address_in(rank, address);
-            let place = context.shared_place(lane as u32, address, size, true)?;
+            let place = context.shared_place((warp.at, lane as u32), address, size, true)?;
             data.pieces.push((place, size));
         }
         begin_at(warp, context, bulk, lane, data.clone(), Some(rank))?;
@@ -237,7 +242,7 @@ fn push(
     read: Option<Read>,
     reduce: Option<Reduce>,
 ) -> Done {
-    mbarrier::check(warp, context, mbarrier, lane)?;
+    mbarrier::check_shown(warp, context, mbarrier, lane)?;
     let by = mbarrier::accessor(warp, lane);
     for &(at, size) in &data.pieces {
         if let Err(refusal) = context.detector.issue_write(at, size, by) {
@@ -298,7 +303,7 @@ pub(super) fn wait(
 ) -> Done {
     let mut stores = std::mem::take(&mut warp.stores.pending);
     context.detector.agent_period();
-    let lane = AgentLane::of_stores(warp.index);
+    let (index, lane) = (warp.index, AgentLane::of_stores(warp.index));
     let mut ended = Ok(());
     stores.retain_mut(|store| {
         let committed = u64::from(warp.stores.committed[store.lane]);
@@ -311,7 +316,7 @@ pub(super) fn wait(
             context.end_read(read, lane);
         }
         if !read_only {
-            ended = write(context, store);
+            ended = write(context, index, store);
         }
         read_only
     });
@@ -321,9 +326,15 @@ pub(super) fn wait(
 }
 
 /// Writes what a store has read.
-fn write(context: &mut Context<'_>, store: &Store) -> Done {
+fn write(context: &mut Context<'_>, warp: usize, store: &Store) -> Done {
     let lane = store.lane as u32;
+    let by = By { warp, pc: store.pc };
+    let effect = match store.reduce {
+        None => Effect::Write,
+        Some(_) => Effect::Reduce,
+    };
     for (address, bytes) in &store.writes {
+        global::judge_range(context, by, store.lane, (*address, bytes.len()), effect)?;
         match store.reduce {
             None => context.write_global(lane, *address, bytes)?,
             Some((op, kind)) => {
@@ -348,7 +359,7 @@ fn little_endian(bytes: &[u8]) -> u64 {
 pub(super) fn flush(warp: &mut Warp, context: &mut Context<'_>) -> Done {
     for store in std::mem::take(&mut warp.stores.pending) {
         warp.at = store.pc;
-        write(context, &store)?;
+        write(context, warp.index, &store)?;
     }
     Ok(())
 }
@@ -381,14 +392,26 @@ pub(super) fn copy_arrive(
     Ok(())
 }
 
+/// The oldest arrival that waits for copies of the thread of number `at`: each tells of all copies before it, so that what
+/// a later one ends, an earlier one has to have told of.
+fn first_of_thread(pending: &[Pending], at: usize) -> usize {
+    let thread = (pending[at].warp, pending[at].lane);
+    let of_thread = |other: &Pending| {
+        matches!(other.what, What::Copies { .. }) && (other.warp, other.lane) == thread
+    };
+    pending.iter().position(of_thread).unwrap_or(at)
+}
+
 /// Ends one of the things under way: number `at` of the list.
 pub(super) fn complete(context: &mut Context<'_>, warps: &mut [Warp], at: usize) -> Done {
+    let at = match context.pending[at].what {
+        What::Copies { .. } => first_of_thread(&context.pending, at),
+        _ => at,
+    };
     let pending = context.pending.remove(at);
     context.detector.agent_period();
-    let (lane, agent) = (
-        pending.lane as usize,
-        AgentLane::of_mbarrier(pending.mbarrier),
-    );
+    let lane = pending.lane as usize;
+    let agent = mbarrier::told(context, pending.mbarrier, lane)?.agent;
     match pending.what {
         What::Copies { until } => {
             copy::finish(&mut warps[pending.warp], context, lane, until, agent);

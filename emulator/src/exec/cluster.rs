@@ -48,6 +48,7 @@ pub(super) fn arrive(
     warp.at_cluster_barrier |= active;
     warp.lacks_cluster |= active;
     context.gate.arrived = true;
+    context.detector.arrive_at_gate(warp.index);
     context.report.barriers += 1;
     if releases {
         let gathered = &mut context.gate.gathered;

@@ -1,12 +1,16 @@
 //! What a block runs with: its memories, the race detector and the counters.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
+use super::Forgiven;
 use super::Shared as Launching;
 use super::bulk::Pending;
 use super::cluster::Gate;
+use super::global::exhausted;
 use super::mbarrier::{self, Mbarrier};
+use super::registers::LANES;
 use super::traffic::count_range;
 pub(super) use super::traffic::{count_global, count_shared};
 use super::warp::Warp;
@@ -14,7 +18,7 @@ use super::wgmma::{self, Warpgroup};
 use crate::fault::FaultKind;
 use crate::ir::{Body, Code, Pc, Space};
 use crate::memory::{Allocation, Allocations, INITIALISED, READ, WRITTEN};
-use crate::race::{Accessor, Conflict, Detector, Refusal};
+use crate::race::{Accessor, Conflict, Detector, Flags, Refusal, Unordered};
 use crate::report::Report;
 
 /// Generic addresses of the windows into the memories of a block and of a thread.
@@ -34,8 +38,10 @@ pub(super) struct Trouble {
     /// `None` if the warp as a whole made it.
     pub lane: Option<u32>,
     pub message: String,
-    /// The other access of a race.
+    /// The other access of a race on shared memory.
     pub conflict: Option<Conflict>,
+    /// The other access of a race on global memory.
+    pub unordered: Option<Unordered>,
 }
 
 impl Trouble {
@@ -49,6 +55,7 @@ impl Trouble {
             lane: lane.into(),
             message: message.into(),
             conflict: None,
+            unordered: None,
         })
     }
 }
@@ -80,19 +87,25 @@ pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
 pub(super) struct Context<'l> {
     pub body: &'l Body,
     allocations: &'l Allocations,
+    /// Races on global memory are judged.
+    pub judges: bool,
+    /// What strong accesses of the launch leave beside global memory.
+    pub flags: &'l Mutex<Flags>,
     /// The allocation that served last: neighbours in time are neighbours in space.
-    last: Option<&'l Allocation>,
+    pub last: Option<&'l Allocation>,
     pub params: &'l [u8],
     /// The shared memory of all blocks of the cluster, [`Context::stride`] apart.
     pub shared: Vec<u8>,
     /// Bytes of one block's shared memory, and from the start of one to the next.
-    block_bytes: usize,
+    pub block_bytes: usize,
     stride: usize,
     /// Where the memory of the block begins whose warp runs.
-    own: usize,
+    pub own: usize,
     pub detector: Detector,
     /// mbarriers by where they lie in `shared`.
     pub mbarriers: BTreeMap<usize, Mbarrier>,
+    /// mbarriers that were initialised in each block.
+    pub initialised: Vec<u32>,
     /// Ends of the cluster's barrier when a fence.mbarrier_init showed an mbarrier to the cluster.
     pub init_fences: BTreeMap<usize, u64>,
     /// Times that the barrier of the cluster has opened.
@@ -104,15 +117,21 @@ pub(super) struct Context<'l> {
     pub changes: u64,
     /// Blocks whose warps have all exited.
     pub exited: Vec<bool>,
-    /// Registers a thread of each warp, where setmaxnreg said so, and the most that a block has.
+    /// Registers a thread of each warp: `.maxnreg`, then what setmaxnreg said; 0 where nothing did.
     pub registers: Vec<u32>,
     /// Warps of one block, and the warpgroups of all.
     pub block_warps: usize,
     pub warpgroups: Vec<Warpgroup>,
-    pub register_limit: u32,
+    /// Registers of a block, and whether the kernel says how many.
+    pub register_pool: (u32, bool),
+    /// What a warp has of them at its start.
+    start_registers: u32,
     /// Times each operation was issued, a warp at a time.
+    pub forgiven: Forgiven,
     pub issued: Vec<u64>,
     pub report: Report,
+    /// Strong reads of global memory, where threads order themselves by them.
+    pub polls: u64,
     /// Instructions of this block, for clocks.
     pub clock: u64,
 }
@@ -123,44 +142,61 @@ impl<'l> Context<'l> {
         let body = &launch.kernel.body;
         let block_bytes = launch.kernel.shared_bytes(launch.launch.dynamic_shared) as usize;
         let stride = block_bytes.next_multiple_of(16);
+        let start_registers = launch.kernel.registers.unwrap_or(0);
+        let detector =
+            Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy);
+        let detector = match body.synchronises {
+            true => detector.synchronising(),
+            false => detector,
+        };
         Context {
             body,
             allocations: launch.allocations,
+            judges: launch.options.global_races,
+            flags: &launch.flags,
             last: None,
             params: launch.launch.params,
             shared: vec![0; blocks * stride],
             block_bytes,
             stride,
             own: 0,
-            detector: Detector::cluster(blocks, stride, body.shared_grain, warps, body.async_proxy),
+            detector,
             mbarriers: BTreeMap::new(),
+            initialised: vec![0; blocks],
             init_fences: BTreeMap::new(),
             cluster_phase: 0,
             gate: Gate::default(),
             pending: Vec::new(),
             changes: 0,
             exited: vec![false; blocks],
-            registers: vec![0; blocks * warps],
+            registers: vec![start_registers; blocks * warps],
             block_warps: warps,
             warpgroups: warpgroups(blocks, warps),
-            register_limit: launch.device.registers_per_block,
+            register_pool: match launch.kernel.registers {
+                Some(each) => (each * (warps * LANES) as u32, true),
+                None => (launch.device.registers_per_block, false),
+            },
+            start_registers,
+            forgiven: launch.options.forgiven,
             issued: vec![0; body.ops.len()],
             report: Report::default(),
+            polls: 0,
             clock: 0,
         }
     }
 
-    /// Forgets the blocks that ran here.
-    pub(super) fn reset(&mut self) {
-        self.detector.reset();
+    /// Forgets the blocks that ran here; the next are number `unit` of the grid.
+    pub(super) fn reset(&mut self, unit: u64) {
+        self.detector.reset(unit as u32);
         self.mbarriers.clear();
+        self.initialised.fill(0);
         self.init_fences.clear();
         self.cluster_phase = 0;
         self.gate = Gate::default();
         self.pending.clear();
         self.changes = 0;
         self.exited.fill(false);
-        self.registers.fill(0);
+        self.registers.fill(self.start_registers);
         self.warpgroups = warpgroups(self.exited.len(), self.block_warps);
         self.clock = 0;
     }
@@ -170,20 +206,29 @@ impl<'l> Context<'l> {
         self.own = rank * self.stride;
     }
 
+    /// The block that a byte of the cluster's shared memory belongs to.
+    pub(super) fn block_at(&self, at: usize) -> usize {
+        at / self.stride.max(1)
+    }
+
     /// The offset in its block of a byte of the cluster's shared memory.
     pub(super) fn offset_in_block(&self, at: usize) -> usize {
         at % self.stride.max(1)
     }
 
-    /// `fence.mbarrier_init`: the mbarriers that these lanes have initialised, or have seen initialised, are shown to
-    /// all that the barrier of the cluster lets go on from here.
-    pub(super) fn fence_init(&mut self, warp: &Warp, active: u32) {
-        for &at in self.mbarriers.keys() {
+    /// A fence shows the async proxy the mbarriers that these lanes have initialised, or have seen initialised. With
+    /// `cluster`, as `fence.mbarrier_init` does, all that the barrier of the cluster lets go on from here see them too.
+    pub(super) fn show_mbarriers(&mut self, warp: &Warp, active: u32, cluster: bool) {
+        for (&at, barrier) in &mut self.mbarriers {
+            if barrier.shown && !cluster {
+                continue;
+            }
             let seen = lanes(active).any(|lane| {
                 let by = mbarrier::accessor(warp, lane);
                 self.detector.use_object(at, by).is_ok()
             });
-            if seen {
+            barrier.shown |= seen;
+            if seen && cluster {
                 self.init_fences.entry(at).or_insert(self.cluster_phase);
             }
         }
@@ -196,7 +241,7 @@ impl<'l> Context<'l> {
     /// An instruction and its line, for a message.
     pub(super) fn place(&self, pc: Pc) -> String {
         let line = self.body.origins[pc as usize].ptx;
-        format!("PTX line {line}: {}", self.body.texts[pc as usize])
+        format!("PTX line {line}: {}", self.body.texts.get(pc))
     }
 
     /// What an instruction is called that works on shared memory by itself.
@@ -236,7 +281,21 @@ impl<'l> Context<'l> {
         Ok(unsafe { (allocation.data.add(offset), allocation.state.add(offset)) })
     }
 
-    fn find(&mut self, lane: u32, address: u64, bytes: u64, write: bool) -> Done<&'l Allocation> {
+    /// The allocation that a byte lies in.
+    pub(super) fn holder(&mut self, address: u64) -> Option<&'l Allocation> {
+        let hit = self
+            .last
+            .filter(|a| address >= a.base && address - a.base < a.bytes);
+        hit.or_else(|| self.allocations.find(address, 1).ok())
+    }
+
+    pub(super) fn find(
+        &mut self,
+        lane: u32,
+        address: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Done<&'l Allocation> {
         match self.allocations.find(address, bytes) {
             Ok(allocation) => {
                 allocation.touched.store(true, Ordering::Relaxed);
@@ -254,11 +313,10 @@ impl<'l> Context<'l> {
 
     /// A warp has synchronised: what its lanes do next comes after what they did before.
     pub(super) fn new_period(&mut self, warp: usize) -> Done {
-        if self.detector.warp_sync(warp) {
-            return Ok(());
+        match self.detector.warp_sync(warp) {
+            true => Ok(()),
+            false => Err(exhausted()),
         }
-        let message = "more synchronisations than the race detector can tell apart in one block";
-        Err(Trouble::new(FaultKind::Divergence, None, message))
     }
 
     /// Reads global bytes of one lane.
@@ -303,12 +361,12 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn shared_offset(
         &self,
-        lane: u32,
+        (pc, lane): (Pc, u32),
         address: u64,
         bytes: usize,
         write: bool,
     ) -> Done<usize> {
-        let at = self.shared_place(lane, address, bytes, write)?;
+        let at = self.shared_place((pc, lane), address, bytes, write)?;
         if !address.is_multiple_of(bytes as u64) {
             let verb = if write { "writes" } else { "reads" };
             let message = format!(
@@ -323,7 +381,7 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn shared_place(
         &self,
-        lane: u32,
+        (pc, lane): (Pc, u32),
         address: u64,
         bytes: usize,
         write: bool,
@@ -334,7 +392,7 @@ impl<'l> Context<'l> {
         if inside {
             return Ok(self.own + address as usize);
         }
-        self.remote_offset(lane, address, bytes, write)
+        self.remote_offset((pc, lane), address, bytes, write)
     }
 
     /// The address of the same offset in block `rank` of the cluster.
@@ -415,7 +473,13 @@ impl<'l> Context<'l> {
 
     /// The place of an address that does not lie in the block's own memory: see [`CLUSTER_SHIFT`].
     #[cold]
-    fn remote_offset(&self, lane: u32, address: u64, bytes: usize, write: bool) -> Done<usize> {
+    fn remote_offset(
+        &self,
+        (pc, lane): (Pc, u32),
+        address: u64,
+        bytes: usize,
+        write: bool,
+    ) -> Done<usize> {
         let verb = if write { "writes" } else { "reads" };
         let (rank, offset) = (
             address >> CLUSTER_SHIFT,
@@ -443,15 +507,24 @@ impl<'l> Context<'l> {
             );
             return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
         }
+        if rank * self.stride != self.own && self.body.near.get(pc as usize) == Some(&true) {
+            let message = format!(
+                "{verb} {bytes} bytes of shared memory of block {rank} of the cluster by an instruction that reaches its own alone"
+            );
+            return Err(Trouble::new(FaultKind::OutOfBounds, lane, message));
+        }
         Ok(rank * self.stride + offset as usize)
     }
 
     /// Reads shared bytes of one lane, or of the warp by the row that a lane names.
     #[inline]
     pub(super) fn load_shared(&mut self, by: Accessor, address: u64, out: &mut [u8]) -> Done {
-        let at = self.shared_offset(by.lane, address, out.len(), false)?;
+        let at = self.shared_offset((by.pc, by.lane), address, out.len(), false)?;
         if let Err(refusal) = self.detector.read(at, out.len(), by) {
-            return Err(refused(self, by, at, out.len(), "reads", refusal));
+            let unwritten = matches!(refusal, Refusal::Uninitialised);
+            if !(unwritten && self.forgiven.unwritten_shared) {
+                return Err(refused(self, by, at, out.len(), "reads", refusal));
+            }
         }
         out.copy_from_slice(&self.shared[at..at + out.len()]);
         Ok(())
@@ -460,9 +533,12 @@ impl<'l> Context<'l> {
     /// Writes shared bytes of one lane.
     #[inline]
     pub(super) fn store_shared(&mut self, by: Accessor, address: u64, bytes: &[u8]) -> Done {
-        let at = self.shared_offset(by.lane, address, bytes.len(), true)?;
+        let at = self.shared_offset((by.pc, by.lane), address, bytes.len(), true)?;
         if let Err(refusal) = self.detector.write(at, bytes.len(), by) {
-            return Err(refused(self, by, at, bytes.len(), "writes", refusal));
+            // threads may write one value to one place: whichever comes last, it stands there
+            if !refusal.is_plain_write() || self.shared[at..at + bytes.len()] != *bytes {
+                return Err(refused(self, by, at, bytes.len(), "writes", refusal));
+            }
         }
         self.shared[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
@@ -530,6 +606,7 @@ pub(super) fn refused(
         lane: Some(by.lane),
         message,
         conflict: Some(conflict),
+        unordered: None,
     })
 }
 

@@ -11,7 +11,7 @@ pub(super) struct Descriptor {
     /// The leading and the stride dimension byte offsets.
     leading: u64,
     stride: u64,
-    /// The line of the pattern that address 0 would lie in, where the pattern does not start at a multiple of its size.
+    /// The line of 128 bytes, of eight, that the swizzle pattern starts in; 0 where it starts at a multiple of its size.
     base: u64,
     /// Bytes of a line of the swizzle pattern: 16 without one.
     line: u64,

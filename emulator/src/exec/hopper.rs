@@ -3,7 +3,7 @@
 use super::context::{Context, Done, Trouble, lanes};
 use super::registers::LANES;
 use super::warp::{Stop, Warp};
-use super::{bulk, cluster, mbarrier, wgmma};
+use super::{bulk, cluster, mbarrier, tensor_map, wgmma};
 use crate::fault::FaultKind;
 use crate::ir::{Hopper, Pred, Slot};
 
@@ -47,10 +47,17 @@ pub(super) fn run(
         Hopper::Bulk(copy) => bulk::issue(warp, context, copy, active)?,
         Hopper::BulkCommit => warp.stores.commit(active),
         &Hopper::BulkWait { pending, read } => bulk::wait(warp, context, pending, read, active)?,
-        Hopper::FenceProxy => context.detector.fence_proxy(warp.index, active, warp.at),
-        Hopper::FenceInit => context.fence_init(warp, active),
+        Hopper::FenceProxy => {
+            context.detector.fence_proxy(warp.index, active, warp.at);
+            context.show_mbarriers(warp, active, false);
+        }
+        Hopper::FenceInit => context.show_mbarriers(warp, active, true),
         &Hopper::Elect { d, p, members } => elect(warp, active, (d, p), members),
-        &Hopper::SetRegisters { count } => set_registers(warp, context, count)?,
+        Hopper::ReplaceMap { at, field } => tensor_map::replace(warp, context, at, field, active)?,
+        Hopper::CopyMap { to, from } => tensor_map::copy(warp, context, to, from, active)?,
+        &Hopper::SetRegisters { count, more } => {
+            return set_registers(warp, context, count, more);
+        }
     }
     Ok(None)
 }
@@ -68,16 +75,35 @@ fn elect(warp: &mut Warp, active: u32, (d, p): (Slot, Pred), members: Slot) {
     warp.registers.set_predicate(active, p, elected);
 }
 
-/// `setmaxnreg`: the warps of a block may not hold more registers together than a multiprocessor has.
-fn set_registers(warp: &Warp, context: &mut Context<'_>, count: u32) -> Done {
-    context.registers[warp.index] = count;
-    let held: u32 = context.registers.iter().sum::<u32>() * LANES as u32;
-    let most = context.register_limit;
+/// `setmaxnreg`: the warps of a block may not hold more registers together than it has. Where `.maxnreg` says what it
+/// began with, one that asks for more waits until others have given theirs back.
+fn set_registers(
+    warp: &Warp,
+    context: &mut Context<'_>,
+    count: u32,
+    more: bool,
+) -> Done<Option<Stop>> {
+    let own = context.registers[warp.index];
+    if own != 0 && (more && count < own || !more && count > own) {
+        let name = if more { "inc" } else { "dec" };
+        let message = format!("setmaxnreg.{name} to {count} registers a thread, from {own}");
+        return Err(Trouble::new(FaultKind::Trap, None, message));
+    }
+    let block = &context.registers[warp.block * context.block_warps..][..context.block_warps];
+    let held = (block.iter().sum::<u32>() - own + count) * LANES as u32;
+    let (most, known) = context.register_pool;
+    if held > most && known {
+        return Ok(Some(Stop::Retry));
+    }
     if held > most {
         let message = format!(
             "asks for {count} registers a thread; the warps of the block would hold {held} together, a block has {most}"
         );
         return Err(Trouble::new(FaultKind::Resources, None, message));
     }
-    Ok(())
+    // all warps of a warpgroup execute it
+    wgmma::note(warp, context)?;
+    context.registers[warp.index] = count;
+    context.changes += u64::from(count < own);
+    Ok(None)
 }

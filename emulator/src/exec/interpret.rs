@@ -1,13 +1,15 @@
 //! The loop that runs a warp: fetch, guard, execute.
 
-use super::Schedule;
 use super::context::{Context, Done, Trouble, lanes};
+use super::global::exhausted;
 use super::registers::{FULL, LANES, Registers};
+use super::schedule::Schedule;
 use super::warp::{Group, Stop, Warp};
 use super::{
     atomic, call, convert, copy, exchange, float, hopper, integer, lanes as lane, matrix, memory,
     product, wgmma,
 };
+use crate::class::MatrixKind;
 use crate::fault::FaultKind;
 use crate::ir::{Code, Logic, Mma, Pc};
 
@@ -116,7 +118,12 @@ fn run_group<const AVX2: bool>(
         }
         let r = &mut warp.registers;
         match &op.code {
-            Code::Nop | Code::Fence => {}
+            Code::Nop | Code::Fence(None) => {}
+            &Code::Fence(Some(scope)) => {
+                if !(context.detector).fence(warp.index, scope, active, warp.live) {
+                    return Err(exhausted());
+                }
+            }
             &Code::Move32 { d, a } => r.map1(active, d, a, |x: u32| x),
             &Code::Move64 { d, a } => r.map1(active, d, a, |x: u64| x),
             &Code::MovePred { d, a, negated } => {
@@ -411,7 +418,7 @@ fn run_group<const AVX2: bool>(
                 match &op.code {
                     Code::Mma(mma) => {
                         multiply::<AVX2>(&mut warp.registers, mma);
-                        context.report.mma_multiply_adds += 16 * 8 * u64::from(mma.k);
+                        context.report.mma[MatrixKind::Half as usize] += 16 * 8 * u64::from(mma.k);
                     }
                     Code::Collective(op) => product::run(warp, context, op),
                     Code::LoadMatrix(matrix) => matrix::load(warp, context, matrix)?,

@@ -5,10 +5,11 @@
 
 use half::{bf16, f16};
 
-use super::context::{Context, Done, count_shared};
+use super::context::{Context, Done, count_shared, lanes};
 use super::convert::f32_to_half;
 use super::memory::addresses;
 use super::registers::{FULL, LANES, Registers};
+use super::together::Pattern;
 use super::warp::Warp;
 use crate::ir::{Matrix, Mma, Scalar, Slot};
 use crate::race::Accessor;
@@ -54,23 +55,28 @@ pub(super) fn load(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix) 
         matrix.narrow,
         matrix.offset,
     );
-    let rows = TILE * matrix.registers.len();
-    count_shared(
-        &mut context.report.shared_loads,
-        &at,
-        FULL >> (LANES - rows),
-        16,
-    );
-    for (index, &slot) in matrix.registers.iter().enumerate() {
-        let mut tile = [[0; TILE]; TILE];
-        for (r, out) in tile.iter_mut().enumerate() {
-            let lane = TILE * index + r;
-            let mut bytes = [0; 16];
-            context.load_shared(accessor(warp, lane), at[lane], &mut bytes)?;
-            *out = row(bytes);
+    let named = FULL >> (LANES - TILE * matrix.registers.len());
+    let traffic = &mut context.report.shared_loads;
+    count_shared(traffic, &at, named, 16, Pattern::Any);
+    let mut rows = [[0; 16]; LANES];
+    let by = accessor(warp, 0);
+    if !context.load_shared_lanes(by, &at, named, Pattern::Any, &mut rows) {
+        for lane in lanes(named) {
+            context.load_shared(accessor(warp, lane), at[lane], &mut rows[lane])?;
         }
-        warp.registers
-            .put(FULL, slot, fragment(&tile, matrix.transposed));
+    }
+    for (tile, &slot) in rows.chunks_exact(TILE).zip(&matrix.registers) {
+        let words = if matrix.transposed {
+            let tile: [Row16; TILE] = std::array::from_fn(|at| row(tile[at]));
+            fragment(&tile, true)
+        } else {
+            // four bytes a lane, in order
+            std::array::from_fn(|lane| {
+                let (row, at) = (tile[lane / 4], 4 * (lane % 4));
+                u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]])
+            })
+        };
+        warp.registers.put(FULL, slot, words);
     }
     Ok(())
 }
@@ -83,27 +89,26 @@ pub(super) fn store(warp: &mut Warp, context: &mut Context<'_>, matrix: &Matrix)
         matrix.narrow,
         matrix.offset,
     );
-    let rows = TILE * matrix.registers.len();
-    count_shared(
-        &mut context.report.shared_stores,
-        &at,
-        FULL >> (LANES - rows),
-        16,
-    );
-    for (index, &slot) in matrix.registers.iter().enumerate() {
+    let named = FULL >> (LANES - TILE * matrix.registers.len());
+    let traffic = &mut context.report.shared_stores;
+    count_shared(traffic, &at, named, 16, Pattern::Any);
+    let mut rows = [[0; 16]; LANES];
+    for (rows, &slot) in rows.chunks_exact_mut(TILE).zip(&matrix.registers) {
         let tile = halves(&warp.registers, slot);
-        for r in 0..TILE {
-            let mut bytes = [0; 16];
+        for (r, row) in rows.iter_mut().enumerate() {
             for c in 0..TILE {
                 let from = if matrix.transposed {
                     TILE * c + r
                 } else {
                     TILE * r + c
                 };
-                bytes[2 * c..2 * c + 2].copy_from_slice(&tile[from].to_le_bytes());
+                row[2 * c..2 * c + 2].copy_from_slice(&tile[from].to_le_bytes());
             }
-            let lane = TILE * index + r;
-            context.store_shared(accessor(warp, lane), at[lane], &bytes)?;
+        }
+    }
+    if !context.store_shared_lanes(accessor(warp, 0), &at, named, &rows) {
+        for lane in lanes(named) {
+            context.store_shared(accessor(warp, lane), at[lane], &rows[lane])?;
         }
     }
     Ok(())
@@ -128,7 +133,8 @@ fn tile(r: &Registers, slot: Slot, kind: Scalar) -> [f32; TILE * TILE] {
 /// A is rows 0 to 7, then rows 8 to 15, of each step of 8 columns; B comes column by column.
 pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
     let steps = usize::from(mma.k) / TILE;
-    for half in 0..2 {
+    // both halves before the first write: D may lie in registers of A, B or C
+    let sums = [0, 1].map(|half| {
         let mut sums = accumulator(r, mma, half);
         for step in 0..steps {
             let a = tile(r, mma.a[2 * step + half], mma.kind);
@@ -140,7 +146,10 @@ pub(super) fn multiply(r: &mut Registers, mma: &Mma) {
                 }
             }
         }
-        set_accumulator(r, mma, half, &sums);
+        sums
+    });
+    for (half, sums) in sums.iter().enumerate() {
+        set_accumulator(r, mma, half, sums);
     }
 }
 
@@ -152,7 +161,7 @@ fn accumulator(r: &Registers, mma: &Mma, half: usize) -> [f32; TILE * TILE] {
     std::array::from_fn(|at| f32::from_bits(r.row(mma.c[2 * half + at % 2])[at / 2]))
 }
 
-/// The same rows of D. D may lie in C's registers: those of this half were read before.
+/// The same rows of D.
 fn set_accumulator(r: &mut Registers, mma: &Mma, half: usize, sums: &[f32; TILE * TILE]) {
     if mma.half_accumulator {
         let pack =
@@ -197,28 +206,33 @@ mod tests {
             }
         };
         for (k, kind) in [(16, Scalar::F16), (8, Scalar::F16), (16, Scalar::Bf16)] {
-            // the destination overlaps the accumulator, as compilers write it
-            let mma = Mma {
-                kind,
-                k,
-                half_accumulator: false,
-                d: [0, 1, 2, 3],
-                a: [4, 5, 6, 7],
-                b: [8, 9],
-                c: [0, 1, 2, 3],
-            };
-            let (mut plain, mut fast) = (Registers::new(14, 2), Registers::new(14, 2));
-            fill(&mut plain);
-            fill(&mut fast);
-            multiply(&mut plain, &mma);
-            // SAFETY: `has_avx2` said so.
-            unsafe { crate::exec::avx2::multiply(&mut fast, &mma) };
-            for slot in 0..4 {
-                assert_eq!(
-                    plain.row(slot),
-                    fast.row(slot),
-                    "{kind:?} k {k} register {slot}"
-                );
+            // the destination is apart, then overlaps the accumulator, as compilers write it, then everything
+            for d in [[10, 11, 12, 13], [0, 1, 2, 3], [3, 5, 8, 7]] {
+                let mma = Mma {
+                    kind,
+                    k,
+                    half_accumulator: false,
+                    d,
+                    a: [4, 5, 6, 7],
+                    b: [8, 9],
+                    c: [0, 1, 2, 3],
+                };
+                let mut results = [(); 3].map(|()| Registers::new(14, 2));
+                results.iter_mut().for_each(fill);
+                let [apart, plain, fast] = &mut results;
+                let apart_from_all = Mma {
+                    d: [10, 11, 12, 13],
+                    ..mma
+                };
+                multiply(apart, &apart_from_all);
+                multiply(plain, &mma);
+                // SAFETY: `has_avx2` said so.
+                unsafe { crate::exec::avx2::multiply(fast, &mma) };
+                for (at, slot) in d.into_iter().enumerate() {
+                    let words = apart.row(10 + at as Slot);
+                    assert_eq!(words, plain.row(slot), "{kind:?} k {k} register {slot}");
+                    assert_eq!(words, fast.row(slot), "{kind:?} k {k} register {slot}");
+                }
             }
         }
     }

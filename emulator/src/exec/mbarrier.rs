@@ -4,6 +4,7 @@
 //! other access to them is a fault.
 
 use super::context::{Context, Done, Trouble, lanes, refused};
+use super::global::exhausted;
 use super::memory::{self, addresses};
 use super::registers::LANES;
 use super::warp::{Stop, Warp};
@@ -25,6 +26,10 @@ pub(super) struct Mbarrier {
     bytes: i64,
     /// Phases that have ended.
     phase: u32,
+    /// What tells its copies from those of others.
+    pub(super) agent: AgentLane,
+    /// A fence has shown its initialisation to the async proxy.
+    pub(super) shown: bool,
     /// What the arrivals of this phase have released.
     gathered: Seen,
     /// What those of the last phase had.
@@ -72,7 +77,7 @@ pub(super) fn places(
             Space::Generic => memory::shared_address(all[lane], lane)?,
             _ => all[lane],
         };
-        out[lane] = context.shared_offset(lane as u32, address, 8, true)?;
+        out[lane] = context.shared_offset((warp.at, lane as u32), address, 8, true)?;
     }
     Ok(out)
 }
@@ -87,7 +92,7 @@ pub(super) fn place(
 ) -> Done<usize> {
     let own = addresses(&warp.registers, at.slot, at.narrow, at.offset)[lane];
     let address = rank.map_or(own, |rank| context.address_in(rank, own));
-    context.shared_offset(lane as u32, address, 8, true)
+    context.shared_offset((warp.at, lane as u32), address, 8, true)
 }
 
 pub(super) fn accessor(warp: &Warp, lane: usize) -> Accessor {
@@ -173,6 +178,9 @@ pub(super) fn run(
     active: u32,
 ) -> Done<Option<Stop>> {
     let at = places(warp, context, &instruction.at, active)?;
+    for lane in lanes(active) {
+        context.detector.note_object(at[lane], accessor(warp, lane));
+    }
     let count_of = |warp: &Warp, slot| warp.registers.get::<u32>(slot);
     match instruction.op {
         MbarrierOp::Init { count } => {
@@ -293,6 +301,9 @@ fn initialise(warp: &Warp, context: &mut Context<'_>, at: usize, count: u32, lan
         ));
     }
     context.init_fences.remove(&at);
+    let block = context.block_at(at);
+    let number = context.initialised[block];
+    context.initialised[block] += 1;
     context.mbarriers.insert(
         at,
         Mbarrier {
@@ -300,6 +311,8 @@ fn initialise(warp: &Warp, context: &mut Context<'_>, at: usize, count: u32, lan
             pending: count,
             bytes: 0,
             phase: 0,
+            agent: AgentLane::of_mbarrier(number),
+            shown: false,
             gathered: Seen::default(),
             released: Seen::default(),
         },
@@ -331,8 +344,7 @@ fn room(warp: &Warp, context: &Context<'_>) -> Done {
     if context.detector.has_room(warp.index) {
         return Ok(());
     }
-    let message = "more synchronisations than the race detector can tell apart in one block";
-    Err(Trouble::new(FaultKind::Divergence, None, message))
+    Err(exhausted())
 }
 
 /// Announces one more arrival of the phase at hand: `cp.async.mbarrier.arrive` without `.noinc`.
@@ -350,6 +362,35 @@ pub(super) fn check(warp: &Warp, context: &mut Context<'_>, at: usize, lane: usi
     find(warp, context, at, lane).map(|_| ())
 }
 
+/// Checks that a lane may let the async proxy tell the mbarrier at an offset.
+pub(super) fn check_shown(warp: &Warp, context: &mut Context<'_>, at: usize, lane: usize) -> Done {
+    let forgiven = context.forgiven.unfenced_mbarriers;
+    if find(warp, context, at, lane)?.shown || forgiven {
+        return Ok(());
+    }
+    let message = format!(
+        "names the mbarrier at offset {:#x}, whose initialisation the async proxy does not see: no fence.mbarrier_init or \
+         fence.proxy.async came after it",
+        context.offset_in_block(at)
+    );
+    Err(Trouble::new(FaultKind::Race, lane as u32, message))
+}
+
+/// The mbarrier that something under way ends at.
+pub(super) fn told<'c>(
+    context: &'c mut Context<'_>,
+    at: usize,
+    lane: usize,
+) -> Done<&'c mut Mbarrier> {
+    match context.mbarriers.get_mut(&at) {
+        Some(barrier) => Ok(barrier),
+        None => {
+            let message = "an asynchronous copy ends at an mbarrier that was invalidated meanwhile";
+            trap(lane, message.into())
+        }
+    }
+}
+
 /// The agent ends what an mbarrier waits for: `bytes` that have come, or an arrival.
 pub(super) fn signal(
     context: &mut Context<'_>,
@@ -357,11 +398,11 @@ pub(super) fn signal(
     bytes: Option<u32>,
     lane: usize,
 ) -> Done {
-    let Some(barrier) = context.mbarriers.get_mut(&at) else {
-        let message = "an asynchronous copy ends at an mbarrier that was invalidated meanwhile";
-        return trap(lane, message.into());
-    };
-    (context.detector).release_agent(AgentLane::of_mbarrier(at), &mut barrier.gathered);
+    let agent = told(context, at, lane)?.agent;
+    let mut ended = Seen::default();
+    context.detector.release_agent(agent, &mut ended);
+    let barrier = told(context, at, lane)?;
+    barrier.gathered.join(&ended);
     match bytes {
         Some(bytes) => add_bytes(barrier, -i64::from(bytes), lane)?,
         None => arrive(barrier, 1, false, false, lane)?,

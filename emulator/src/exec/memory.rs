@@ -4,7 +4,9 @@ use super::context::{
     Context, Done, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, count_global, count_shared,
     lanes, resolve,
 };
+use super::global::{self, Effect};
 use super::registers::{LANES, Registers};
+use super::together::Pattern;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ir::{Access, Pred, Slot, Space};
@@ -68,7 +70,7 @@ pub(super) fn shared_address(address: u64, lane: usize) -> Done<u64> {
     }
 }
 
-fn accessor(warp: &Warp, lane: usize, strong: bool) -> Accessor {
+pub(super) fn accessor(warp: &Warp, lane: usize, strong: bool) -> Accessor {
     Accessor {
         warp: warp.index,
         lane: lane as u32,
@@ -85,80 +87,151 @@ pub(super) fn load(
     access: &Access,
     active: u32,
 ) -> Done {
-    let bytes = usize::from(access.bytes) * access.elements.len();
     let all = addresses(
         &warp.registers,
         access.address,
         access.narrow,
         access.offset,
     );
+    let bytes = usize::from(access.bytes) * access.elements.len();
     each_space(access, all, active, |space, at, mask| {
-        match space {
-            Space::Global => count_global(&mut context.report.global_loads, at, mask, bytes as u64),
-            Space::Shared => count_shared(&mut context.report.shared_loads, at, mask, bytes as u64),
-            _ => {}
-        }
-        let mut values = [[0u64; LANES]; 8];
-        let mut buffer = [0u8; MOST];
-        for lane in lanes(mask) {
-            let out = &mut buffer[..bytes];
-            match space {
-                Space::Global | Space::Generic => {
-                    context.load_global(lane as u32, at[lane], out)?
-                }
-                Space::Shared => {
-                    let by = accessor(warp, lane, access.strong);
-                    context.load_shared(by, at[lane], out)?;
-                }
-                Space::Local => local(warp, lane, at[lane], bytes, false)?.copy_to(warp, out),
-                Space::Param => {
-                    let start = usize::try_from(at[lane]).unwrap_or(usize::MAX);
-                    let Some(source) = start
-                        .checked_add(bytes)
-                        .and_then(|end| context.params.get(start..end))
-                    else {
-                        let message = format!(
-                            "reads {bytes} bytes of parameters at offset {start}; there are {}",
-                            context.params.len()
-                        );
-                        return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
-                    };
-                    if start % bytes != 0 {
-                        let message = format!(
-                            "reads {bytes} bytes of parameters at offset {start}, which is not a multiple of {bytes}"
-                        );
-                        return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
-                    }
-                    out.copy_from_slice(source);
-                }
-            }
-            for (element, chunk) in buffer[..bytes]
-                .chunks_exact(usize::from(access.bytes))
-                .enumerate()
-            {
-                let mut word = [0; 8];
-                word[..chunk.len()].copy_from_slice(chunk);
-                let value = u64::from_le_bytes(word);
-                let unused = 64 - 8 * u32::from(access.bytes);
-                values[element][lane] = if access.signed {
-                    ((value << unused) as i64 >> unused) as u64
-                } else {
-                    value
-                };
-            }
-        }
-        for (element, slot) in access.elements.iter().enumerate() {
-            match slot {
-                Some(slot) if access.wide => warp.registers.put(mask, *slot, values[element]),
-                Some(slot) => {
-                    warp.registers
-                        .put(mask, *slot, values[element].map(|value| value as u32))
-                }
-                None => {}
-            }
-        }
-        Ok(())
+        let to = (access, space, at, mask);
+        let turn = global::turn(context, space, access.order);
+        match bytes {
+            1 => load_lanes::<1>(warp, context, to),
+            2 => load_lanes::<2>(warp, context, to),
+            4 => load_lanes::<4>(warp, context, to),
+            8 => load_lanes::<8>(warp, context, to),
+            16 => load_lanes::<16>(warp, context, to),
+            _ => load_lanes::<MOST>(warp, context, to),
+        }?;
+        let reach = global::Reach {
+            at,
+            mask,
+            bytes,
+            effect: Effect::Read,
+            order: access.order,
+        };
+        global::access(warp, context, turn, space, reach)
     })
+}
+
+/// An access, its space, and where lanes of a mask access it.
+type Reach<'a> = (&'a Access, Space, &'a [u64; LANES], u32);
+
+/// Loads at most `N` bytes a lane.
+fn load_lanes<const N: usize>(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    (access, space, at, mask): Reach<'_>,
+) -> Done {
+    let bytes = usize::from(access.bytes) * access.elements.len();
+    let pattern = Pattern::of(at, mask, bytes);
+    let mut buffer = [[0; N]; LANES];
+    let together = match space {
+        Space::Global => {
+            let traffic = &mut context.report.global_loads;
+            count_global(traffic, at, mask, bytes as u64, pattern);
+            bytes <= 16 && context.load_global_lanes(at, mask, pattern, &mut buffer)
+        }
+        Space::Shared => {
+            let traffic = &mut context.report.shared_loads;
+            count_shared(traffic, at, mask, bytes as u64, pattern);
+            let by = accessor(warp, 0, access.order.is_strong());
+            bytes <= 16 && context.load_shared_lanes(by, at, mask, pattern, &mut buffer)
+        }
+        _ => false,
+    };
+    if space == Space::Param && pattern == Pattern::Same {
+        // all threads have the same parameters
+        load_lane(
+            warp,
+            context,
+            access,
+            space,
+            (0, at[0]),
+            &mut buffer[0][..bytes],
+        )?;
+        buffer = [buffer[0]; LANES];
+    } else if !together {
+        for lane in lanes(mask) {
+            let out = &mut buffer[lane][..bytes];
+            load_lane(warp, context, access, space, (lane, at[lane]), out)?;
+        }
+    }
+    let size = usize::from(access.bytes);
+    for (start, slot) in (0..).step_by(size).zip(&access.elements) {
+        let Some(slot) = *slot else { continue };
+        if size == 4 && !access.wide {
+            let value = |lane: usize| {
+                let mut word = [0; 4];
+                word.copy_from_slice(&buffer[lane][start..start + 4]);
+                u32::from_le_bytes(word)
+            };
+            let values: [u32; LANES] = std::array::from_fn(value);
+            warp.registers.put(mask, slot, values);
+            continue;
+        }
+        let value = |lane: usize| {
+            let mut word = [0; 8];
+            word[..size].copy_from_slice(&buffer[lane][start..start + size]);
+            let value = u64::from_le_bytes(word);
+            let unused = 64 - 8 * size as u32;
+            if access.signed {
+                ((value << unused) as i64 >> unused) as u64
+            } else {
+                value
+            }
+        };
+        let values: [u64; LANES] = std::array::from_fn(value);
+        if access.wide {
+            warp.registers.put(mask, slot, values);
+        } else {
+            warp.registers
+                .put(mask, slot, values.map(|value| value as u32));
+        }
+    }
+    Ok(())
+}
+
+/// Loads the bytes of one lane.
+fn load_lane(
+    warp: &Warp,
+    context: &mut Context<'_>,
+    access: &Access,
+    space: Space,
+    (lane, at): (usize, u64),
+    out: &mut [u8],
+) -> Done {
+    match space {
+        Space::Global | Space::Generic => context.load_global(lane as u32, at, out),
+        Space::Shared => {
+            context.load_shared(accessor(warp, lane, access.order.is_strong()), at, out)
+        }
+        Space::Local => read_local(warp, lane, at, out),
+        Space::Param => {
+            let bytes = out.len();
+            let start = usize::try_from(at).unwrap_or(usize::MAX);
+            let Some(source) = start
+                .checked_add(bytes)
+                .and_then(|end| context.params.get(start..end))
+            else {
+                let message = format!(
+                    "reads {bytes} bytes of parameters at offset {start}; there are {}",
+                    context.params.len()
+                );
+                return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
+            };
+            if start % bytes != 0 {
+                let message = format!(
+                    "reads {bytes} bytes of parameters at offset {start}, which is not a multiple of {bytes}"
+                );
+                return Err(Trouble::new(FaultKind::Misaligned, lane as u32, message));
+            }
+            out.copy_from_slice(source);
+            Ok(())
+        }
+    }
 }
 
 /// `st`
@@ -168,62 +241,97 @@ pub(super) fn store(
     access: &Access,
     active: u32,
 ) -> Done {
-    let bytes = usize::from(access.bytes) * access.elements.len();
     let all = addresses(
         &warp.registers,
         access.address,
         access.narrow,
         access.offset,
     );
-    let mut values = [[0u64; LANES]; 8];
-    for (element, slot) in values.iter_mut().zip(access.elements.iter().flatten()) {
-        *element = if access.wide {
-            warp.registers.get(*slot)
-        } else {
-            warp.registers.get::<u32>(*slot).map(u64::from)
-        };
-    }
+    let bytes = usize::from(access.bytes) * access.elements.len();
     each_space(access, all, active, |space, at, mask| {
-        match space {
-            Space::Global => {
-                count_global(&mut context.report.global_stores, at, mask, bytes as u64)
-            }
-            Space::Shared => {
-                count_shared(&mut context.report.shared_stores, at, mask, bytes as u64)
-            }
-            _ => {}
-        }
-        let mut buffer = [0u8; MOST];
-        for lane in lanes(mask) {
-            for (element, chunk) in buffer[..bytes]
-                .chunks_exact_mut(usize::from(access.bytes))
-                .enumerate()
-            {
-                chunk.copy_from_slice(&values[element][lane].to_le_bytes()[..chunk.len()]);
-            }
-            match space {
-                Space::Global | Space::Generic => {
-                    context.store_global(lane as u32, at[lane], &buffer[..bytes])?
-                }
-                Space::Shared => context.store_shared(
-                    accessor(warp, lane, access.strong),
-                    at[lane],
-                    &buffer[..bytes],
-                )?,
-                Space::Local => {
-                    local(warp, lane, at[lane], bytes, true)?.copy_from(warp, &buffer[..bytes])
-                }
-                Space::Param => {
-                    return Err(Trouble::new(
-                        FaultKind::OutOfBounds,
-                        lane as u32,
-                        "writes to its parameters",
-                    ));
-                }
-            }
-        }
-        Ok(())
+        let to = (access, space, at, mask);
+        let turn = global::turn(context, space, access.order);
+        match bytes {
+            1 => store_lanes::<1>(warp, context, to),
+            2 => store_lanes::<2>(warp, context, to),
+            4 => store_lanes::<4>(warp, context, to),
+            8 => store_lanes::<8>(warp, context, to),
+            16 => store_lanes::<16>(warp, context, to),
+            _ => store_lanes::<MOST>(warp, context, to),
+        }?;
+        let reach = global::Reach {
+            at,
+            mask,
+            bytes,
+            effect: Effect::Write,
+            order: access.order,
+        };
+        global::access(warp, context, turn, space, reach)
     })
+}
+
+/// Stores at most `N` bytes a lane.
+fn store_lanes<const N: usize>(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    (access, space, at, mask): Reach<'_>,
+) -> Done {
+    let size = usize::from(access.bytes);
+    let bytes = size * access.elements.len();
+    let mut buffer = [[0; N]; LANES];
+    for (start, &slot) in (0..).step_by(size).zip(access.elements.iter().flatten()) {
+        if size == 4 && !access.wide {
+            let words = warp.registers.row(slot);
+            for (out, word) in buffer.iter_mut().zip(words) {
+                out[start..start + 4].copy_from_slice(&word.to_le_bytes());
+            }
+            continue;
+        }
+        let values = if access.wide {
+            warp.registers.get(slot)
+        } else {
+            warp.registers.get::<u32>(slot).map(u64::from)
+        };
+        for (out, value) in buffer.iter_mut().zip(values) {
+            out[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
+        }
+    }
+    let pattern = Pattern::of(at, mask, bytes);
+    let together = match space {
+        Space::Global => {
+            let traffic = &mut context.report.global_stores;
+            count_global(traffic, at, mask, bytes as u64, pattern);
+            bytes <= 16 && context.store_global_lanes(at, mask, pattern, &buffer)
+        }
+        Space::Shared => {
+            let traffic = &mut context.report.shared_stores;
+            count_shared(traffic, at, mask, bytes as u64, pattern);
+            let by = accessor(warp, 0, access.order.is_strong());
+            bytes <= 16 && context.store_shared_lanes(by, at, mask, &buffer)
+        }
+        _ => false,
+    };
+    if together {
+        return Ok(());
+    }
+    for lane in lanes(mask) {
+        let (at, bytes) = (at[lane], &buffer[lane][..bytes]);
+        match space {
+            Space::Global | Space::Generic => context.store_global(lane as u32, at, bytes)?,
+            Space::Shared => {
+                context.store_shared(accessor(warp, lane, access.order.is_strong()), at, bytes)?;
+            }
+            Space::Local => local(warp, lane, at, bytes.len(), true)?.copy_from(warp, bytes),
+            Space::Param => {
+                return Err(Trouble::new(
+                    FaultKind::OutOfBounds,
+                    lane as u32,
+                    "writes to its parameters",
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A checked range of one lane's local memory.

@@ -15,6 +15,7 @@ mod element;
 mod exact;
 mod exchange;
 mod float;
+mod global;
 mod hopper;
 mod integer;
 mod interpret;
@@ -27,14 +28,17 @@ mod product;
 mod reads;
 mod registers;
 mod rounding;
+mod schedule;
 mod tensor;
+mod tensor_map;
+mod together;
 mod traffic;
 mod video;
 mod warp;
 mod wgmma;
 
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::Device;
@@ -42,13 +46,12 @@ use crate::fault::{Fault, FaultKind};
 use crate::ir::{Constant, Special};
 use crate::memory::{Allocations, Memory};
 use crate::module::{Kernel, Module};
-use crate::race::WARP_LIMIT;
+use crate::occupancy;
+use crate::race::{Flags, WARP_LIMIT};
 use crate::report::Report;
 
-use block::{Block, Outcome};
-
-/// Warp instructions a warp runs before another has its turn.
-const SLICE: u64 = 1 << 16;
+pub use schedule::Schedule;
+use schedule::Turns;
 
 /// Bytes of local memory that a thread may have, on every device.
 const MAX_LOCAL: u32 = 512 << 10;
@@ -96,34 +99,6 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// How the lanes of a diverged warp take turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Schedule {
-    /// The lanes at the lowest instruction go first and join those they meet: what most hardware does.
-    #[default]
-    LowestPc,
-    /// Groups go in random order from this seed and join only at .sync instructions: what a compiler may rely on, and no more.
-    Adversarial(u64),
-}
-
-impl FromStr for Schedule {
-    type Err = String;
-
-    /// `lowest` or `adversarial:SEED`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "lowest" => Ok(Schedule::LowestPc),
-            Some(("adversarial", seed)) => match seed.parse() {
-                Ok(seed) => Ok(Schedule::Adversarial(seed)),
-                Err(_) => Err(format!("the seed `{seed}` is not a number")),
-            },
-            _ => Err(format!(
-                "unknown schedule `{text}`; there are `lowest` and `adversarial:SEED`"
-            )),
-        }
-    }
-}
-
 /// How launches are run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -133,6 +108,41 @@ pub struct Options {
     pub schedule: Schedule,
     /// Warp instructions after which a launch counts as hung.
     pub max_instructions: u64,
+    /// Mistakes that are let pass.
+    pub forgiven: Forgiven,
+    /// Judge races on global memory.
+    pub global_races: bool,
+}
+
+/// Mistakes by the manual that hardware lets pass, and that programs of others are known to make: no faults where they are
+/// forgiven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forgiven {
+    /// A bulk copy tells an mbarrier whose initialisation no fence has shown the async proxy: in what Triton compiles.
+    pub unfenced_mbarriers: bool,
+    /// Shared memory is read that nobody wrote, which has any value: in the merge sort of CUB.
+    pub unwritten_shared: bool,
+}
+
+/// From their names, with commas between them: `unfenced-mbarriers,unwritten-shared`.
+impl FromStr for Forgiven {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut forgiven = Forgiven::default();
+        for name in text.split(',').filter(|name| !name.is_empty()) {
+            match name {
+                "unfenced-mbarriers" => forgiven.unfenced_mbarriers = true,
+                "unwritten-shared" => forgiven.unwritten_shared = true,
+                _ => {
+                    return Err(format!(
+                        "`{name}` cannot be forgiven; there are unfenced-mbarriers and unwritten-shared"
+                    ));
+                }
+            }
+        }
+        Ok(forgiven)
+    }
 }
 
 impl Default for Options {
@@ -141,44 +151,8 @@ impl Default for Options {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             schedule: Schedule::LowestPc,
             max_instructions: 1 << 36,
-        }
-    }
-}
-
-/// The order of what may end at any time: the last first, or as a seed has it.
-#[derive(Debug, Default)]
-struct Random(Option<u64>);
-
-impl Random {
-    /// splitmix64 of the schedule's seed and a number, so that every user has an order of its own.
-    fn new(schedule: Schedule, number: u64) -> Self {
-        Random(match schedule {
-            Schedule::LowestPc => None,
-            Schedule::Adversarial(seed) => {
-                Some(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-            }
-        })
-    }
-
-    fn next(&mut self) -> Option<u64> {
-        let state = self.0.as_mut()?;
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = *state;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Some(z ^ z >> 31)
-    }
-
-    /// Now, in one case of two; never without a seed.
-    fn toss(&mut self) -> bool {
-        self.next().is_some_and(|random| random & 1 != 0)
-    }
-
-    /// One of `count`; the last without a seed.
-    fn pick(&mut self, count: usize) -> usize {
-        match self.next() {
-            Some(random) => (random % count.max(1) as u64) as usize,
-            None => count.saturating_sub(1),
+            forgiven: Forgiven::default(),
+            global_races: true,
         }
     }
 }
@@ -199,7 +173,9 @@ struct Shared<'l> {
     /// Warp instructions of all blocks so far.
     spent: AtomicU64,
     stop: AtomicBool,
-    next_block: AtomicU64,
+    turns: Turns,
+    /// What strong accesses have left beside global memory.
+    flags: Mutex<Flags>,
 }
 
 /// Runs a launch to its end.
@@ -216,6 +192,10 @@ pub fn launch(
     let _alone = memory.one_launch();
     let workspace = Workspace::new(launch, kernel, memory)?;
     let allocations = memory.lock();
+    let cluster = cluster(launch, kernel);
+    let blocks: u64 = (0..3)
+        .map(|axis| u64::from(launch.grid[axis] / cluster[axis]))
+        .product();
     let shared = Shared {
         launch,
         kernel,
@@ -223,15 +203,13 @@ pub fn launch(
         options,
         allocations: &allocations,
         workspace: workspace.address,
-        cluster: cluster(launch, kernel),
+        cluster,
         constants: constants(launch, kernel),
         spent: AtomicU64::new(0),
         stop: AtomicBool::new(false),
-        next_block: AtomicU64::new(0),
+        turns: Turns::new(blocks, options.schedule),
+        flags: Mutex::default(),
     };
-    let blocks: u64 = (0..3)
-        .map(|axis| u64::from(launch.grid[axis] / shared.cluster[axis]))
-        .product();
     let workers = options
         .threads
         .max(1)
@@ -239,7 +217,7 @@ pub fn launch(
     let reports = Mutex::new(Vec::new());
     let faults = Mutex::new(Vec::new());
     let work = || {
-        let (report, fault) = shared.worker(blocks, workers as u64);
+        let (report, fault) = shared.worker(workers as u64);
         reports
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -275,6 +253,7 @@ pub fn launch(
         grid: launch.grid,
         block: launch.block,
         shared_bytes: kernel.shared_bytes(launch.dynamic_shared),
+        registers: launch.module.program().registers(launch.kernel),
         ..Report::default()
     };
     for part in &reports {
@@ -348,7 +327,8 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         message,
         others: Vec::new(),
     };
-    let refuse = |message: String| Err(fault(FaultKind::Resources, message));
+    let refuse = |message: String| Err(fault(FaultKind::Configuration, message));
+    let lacks = |message: String| Err(fault(FaultKind::Resources, message));
     let Some(kernel) = launch.module.program().kernel(launch.kernel) else {
         return refuse(format!("the module has no kernel `{}`", launch.kernel));
     };
@@ -395,9 +375,21 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
             "{total} bytes of static and dynamic shared memory; the device allows {most}"
         ));
     }
+    let registers = launch.module.program().registers(launch.kernel);
+    let block = occupancy::Block {
+        threads,
+        shared: total.into(),
+        registers,
+    };
+    if let Some(registers) = registers.filter(|_| !block.registers_suffice(device)) {
+        let most = device.registers_per_block;
+        return lacks(format!(
+            "a block of {threads} threads of {registers} registers each; the device allows {most} in all"
+        ));
+    }
     if kernel.local_bytes > MAX_LOCAL {
         let bytes = kernel.local_bytes;
-        return refuse(format!(
+        return lacks(format!(
             "{bytes} bytes of local memory a thread; devices have {MAX_LOCAL}"
         ));
     }
@@ -435,12 +427,12 @@ fn check<'l>(launch: &'l Launch<'_>, device: &Device) -> Result<&'l Kernel, Faul
         ));
     }
     if blocks as usize * threads.div_ceil(32) as usize > WARP_LIMIT {
-        return refuse(format!(
+        return lacks(format!(
             "a cluster of {blocks} blocks of {threads} threads; the race detector tells {WARP_LIMIT} warps apart"
         ));
     }
     if kernel.body.ops.len() >= 1 << 24 {
-        return refuse(format!(
+        return lacks(format!(
             "{} instructions; the race detector tells 16,777,215 apart",
             kernel.body.ops.len()
         ));
@@ -480,6 +472,24 @@ fn constants(launch: &Launch<'_>, kernel: &Kernel) -> Vec<(crate::ir::Slot, Cons
 }
 
 impl<'l> Shared<'l> {
+    /// Coordinates of block `rank` of cluster number `index` of the grid.
+    fn place(&self, index: u64, rank: u32) -> [u32; 3] {
+        let cluster = self.cluster;
+        let [cx, cy, _]: [u64; 3] =
+            std::array::from_fn(|axis| (self.launch.grid[axis] / cluster[axis]).into());
+        [
+            (index % cx) as u32 * cluster[0] + rank % cluster[0],
+            (index / cx % cy) as u32 * cluster[1] + rank / cluster[0] % cluster[1],
+            (index / cx / cy) as u32 * cluster[2] + rank / cluster[0] / cluster[1],
+        ]
+    }
+
+    /// Coordinates of a thread of a block.
+    fn thread(&self, number: usize) -> [u32; 3] {
+        let [x, y, _] = self.launch.block.map(|side| side as usize);
+        [number % x, number / x % y, number / x / y].map(|at| at as u32)
+    }
+
     /// Bytes of local memory a thread, with the frames of functions.
     fn local_bytes(&self) -> u32 {
         let functions = &self.kernel.body.functions;
@@ -490,54 +500,5 @@ impl<'l> Shared<'l> {
             } else {
                 0
             }
-    }
-
-    /// Takes blocks until none is left; the counters, and the fault with its block's number.
-    fn worker(&'l self, blocks: u64, workers: u64) -> (Report, Option<(u64, Fault)>) {
-        // blocks of a cooperative launch wait for each other: a worker turns over all of its blocks
-        let resident = if self.launch.cooperative {
-            blocks.div_ceil(workers)
-        } else {
-            1
-        };
-        let mut running: Vec<Block<'_>> = Vec::new();
-        let mut spare: Vec<Block<'_>> = Vec::new();
-        let mut report = Report::default();
-        loop {
-            while (running.len() as u64) < resident {
-                let index = self.next_block.fetch_add(1, Ordering::Relaxed);
-                if index >= blocks {
-                    break;
-                }
-                let mut block = spare.pop().unwrap_or_else(|| Block::new(self));
-                block.start(index);
-                running.push(block);
-            }
-            if running.is_empty() {
-                break;
-            }
-            let mut at = 0;
-            while at < running.len() {
-                if self.stop.load(Ordering::Relaxed) {
-                    return (report, None);
-                }
-                match running[at].run(SLICE) {
-                    Ok(Outcome::Done) => spare.push(running.swap_remove(at)),
-                    Ok(Outcome::Yielded) => at += 1,
-                    Err(fault) => {
-                        self.stop.store(true, Ordering::Relaxed);
-                        let index = running[at].index();
-                        for block in running.into_iter().chain(spare) {
-                            report.add(&block.into_report());
-                        }
-                        return (report, Some((index, *fault)));
-                    }
-                }
-            }
-        }
-        for block in spare {
-            report.add(&block.into_report());
-        }
-        (report, None)
     }
 }

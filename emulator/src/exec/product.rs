@@ -11,6 +11,7 @@ use super::lanes::extend;
 use super::matrix::{fragment, halves};
 use super::registers::{FULL, LANES, Registers};
 use super::warp::Warp;
+use crate::class::MatrixKind;
 use crate::ir::{BitProduct, Collective, Element, Product, Rounding, Scalar, Slot};
 
 /// Runs an operation of the whole warp.
@@ -20,7 +21,7 @@ pub(super) fn run(warp: &mut Warp, context: &mut Context<'_>, op: &Collective) {
     match op {
         Collective::Product(product) => {
             let products = if product.is_quads() { 4 } else { 1 };
-            context.report.mma_multiply_adds +=
+            context.report.mma[MatrixKind::from(product.a_kind) as usize] +=
                 products * 8 * u64::from(product.rows) * u64::from(product.depth);
             match product.is_quads() {
                 true => multiply_quads(r, product),

@@ -23,19 +23,27 @@ pub(crate) trait Lane: Copy + Default {
 pub(crate) struct Registers {
     rows: Vec<Row>,
     predicates: Vec<u32>,
+    /// Nothing was written since the rows were filled.
+    fresh: bool,
 }
+
+/// What registers hold that nobody has written: NaN as a float.
+const UNSET: Row = Row([u32::MAX; LANES]);
 
 impl Registers {
     pub(crate) fn new(rows: u32, predicates: u32) -> Self {
         Registers {
-            rows: vec![Row([0; LANES]); rows as usize],
+            rows: vec![UNSET; rows as usize],
             predicates: vec![0; predicates as usize],
+            fresh: true,
         }
     }
 
-    /// Fills every register with a pattern that is NaN as a float, so that no block sees what another left.
+    /// Fills every register with one pattern, so that no block sees what another left.
     pub(crate) fn reset(&mut self) {
-        self.rows.fill(Row([u32::MAX; LANES]));
+        if !std::mem::take(&mut self.fresh) {
+            self.rows.fill(UNSET);
+        }
         self.predicates.fill(0);
         self.predicates[usize::from(crate::ir::ALWAYS)] = FULL;
     }

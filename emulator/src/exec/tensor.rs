@@ -2,6 +2,7 @@
 
 use super::bulk::{self, Data, check_multiple};
 use super::context::{Context, Done, PARAM_WINDOW, Trouble, lanes, resolve};
+use super::global::{self, By, Effect};
 use super::memory::addresses;
 use super::warp::Warp;
 use crate::fault::FaultKind;
@@ -47,6 +48,9 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
                 let mut data = Data::default();
                 for row in &rows {
                     gather(context, lane, &map, row, row_bytes, &mut data)?;
+                    let bytes = row.inside.len() * map.element.bytes() as usize;
+                    let range = (row.address, bytes);
+                    global::judge_range(context, By::at(warp), lane, range, Effect::Read)?;
                 }
                 let targets = chunks(&map, shared[lane], size);
                 bulk::load(warp, context, bulk, lane, data, &targets)?;
@@ -70,7 +74,7 @@ pub(super) fn issue(warp: &mut Warp, context: &mut Context<'_>, bulk: &Bulk, act
 fn read_map(warp: &Warp, context: &mut Context<'_>, at: &Address, lane: usize) -> Done<TensorMap> {
     let address = addresses(&warp.registers, at.slot, at.narrow, at.offset)[lane];
     let address = match at.space {
-        Space::Param => address + PARAM_WINDOW,
+        Space::Param => address.wrapping_add(PARAM_WINDOW),
         _ => address,
     };
     let mut bytes = [0; TENSOR_MAP_BYTES];
@@ -96,10 +100,9 @@ fn read_map(warp: &Warp, context: &mut Context<'_>, at: &Address, lane: usize) -
             return Err(Trouble::new(FaultKind::OutOfBounds, lane as u32, message));
         }
     }
-    TensorMap::decode(&bytes).ok_or_else(|| {
-        let message = format!(
-            "the {TENSOR_MAP_BYTES} bytes at {address:#x} are no tensor map that cuTensorMapEncodeTiled made"
-        );
+    TensorMap::decode(&bytes).map_err(|rule| {
+        let message =
+            format!("the {TENSOR_MAP_BYTES} bytes at {address:#x} are no tensor map: {rule}");
         Trouble::new(FaultKind::Trap, lane as u32, message)
     })
 }
@@ -209,7 +212,7 @@ fn scatter(
     let mut ranges = Vec::new();
     let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
     for (address, length) in chunks(map, shared, rows.len() * row_bytes) {
-        let at = context.shared_place(lane as u32, address, length, false)?;
+        let at = context.shared_place((warp.at, lane as u32), address, length, false)?;
         ranges.push((at, length));
         bytes.extend_from_slice(&context.shared[at..at + length]);
     }

@@ -1,12 +1,13 @@
 //! A warp: its registers, and which of its lanes stand where.
 
+use super::Shared;
 use super::bulk::Stores;
 use super::call::Calls;
 use super::context::{Context, Done, Trouble, lanes};
 use super::copy::Copies;
 use super::registers::{LANES, Registers};
+use super::schedule::{Random, Schedule};
 use super::wgmma::Products;
-use super::{Random, Schedule, Shared};
 use crate::fault::FaultKind;
 use crate::ir::{Barrier, Code, Constant, Pc, Special};
 
@@ -122,9 +123,9 @@ impl Warp {
         let threads = bx * by * bz;
         self.live = 0;
         for lane in 0..LANES {
-            let thread = (self.number * LANES + lane) as u32;
-            self.threads[lane] = [thread % bx, thread / bx % by, thread / bx / by];
-            if thread < threads {
+            let thread = self.number * LANES + lane;
+            self.threads[lane] = shared.thread(thread);
+            if thread < threads as usize {
                 self.live |= 1 << lane;
             }
         }
@@ -379,7 +380,7 @@ impl Warp {
                     "lanes {:#010x} at PTX line {}: {}",
                     group.mask,
                     origin.ptx,
-                    context.body.texts[group.pc as usize].trim_end_matches(';')
+                    context.body.texts.get(group.pc).trim_end_matches(';')
                 )
             })
             .collect();

@@ -12,6 +12,7 @@ use super::descriptor::Descriptor;
 use super::reads::Read;
 use super::registers::{LANES, Registers};
 use super::warp::{Stop, Warp};
+use crate::class::MatrixKind;
 use crate::fault::FaultKind;
 use crate::ir::{Accumulator, MatrixElement, Pc, Slot, Wgmma, WgmmaSource};
 use crate::race::{Accessor, AgentLane};
@@ -130,7 +131,7 @@ pub(super) fn fence(warp: &mut Warp) {
 }
 
 /// Notes an instruction that all warps of a warpgroup must execute alike; the number of the warpgroup.
-fn note(warp: &Warp, context: &mut Context<'_>) -> Done<usize> {
+pub(super) fn note(warp: &Warp, context: &mut Context<'_>) -> Done<usize> {
     let size = context.block_warps;
     if warp.number / WARPS * WARPS + WARPS > size {
         let message = format!(
@@ -235,7 +236,7 @@ pub(super) fn multiply(warp: &mut Warp, context: &mut Context<'_>, wgmma: &Wgmma
     } else {
         multiply_floats(&mut warp.registers, wgmma, &a, &b, adds);
     }
-    context.report.mma_multiply_adds += (ROWS * n * k) as u64;
+    context.report.mma[MatrixKind::from(wgmma.a_kind) as usize] += (ROWS * n * k) as u64;
     Ok(())
 }
 
@@ -317,7 +318,7 @@ impl Tile {
         let mut out = vec![0.0; self.rows.len() * depth];
         let mut values = [0.0; UNIT];
         let mut unit = |address: u64, values: &mut [f32]| -> Done {
-            let at = context.shared_place(0, address, UNIT, false)?;
+            let at = context.shared_place((Pc::MAX, 0), address, UNIT, false)?;
             ranges.push((at, UNIT));
             self.element.decode(&context.shared[at..at + UNIT], values);
             Ok(())

@@ -1,6 +1,7 @@
 //! Operations that came with Hopper: mbarriers, bulk copies, clusters, wgmma.
 
 use super::{AtomicOp, Pred, Scalar, Slot, Space};
+use crate::tensor_map::TensorType;
 
 /// What an operation does.
 #[derive(Debug, Clone)]
@@ -70,9 +71,20 @@ pub(crate) enum Hopper {
     WgmmaWait {
         pending: u32,
     },
-    /// `setmaxnreg`
+    /// `setmaxnreg`: `more` for `.inc`.
     SetRegisters {
         count: u32,
+        more: bool,
+    },
+    /// `tensormap.replace`: changes a field of the tensor map at an address.
+    ReplaceMap {
+        at: Address,
+        field: MapField,
+    },
+    /// `tensormap.cp_fenceproxy`: copies a tensor map from shared to global memory.
+    CopyMap {
+        to: Address,
+        from: Address,
     },
 }
 
@@ -102,7 +114,8 @@ impl Hopper {
             | Hopper::Wgmma(_)
             | Hopper::WgmmaFence
             | Hopper::WgmmaCommit
-            | Hopper::WgmmaWait { .. } => true,
+            | Hopper::WgmmaWait { .. }
+            | Hopper::CopyMap { .. } => true,
             Hopper::ClusterArrive { aligned, .. } | Hopper::ClusterWait { aligned } => *aligned,
             _ => false,
         }
@@ -115,6 +128,25 @@ impl Hopper {
             _ => None,
         }
     }
+}
+
+/// A field of a tensor map, with its new value. Dimensions count from 0, the innermost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum MapField {
+    Address(Slot),
+    /// The rank less one.
+    Rank(Slot),
+    Size(usize, Slot),
+    /// Of the dimension after the one that is named.
+    Stride(usize, Slot),
+    Box(usize, Slot),
+    Step(usize, Slot),
+    Element(TensorType),
+    /// Bytes.
+    Swizzle(u32),
+    NanFill(bool),
+    /// A mode of which one value is emulated, which every map has.
+    Fixed,
 }
 
 /// A bulk copy: a range of bytes, or a box of a tensor.

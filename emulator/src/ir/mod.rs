@@ -264,7 +264,8 @@ pub(crate) enum Code {
     Mma(Box<Mma>),
     /// What a whole warp does together, beside the common products.
     Collective(Box<Collective>),
-    Fence,
+    /// A fence of memory among the threads of a scope; `None` for those of proxies that change nothing here.
+    Fence(Option<Scope>),
     /// Generic address to the window of a space (`to`) or back.
     AddressSpace {
         space: Space,
@@ -352,6 +353,29 @@ pub(crate) struct Origin {
     pub source: u32,
 }
 
+/// Texts behind each other, one an operation.
+#[derive(Debug, Default)]
+pub(crate) struct Texts {
+    all: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    /// Adds a text, which `write` appends to what it gets.
+    pub(crate) fn push(&mut self, write: impl FnOnce(&mut String)) {
+        write(&mut self.all);
+        self.ends.push(self.all.len());
+    }
+
+    /// The text of an operation; empty if there is none.
+    pub(crate) fn get(&self, pc: Pc) -> &str {
+        let at = pc as usize;
+        let start = at.checked_sub(1).and_then(|before| self.ends.get(before));
+        let range = start.copied().unwrap_or(0)..self.ends.get(at).copied().unwrap_or(0);
+        self.all.get(range).unwrap_or_default()
+    }
+}
+
 /// A lowered kernel body.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
@@ -359,7 +383,9 @@ pub(crate) struct Body {
     pub origins: Vec<Origin>,
     pub classes: Vec<Class>,
     /// The instruction as written, for faults.
-    pub texts: Vec<Box<str>>,
+    pub texts: Texts,
+    /// It may name the shared memory of its own block alone.
+    pub near: Vec<bool>,
     pub constants: Vec<(Slot, Constant)>,
     /// Where threads begin: functions stand in front.
     pub entry: Pc,
@@ -371,6 +397,8 @@ pub(crate) struct Body {
     pub shared_grain: u32,
     /// It has instructions of the async proxy.
     pub async_proxy: bool,
+    /// It reads memory by strong operations: threads may order themselves by what they find.
+    pub synchronises: bool,
     /// For each operation the registers it names that a wgmma uses; empty without wgmma.
     pub product_slots: Vec<Box<[Slot]>>,
 }

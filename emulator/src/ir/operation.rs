@@ -230,6 +230,44 @@ pub(crate) enum Space {
     Param,
 }
 
+/// The threads that an operation on memory reaches: those of its block, of its cluster, or all of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    Block,
+    Cluster,
+    /// `.gpu` and `.sys`: there is one device.
+    Device,
+}
+
+/// What an access means to other threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// `None` is a weak access; strong ones do not race with their like within their scopes.
+    pub scope: Option<Scope>,
+    pub acquires: bool,
+    pub releases: bool,
+}
+
+impl Order {
+    /// A plain access.
+    pub(crate) const WEAK: Order = Order {
+        scope: None,
+        acquires: false,
+        releases: false,
+    };
+
+    /// What atomics are where nothing else is said.
+    pub(crate) const RELAXED: Order = Order {
+        scope: Some(Scope::Device),
+        ..Order::WEAK
+    };
+
+    /// Volatile, relaxed, acquire, release, or atomic.
+    pub(crate) fn is_strong(self) -> bool {
+        self.scope.is_some()
+    }
+}
+
 /// `ld` and `st`.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
@@ -244,8 +282,7 @@ pub(crate) struct Access {
     pub signed: bool,
     /// Registers take two slots each.
     pub wide: bool,
-    /// Volatile, relaxed, acquire or release: not judged as a race.
-    pub strong: bool,
+    pub order: Order,
     /// One slot an element of the vector; `None` is a sink.
     pub elements: Vec<Option<Slot>>,
 }
@@ -259,6 +296,10 @@ pub(crate) struct Atomic {
     pub offset: i64,
     pub op: AtomicOp,
     pub kind: Scalar,
+    /// Strong always.
+    pub order: Order,
+    /// `atom` reads, whoever wants the result; `red` does not.
+    pub reads: bool,
     pub result: Option<Slot>,
     pub value: Slot,
     /// The new value of cas.

@@ -1,31 +1,31 @@
 //! atom and red.
 
 use super::lanes::unknown;
-use super::memory::{cache_hints, items, space, strength, vector};
+use super::memory::{cache_hints, items, order, space, vector};
 use super::{Lowered, Lowerer, Modifiers, isa};
-use crate::ir::{Atomic, AtomicOp, Code, Scalar, Space};
+use crate::ir::{Atomic, AtomicOp, Code, Order, Scalar, Space};
 use crate::syntax::Operand;
 
 pub(super) fn atomic<'t>(
     l: &mut Lowerer<'t>,
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
-    result: bool,
+    atom: bool,
 ) -> Lowered<Code> {
     let kind = m.scalar()?;
     let op = isa::atomic_op(m)?;
     let space = space(m);
-    strength(m);
+    let order = order(m, true);
     m.take("noftz");
     if m.rest()
         .iter()
         .any(|word| matches!(*word, "v2" | "v4" | "v8"))
     {
-        return vectors(l, m, operands, (op, kind, space), result);
+        return vectors(l, m, operands, (op, kind, space), order, atom);
     }
     let policy = usize::from(cache_hints(m));
     let sources = if op == AtomicOp::Cas { 2 } else { 1 };
-    let first = usize::from(result);
+    let first = usize::from(atom);
     l.count(operands, first + 1 + sources + policy)?;
     let wide = kind.bytes() == 8;
     let supported = match op {
@@ -53,7 +53,7 @@ pub(super) fn atomic<'t>(
     } else {
         value
     };
-    let result = if result && operands[0] != Operand::Sink {
+    let result = if atom && operands[0] != Operand::Sink {
         Some(l.out(&operands[0], wide)?)
     } else {
         None
@@ -65,6 +65,8 @@ pub(super) fn atomic<'t>(
         offset: address.offset,
         op,
         kind,
+        order,
+        reads: atom,
         result,
         value,
         second,
@@ -77,7 +79,8 @@ fn vectors<'t>(
     m: &mut Modifiers<'_>,
     operands: &[Operand<'t>],
     (op, kind, space): (AtomicOp, Scalar, Space),
-    result: bool,
+    order: Order,
+    atom: bool,
 ) -> Lowered<Code> {
     let count = vector(m);
     let policy = usize::from(cache_hints(m));
@@ -92,16 +95,16 @@ fn vectors<'t>(
     if !known || count > most {
         return Err(unknown(m));
     }
-    let first = usize::from(result);
+    let first = usize::from(atom);
     l.count(operands, first + 2 + policy)?;
     let address = l.address(&operands[first])?;
     let values = items(&operands[first + 1]);
-    let results = if result {
+    let results = if atom {
         items(&operands[0])
     } else {
         Vec::new()
     };
-    if values.len() != count || result && results.len() != count {
+    if values.len() != count || atom && results.len() != count {
         return Err(format!(
             "takes vectors of {count} registers, found {}",
             values.len()
@@ -121,6 +124,8 @@ fn vectors<'t>(
             offset: address.offset + i64::from(kind.bytes()) * at as i64,
             op,
             kind,
+            order,
+            reads: atom,
             result,
             value,
             second: value,

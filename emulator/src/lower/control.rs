@@ -1,7 +1,7 @@
 //! Control flow, synchronisation, and exchanges within a warp.
 
-use super::{Lowered, Lowerer, Modifiers, cluster, isa};
-use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Hopper, Scalar, Shuffle, Vote};
+use super::{Lowered, Lowerer, Modifiers, cluster, isa, memory, tensor_map};
+use crate::ir::{AtomicOp, Barrier, BarrierKind, Code, Hopper, Scalar, Scope, Shuffle, Vote};
 use crate::syntax::Operand;
 
 /// Hints that change no result, whatever their modifiers.
@@ -82,11 +82,14 @@ pub(super) fn trap<'t>(
 }
 
 pub(super) fn fence<'t>(
-    _: &mut Lowerer<'t>,
+    l: &mut Lowerer<'t>,
     m: &mut Modifiers<'_>,
-    _: &[Operand<'t>],
+    operands: &[Operand<'t>],
 ) -> Lowered<Code> {
     if m.take("proxy") {
+        if m.take("tensormap::generic") {
+            return tensor_map::fence(l, m, operands);
+        }
         let shared = match m.take_any(&["async", "alias"]) {
             Some("async") => {
                 m.take_any(&["shared::cta", "shared::cluster"]).is_some() || !m.take("global")
@@ -97,7 +100,7 @@ pub(super) fn fence<'t>(
         return Ok(if shared {
             Code::hopper(Hopper::FenceProxy)
         } else {
-            Code::Fence
+            Code::Fence(None)
         });
     }
     if m.take("mbarrier_init") {
@@ -105,9 +108,9 @@ pub(super) fn fence<'t>(
         m.take("cluster");
         return Ok(Code::hopper(Hopper::FenceInit));
     }
-    m.take_any(&["gl", "cta", "sys", "gpu", "cluster"]);
+    let scope = memory::scope(m).unwrap_or(Scope::Device);
     m.take_any(&["sc", "acq_rel", "acquire", "release"]);
-    Ok(Code::Fence)
+    Ok(Code::Fence(Some(scope)))
 }
 
 pub(super) fn barrier<'t>(

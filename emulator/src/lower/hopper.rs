@@ -171,15 +171,18 @@ pub(super) fn set_registers<'t>(
     operands: &[Operand<'t>],
 ) -> Lowered<Code> {
     l.count(operands, 1)?;
-    if m.take_any(&["inc", "dec"]).is_none()
-        || !(m.take("sync") && m.take("aligned") && m.take("u32"))
-    {
+    let more = match m.take_any(&["inc", "dec"]) {
+        Some(word) => word == "inc",
+        None => return unknown(m),
+    };
+    if !(m.take("sync") && m.take("aligned") && m.take("u32")) {
         return unknown(m);
     }
     match operands[0] {
         Operand::Integer(count) if (24..=256).contains(&count) && count % 8 == 0 => {
             Ok(Code::hopper(Hopper::SetRegisters {
                 count: count as u32,
+                more,
             }))
         }
         _ => Err("takes a multiple of 8 from 24 to 256".into()),

@@ -4,7 +4,7 @@
 
 use super::{
     Lowered, Lowerer, Modifiers, arithmetic, atomic, call, cluster, compare, control, convert,
-    hopper, lanes, logic, matrix, memory, video, wgmma,
+    hopper, lanes, logic, matrix, memory, tensor_map, video, wgmma,
 };
 use crate::ir::{AtomicOp, CarryOp, Code, FloatOp, IntOp};
 use crate::syntax::Operand;
@@ -127,6 +127,7 @@ pub(super) fn find(mnemonic: &str) -> Option<Lower> {
         "vadd4" | "vsub4" | "vavrg4" | "vabsdiff4" | "vmin4" | "vmax4" | "vset4" => video::parts,
         "mbarrier" => hopper::mbarrier,
         "elect" => hopper::elect,
+        "tensormap" => tensor_map::tensor_map,
         "mapa" => cluster::map,
         "getctarank" => cluster::rank,
         // registers of a warp: 9.7.19
@@ -159,4 +160,16 @@ pub(super) fn atomic_op(modifiers: &mut Modifiers<'_>) -> Lowered<AtomicOp> {
             ));
         }
     })
+}
+
+/// Does an instruction reach the shared memory of its own block alone? `.shared` is `.shared::cta`; of mbarriers, others may
+/// only arrive at them and announce bytes, by generic addresses too.
+pub(super) fn is_near(opcode: &str) -> bool {
+    let mut words = opcode.split('.');
+    if words.clone().any(|word| word == "shared::cluster") {
+        return false;
+    }
+    let tests = ["init", "inval", "test_wait", "try_wait"];
+    (words.clone().next() == Some("mbarrier") && words.clone().any(|word| tests.contains(&word)))
+        || words.any(|word| word == "shared" || word == "shared::cta")
 }

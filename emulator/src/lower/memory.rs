@@ -1,7 +1,7 @@
 //! Loads, stores and asynchronous copies.
 
 use super::{Kind, Lowered, Lowerer, Modifiers, Place};
-use crate::ir::{self, Access, AsyncCopy, Code, Constant, Scalar, Slot, Space};
+use crate::ir::{self, Access, AsyncCopy, Code, Constant, Order, Scalar, Scope, Slot, Space};
 use crate::syntax::Operand;
 
 /// An address: slot, whether that slot has 32 bits, and an offset.
@@ -92,14 +92,27 @@ pub(super) fn map_space(l: &Lowerer<'_>, operand: &Operand<'_>) -> Space {
     }
 }
 
-/// Takes the words that say how strong an access is; true for all but plain accesses.
-pub(super) fn strength(m: &mut Modifiers<'_>) -> bool {
+/// Takes a scope.
+pub(super) fn scope(m: &mut Modifiers<'_>) -> Option<Scope> {
+    match m.take_any(&["cta", "cluster", "gpu", "gl", "sys"])? {
+        "cta" => Some(Scope::Block),
+        "cluster" => Some(Scope::Cluster),
+        _ => Some(Scope::Device),
+    }
+}
+
+/// Takes the words that say how strong an access is. Atomics are strong without a word.
+pub(super) fn order(m: &mut Modifiers<'_>, atomic: bool) -> Order {
     m.take("weak");
-    m.take_any(&["cta", "cluster", "gpu", "sys"]);
-    m.take_any(&[
+    let scope = scope(m).unwrap_or(Scope::Device);
+    let word = m.take_any(&[
         "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio",
-    ])
-    .is_some()
+    ]);
+    Order {
+        scope: (atomic || word.is_some()).then_some(scope),
+        acquires: matches!(word, Some("acquire" | "acq_rel")),
+        releases: matches!(word, Some("release" | "acq_rel")),
+    }
 }
 
 /// Takes hints to the caches: they change no result. True if an operand with a policy follows.
@@ -135,7 +148,7 @@ fn access<'t>(
     items: &[&Operand<'t>],
 ) -> Lowered<Access> {
     let kind = m.scalar()?;
-    let (space, strong) = (space(m), strength(m));
+    let (space, order) = (space(m), order(m, false));
     let space = match l.is_frame(address) {
         true if space == Space::Param => Space::Local,
         _ => space,
@@ -160,7 +173,7 @@ fn access<'t>(
         bytes: kind.bytes() as u8,
         signed: matches!(kind, Scalar::S8 | Scalar::S16 | Scalar::S32),
         wide,
-        strong,
+        order,
         elements: Vec::with_capacity(lanes),
     })
 }

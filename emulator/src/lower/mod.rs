@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod modifiers;
 mod operands;
+mod tensor_map;
 mod video;
 mod wgmma;
 
@@ -30,7 +31,7 @@ use crate::class::Class;
 use crate::ir::{
     ALWAYS, Body, CallTarget, Code, Constant, Hopper, Op, Origin, Pc, Pred, SINK, Slot, WgmmaSource,
 };
-use crate::syntax::{Function, Guard, Instruction, Location, Statement, Variable};
+use crate::syntax::{Function, Instruction, Location, Statement, Variable};
 
 pub(crate) use call::Functions;
 use declare::Declared;
@@ -131,7 +132,9 @@ pub(crate) struct Lowerer<'t> {
     callee: Option<usize>,
     /// Registers of the function at hand that hold addresses in its frame, by offset.
     frame: HashMap<u32, Slot>,
-    /// Rows of the registers that the instruction at hand names.
+    /// The kernel has instructions of wgmma, whose registers others must leave alone.
+    products: bool,
+    /// Rows of the registers that the instruction at hand names, where there are products.
     named: RefCell<Vec<Slot>>,
 }
 
@@ -162,6 +165,7 @@ pub(crate) fn lower<'t>(
         signatures: Vec::new(),
         callee: None,
         frame: HashMap::new(),
+        products: false,
         named: RefCell::default(),
     };
     lowerer.sink = lowerer.new_rows(2).map_err(at(function.line))?;
@@ -171,6 +175,9 @@ pub(crate) fn lower<'t>(
         }
     }
     let reached = functions.reached(function);
+    let is_product = |statement: &Statement<'_>| matches!(statement, Statement::Instruction(i) if i.opcode.starts_with("wgmma"));
+    lowerer.products =
+        (reached.iter().chain([&function])).any(|unit| unit.body.iter().any(is_product));
     let mut units = Vec::new();
     let mut pc = 0;
     for (index, &unit) in reached.iter().chain([&function]).enumerate() {
@@ -240,6 +247,12 @@ pub(crate) fn lower<'t>(
         .ops
         .iter()
         .any(|op| matches!(&op.code, Code::Hopper(op) if op.is_async_proxy()));
+    body.synchronises = body.ops.iter().any(|op| match &op.code {
+        Code::Load(access) => access.order.is_strong(),
+        Code::Atomic(atomic) => atomic.reads,
+        Code::AtomicVector(elements) => elements.iter().any(|element| element.reads),
+        _ => false,
+    });
     body.rows = lowerer.rows;
     body.predicates = lowerer.predicates;
     body.shared_grain = lowerer.grain;
@@ -286,26 +299,6 @@ fn product_slots(ops: &[Op]) -> HashSet<Slot> {
     out
 }
 
-/// The instruction as a line of PTX.
-fn text(instruction: &Instruction<'_>) -> String {
-    let guard = match instruction.guard {
-        Some(Guard {
-            predicate,
-            negated: true,
-        }) => format!("@!{predicate} "),
-        Some(Guard {
-            predicate,
-            negated: false,
-        }) => format!("@{predicate} "),
-        None => String::new(),
-    };
-    let operands: Vec<String> = instruction.operands.iter().map(operands::show).collect();
-    if operands.is_empty() {
-        return format!("{guard}{};", instruction.opcode);
-    }
-    format!("{guard}{} {};", instruction.opcode, operands.join(", "))
-}
-
 /// What the frames of functions are aligned to.
 const FRAME_ALIGN: u32 = 16;
 
@@ -348,20 +341,24 @@ impl<'t> Lowerer<'t> {
                         .instruction(instruction)
                         .map_err(|message| LowerError {
                             line: instruction.line,
-                            message: format!("`{}`: {message}", text(instruction)),
+                            message: format!("`{}`: {message}", operands::text(instruction)),
                         })?;
                     body.classes.push(Class::of(&op.code));
-                    named.push(match &op.code {
-                        Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
-                        _ => self.named.take(),
-                    });
+                    if self.products {
+                        named.push(match &op.code {
+                            Code::Hopper(op) if matches!(**op, Hopper::Wgmma(_)) => Vec::new(),
+                            _ => self.named.take(),
+                        });
+                    }
                     body.ops.push(op);
                     body.origins.push(Origin {
                         ptx: instruction.line,
                         file: location.file,
                         source: location.line,
                     });
-                    body.texts.push(text(instruction).into());
+                    body.texts
+                        .push(|out| operands::write_text(instruction, out));
+                    body.near.push(isa::is_near(instruction.opcode));
                 }
                 Statement::Label(_)
                 | Statement::Register { .. }
@@ -381,8 +378,11 @@ impl<'t> Lowerer<'t> {
         body.classes.push(Class::Control);
         body.origins
             .push(body.origins.last().copied().unwrap_or_default());
-        body.texts.push("}".into());
-        named.push(Vec::new());
+        body.texts.push(|out| out.push('}'));
+        body.near.push(false);
+        if self.products {
+            named.push(Vec::new());
+        }
         Ok(())
     }
 
@@ -424,8 +424,10 @@ impl<'t> Lowerer<'t> {
             && kind != Kind::Pred
         {
             let rows = if kind == Kind::Wide { 2 } else { 1 };
-            let rows = (row..row + rows).map(|row| row as Slot);
-            self.named.borrow_mut().extend(rows);
+            if self.products {
+                let rows = (row..row + rows).map(|row| row as Slot);
+                self.named.borrow_mut().extend(rows);
+            }
         }
         found
     }

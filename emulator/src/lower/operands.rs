@@ -2,29 +2,69 @@
 
 use super::{Kind, Lowered, Lowerer, Place};
 use crate::ir::{Constant, Pred, Slot, Special};
-use crate::syntax::Operand;
+use crate::syntax::{Guard, Instruction, Operand};
 
 /// An operand as PTX text.
 pub(super) fn show(operand: &Operand<'_>) -> String {
+    let mut out = String::new();
+    write(operand, &mut out);
+    out
+}
+
+/// Adds an operand as PTX text: every instruction of a module is written down when it is loaded.
+fn write(operand: &Operand<'_>, out: &mut String) {
+    let mut all = |pieces: &[&str]| pieces.iter().for_each(|piece| out.push_str(piece));
     match operand {
-        Operand::Name(name) => (*name).to_string(),
-        Operand::Not(name) => format!("!{name}"),
-        Operand::Minus(name) => format!("-{name}"),
-        Operand::Integer(value) => value.to_string(),
-        Operand::Single(bits) => format!("0f{bits:08X}"),
-        Operand::Double(bits) => format!("0d{bits:016X}"),
+        Operand::Name(name) => all(&[name]),
+        Operand::Not(name) => all(&["!", name]),
+        Operand::Minus(name) => all(&["-", name]),
+        Operand::Integer(value) => all(&[&value.to_string()]),
+        Operand::Single(bits) => all(&[&format!("0f{bits:08X}")]),
+        Operand::Double(bits) => all(&[&format!("0d{bits:016X}")]),
         Operand::Address { base, offset } => match (base, offset) {
-            (Some(base), 0) => format!("[{base}]"),
-            (Some(base), offset) => format!("[{base}+{offset}]"),
-            (None, offset) => format!("[{offset}]"),
+            (Some(base), 0) => all(&["[", base, "]"]),
+            (Some(base), offset) => all(&["[", base, "+", &offset.to_string(), "]"]),
+            (None, offset) => all(&["[", &offset.to_string(), "]"]),
         },
-        Operand::Vector(items) => format!(
-            "{{{}}}",
-            items.iter().map(show).collect::<Vec<_>>().join(", ")
-        ),
-        Operand::Pair(first, second) => format!("{first}|{second}"),
-        Operand::Sink => "_".into(),
+        Operand::Vector(items) => {
+            out.push('{');
+            write_list(items, out);
+            out.push('}');
+        }
+        Operand::Pair(first, second) => all(&[first, "|", second]),
+        Operand::Sink => all(&["_"]),
     }
+}
+
+/// Adds operands with commas between them.
+fn write_list(operands: &[Operand<'_>], out: &mut String) {
+    for (at, operand) in operands.iter().enumerate() {
+        if at != 0 {
+            out.push_str(", ");
+        }
+        write(operand, out);
+    }
+}
+
+/// The instruction as a line of PTX.
+pub(super) fn text(instruction: &Instruction<'_>) -> String {
+    let mut out = String::new();
+    write_text(instruction, &mut out);
+    out
+}
+
+pub(super) fn write_text(instruction: &Instruction<'_>, out: &mut String) {
+    if let Some(Guard { predicate, negated }) = instruction.guard {
+        out.push_str(if negated { "@!" } else { "@" });
+        out.push_str(predicate);
+        out.push(' ');
+    }
+    out.push_str(instruction.opcode);
+    if !instruction.operands.is_empty() {
+        out.push(' ');
+        write_list(&instruction.operands, out);
+    }
+    out.push(';');
 }
 
 /// A special register by its name.

@@ -1,18 +1,17 @@
 //! What the async proxy does to shared memory, and the mbarriers that live there.
 
-use super::{
-    Accessor, CLOCK_LIMIT, Conflict, Detector, Event, OBJECT, PENDING, Part, Refusal, Seen,
-};
+use super::event::{CLOCK_LIMIT, COLLECTIVE, Event, OBJECT, PENDING, UNFENCED};
+use super::{Accessor, Conflict, Detector, Part, Refusal, Seen};
 
-/// One of the agent's lanes: what ends with one of them is told apart from what ends with another. mbarriers share the
-/// first 24, four lanes serve groups of stores and four those of wgmma.
+/// One of the agent's lanes: what ends with one of them is told apart from what ends with another. The mbarriers of a block
+/// share the first 24 in the order of their initialisation, four lanes serve groups of stores and four those of wgmma.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AgentLane(u32);
 
 impl AgentLane {
-    /// For what the mbarrier at an address tells of.
-    pub(crate) fn of_mbarrier(address: usize) -> AgentLane {
-        AgentLane((address / 8 % 24) as u32)
+    /// For what the mbarrier of this number in its block tells of.
+    pub(crate) fn of_mbarrier(number: u32) -> AgentLane {
+        AgentLane(number % 24)
     }
 
     /// For the stores of a warp.
@@ -51,7 +50,7 @@ impl Detector {
             };
             let seen = self.ordered(event, by);
             if seen {
-                self.writes[grain as usize].0 &= !super::UNFENCED;
+                self.writes[grain as usize].0 &= !UNFENCED;
             }
             !seen
         });
@@ -88,7 +87,7 @@ impl Detector {
     /// Marks bytes that the async proxy is reading; several reads may meet.
     pub(crate) fn mark_read(&mut self, address: usize, bytes: usize, by: Accessor) {
         let lane = if by.collective {
-            super::COLLECTIVE
+            COLLECTIVE
         } else {
             by.lane.into()
         };

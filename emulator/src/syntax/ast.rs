@@ -3,6 +3,8 @@
 /// A whole module.
 #[derive(Debug, Default)]
 pub(crate) struct Ast<'t> {
+    /// The architecture of `.target`, as `sm_90a`; empty without one.
+    pub target: &'t str,
     /// `.file` entries: index and path.
     pub files: Vec<(u32, &'t str)>,
     /// Module-scope `.global`, `.const` and `.shared` variables.
@@ -21,6 +23,8 @@ pub(crate) struct Function<'t> {
     pub parameters: Vec<Variable<'t>>,
     /// `.maxntid` or `.reqntid`: threads a block may have.
     pub max_threads: Option<u32>,
+    /// `.maxnreg`: registers of a thread.
+    pub registers: Option<u32>,
     /// `.reqnctapercluster`: blocks of a cluster.
     pub cluster: Option<[u32; 3]>,
     pub body: Vec<Statement<'t>>,

@@ -12,7 +12,7 @@ impl<'t> Parser<'t> {
                 self.word()?;
             }
             ".target" => {
-                self.word()?;
+                ast.target = self.word()?;
                 while self.accept(b',') {
                     self.word()?;
                 }
@@ -86,6 +86,7 @@ impl<'t> Parser<'t> {
         let name = self.word()?;
         let parameters = self.parameters()?;
         let mut max_threads = None;
+        let mut registers = None;
         let mut cluster = None;
         loop {
             match self.peek() {
@@ -101,6 +102,10 @@ impl<'t> Parser<'t> {
                         threads = threads.saturating_mul(self.unsigned()?);
                     }
                     max_threads = Some(threads);
+                }
+                Some(Kind::Word(".maxnreg")) => {
+                    self.at += 1;
+                    registers = Some(self.unsigned()?);
                 }
                 Some(Kind::Word(".reqnctapercluster")) => {
                     self.at += 1;
@@ -136,6 +141,7 @@ impl<'t> Parser<'t> {
             returns,
             parameters,
             max_threads,
+            registers,
             cluster,
             body,
             line,
@@ -158,15 +164,18 @@ impl<'t> Parser<'t> {
     pub(super) fn variable(&mut self, external: bool) -> Result<Variable<'t>> {
         let space = self.word()?.trim_start_matches('.');
         let mut align = None;
+        let mut points = false;
         let mut lanes = 1;
         let mut kind = None;
         let name = loop {
             match self.word()? {
+                // `.param .u64 .ptr .global .align 8 name` says where a pointer leads, and how that is aligned
+                ".align" if points => drop(self.unsigned()?),
                 ".align" => align = Some(self.unsigned()?),
                 ".v2" => lanes = 2,
                 ".v4" => lanes = 4,
-                // `.param .u64 .ptr .global .align 8 name` says where a pointer leads
-                ".ptr" | ".global" | ".const" | ".shared" | ".local" | ".attribute" => {}
+                ".ptr" => points = true,
+                ".global" | ".const" | ".shared" | ".local" | ".attribute" => {}
                 word if word.starts_with('.') => kind = Some(word),
                 word => break word,
             }

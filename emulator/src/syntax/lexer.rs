@@ -19,8 +19,21 @@ pub(crate) enum Kind<'t> {
     Mark(u8),
 }
 
+/// Which bytes are part of a word.
+const WORD: [bool; 256] = {
+    let mut word = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let character = byte as u8;
+        word[byte] =
+            character.is_ascii_alphanumeric() || matches!(character, b'_' | b'$' | b'%' | b'.');
+        byte += 1;
+    }
+    word
+};
+
 fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'%' | b'.')
+    WORD[usize::from(byte)]
 }
 
 /// Splits `text` into tokens; comments and white space vanish.
@@ -63,10 +76,13 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
             }
             _ if is_word(byte) => {
                 let start = at;
+                at += 1;
                 loop {
-                    while at < bytes.len() && is_word(bytes[at]) {
-                        at += 1;
-                    }
+                    // `.reg.b32` is two words: a directive, and a type
+                    at += bytes[at..]
+                        .iter()
+                        .take_while(|&&next| is_word(next) && !(next == b'.' && byte == b'.'))
+                        .count();
                     // `shared::cta` is one word; `label:` is a word and a mark
                     let joined = bytes.get(at) == Some(&b':')
                         && bytes.get(at + 1) == Some(&b':')
@@ -109,5 +125,12 @@ mod tests {
         assert_eq!(kinds[1], (Kind::Mark(b':'), 1));
         assert_eq!(kinds[2], (Kind::Word("cp.async.L2::128B"), 1));
         assert_eq!(kinds.last(), Some(&(Kind::Word("a"), 3)));
+    }
+
+    #[test]
+    fn a_directive_ends_at_the_next_dot_and_an_opcode_does_not() {
+        let kinds = |text| tokens(text).into_iter().map(|t| t.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(".reg.b32 f"), kinds(".reg .b32 f"));
+        assert_eq!(kinds("ld.param.b32").len(), 1);
     }
 }

@@ -53,8 +53,8 @@ fn every_instruction_has_a_form() {
             executed(&text).collect::<Vec<_>>()
         }));
     }
-    // whole products are compared with a host's in `it/matrix` and `it/hopper`
-    tested.extend(["mma", "wgmma"].map(String::from));
+    // whole products are compared with a host's in `it/matrix` and `it/hopper`, as are maps that a kernel makes
+    tested.extend(["mma", "wgmma", "tensormap"].map(String::from));
     let missing: Vec<_> = table.difference(&tested).collect();
     assert!(missing.is_empty(), "no form or case executes {missing:?}");
 }

@@ -8,6 +8,8 @@
 //! `CONFORMANCE_GOLDEN=FOLDER` writes what came out to `FOLDER/DEVICE.CHAPTER.txt`, a line a form and column; files of that form
 //! in `golden/` beside this file are what devices gave, and are compared with on every run.
 
+#[path = "../support/ptxas.rs"]
+mod assembler;
 mod coverage;
 mod device;
 mod exact;

@@ -59,7 +59,7 @@ fn the_limit_on_the_stack_is_the_context_s() {
         let mut launch = stream.launch_builder(&deep);
         launch.arg(&mut out).arg(&n);
         // SAFETY: the kernel takes these arguments; the emulator checks its accesses.
-        unsafe { launch.launch(config(1, 32)) }?;
+        unsafe { launch.launch(config(1, 1)) }?;
         stream.clone_dtoh(&out)
     };
     let set = |bytes| {

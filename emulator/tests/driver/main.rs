@@ -2,13 +2,18 @@
 //! wrong.
 
 mod capture;
+#[path = "../support/cubin.rs"]
+mod cubin;
 #[path = "../support/fatbin.rs"]
 mod fatbin;
 mod functions;
+mod hostile;
 mod launch;
+mod managed;
 mod memory;
 mod module;
 mod objects;
+mod occupancy;
 mod tensor_map;
 
 use std::sync::Arc;

@@ -246,16 +246,6 @@ fn pinned_memory_is_the_hosts() {
 }
 
 #[test]
-fn managed_memory_is_refused_by_name() {
-    let _context = context();
-    let mut address = 0;
-    // SAFETY: the pointer is valid to write.
-    let result = unsafe { sys::cuMemAllocManaged(&raw mut address, 16, 1).result() };
-    let code = CUresult::CUDA_ERROR_NOT_SUPPORTED;
-    assert_error(result, code, "cuMemAllocManaged is not emulated");
-}
-
-#[test]
 fn pointers_tell_what_they_are() {
     use sys::CUpointer_attribute as Attribute;
     let context = context();

@@ -65,13 +65,17 @@ fn images_that_do_not_run_say_why() {
         image
     };
     #[rustfmt::skip]
-    let cases: [(Ptx, CUresult, &str); 7] = [
+    let cases: [(Ptx, CUresult, &str); 9] = [
         (Ptx::from_binary(fatbin(&[sass(80), sass(90)])), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
             "only SASS for sm_80, sm_90"),
         (Ptx::from_binary(fatbin(&[ptx(120, KERNELS)])), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
             "PTX for compute_120"),
         (Ptx::from_binary(truncated(fatbin(&[sass(80)]))), CUresult::CUDA_ERROR_INVALID_IMAGE,
             "is damaged"),
+        (Ptx::from_src(KERNELS.replace(".target sm_80", ".target sm_120")), CUresult::CUDA_ERROR_INVALID_PTX,
+            "the PTX is for sm_120, which"),
+        (Ptx::from_src(KERNELS.replace(".target sm_80", ".target sm_100a, debug")), CUresult::CUDA_ERROR_INVALID_PTX,
+            "the PTX is for sm_100a, which"),
         (Ptx::from_src("no module"), CUresult::CUDA_ERROR_INVALID_IMAGE,
             "no module image"),
         (Ptx::from_src(lines("bar.dance 0;")), CUresult::CUDA_ERROR_INVALID_PTX,
@@ -175,22 +179,32 @@ fn the_compilers_log_has_the_error() {
         b"\0",
     ]
     .concat();
-    let mut log = [1u8; 64];
+    let (mut log, mut info) = ([1u8; 64], [1u8; 8]);
     let mut options = [
         Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
         Option::CU_JIT_ERROR_LOG_BUFFER,
+        Option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+        Option::CU_JIT_INFO_LOG_BUFFER,
     ];
-    let mut values: [*mut c_void; 2] = [log.len() as *mut c_void, log.as_mut_ptr().cast()];
+    // Sizes are ints in the place of pointers, whose upper half is nobody's.
+    let size = log.len() | 7 << 40;
+    let mut values: [*mut c_void; 4] = [
+        size as *mut c_void,
+        log.as_mut_ptr().cast(),
+        info.len() as *mut c_void,
+        info.as_mut_ptr().cast(),
+    ];
     let mut module = null_mut();
     // SAFETY: the image is whole, and there are as many values as options.
     let result = unsafe {
         let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         let image = text.as_ptr().cast();
-        sys::cuModuleLoadDataEx(&raw mut module, image, 2, options, values).result()
+        sys::cuModuleLoadDataEx(&raw mut module, image, 4, options, values).result()
     };
     assert_error(result, CUresult::CUDA_ERROR_INVALID_PTX, "bar.dance");
     let end = log.iter().position(|byte| *byte == 0).expect("a C string");
     let text = std::str::from_utf8(&log[..end]).unwrap();
     assert!(text.contains("through_shared"), "{text}");
     assert_eq!(values[0] as usize, end + 1, "the size that is used");
+    assert_eq!(info[0], 0, "the other log is empty");
 }

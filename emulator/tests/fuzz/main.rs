@@ -3,18 +3,25 @@
 //! The inputs are those of the other tests, changed at random from a fixed seed, so that a failure is the same on every run.
 //! `fuzz/` has the same as targets of cargo-fuzz, which run without end.
 
+#[path = "../support/cubin.rs"]
+mod cubin;
 #[path = "../support/fatbin.rs"]
 mod fatbin;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
-use cuda_emulator::{Device, Program, ptx};
+use cubin::cubin;
+use cuda_emulator::{
+    Device, Launch, Memory, Module, Options, Program, Schedule, launch, ptx, registers,
+};
 use fatbin::{Entry, Packing, fatbin, ptx as plain};
 
 /// Mutants of each kind of input.
 const TEXTS: usize = 20_000;
 const IMAGES: usize = 40_000;
+const LAUNCHES: usize = 6_000;
 
 /// A seeded generator: splitmix64.
 struct Random(u64);
@@ -166,6 +173,62 @@ fn a_changed_text_is_run_or_refused() {
     );
 }
 
+/// Runs all kernels of a program, with parameters that lead to a buffer: how many end without a fault, and with one.
+fn run_all(program: Program) -> (usize, usize) {
+    const BUFFER: usize = 1 << 12;
+    let memory = Memory::new(1 << 20);
+    let Ok(module) = Module::load(Arc::new(program), &memory) else {
+        return (0, 0);
+    };
+    let buffer = memory.alloc(BUFFER as u64).unwrap();
+    memory.write(buffer, &[1; BUFFER]).unwrap();
+    let mut ends = (0, 0);
+    for (kernel, seed) in module.program().kernels().zip(1..) {
+        let address = buffer.to_le_bytes().into_iter().cycle();
+        let params: Vec<u8> = address.take(kernel.param_bytes() as usize).collect();
+        let options = Options {
+            threads: 1,
+            schedule: Schedule::Adversarial(seed),
+            max_instructions: 4_000,
+            // the threads of all blocks share one buffer, and few mutants would end well
+            global_races: seed % 2 == 0,
+            ..Options::default()
+        };
+        let asked = Launch {
+            params: &params,
+            dynamic_shared: 1 << 10,
+            dynamic_shared_limit: 1 << 10,
+            ..Launch::new(&module, &kernel.name, [2, 1, 1], [64, 1, 1])
+        };
+        match launch(&asked, &Device::sm_90(), &memory, &options) {
+            Ok(_) => ends.0 += 1,
+            Err(_) => ends.1 += 1,
+        }
+    }
+    ends
+}
+
+#[test]
+fn a_changed_kernel_ends() {
+    let corpus = corpus();
+    let mut random = Random(3);
+    let mut ends = (0, 0);
+    for _ in 0..LAUNCHES {
+        let text = mutate(
+            &random.pick(&corpus),
+            &random.pick(&corpus),
+            &mut Random(random.next()),
+        );
+        survives(&text, || {
+            if let Ok(program) = Program::parse(&text) {
+                let (well, with_fault) = run_all(program);
+                ends = (ends.0 + well, ends.1 + with_fault);
+            }
+        });
+    }
+    assert!(ends.0 > LAUNCHES / 60 && ends.1 > LAUNCHES / 60, "{ends:?}");
+}
+
 #[test]
 fn nesting_without_end_is_refused() {
     for (open, close) in [("{", "}"), ("(", ")"), ("[", "]")] {
@@ -209,7 +272,13 @@ fn a_changed_image_is_read_or_refused() {
         packing,
         payload: texts[at].as_bytes(),
     };
+    let code = cubin(80, &[("walk", 255), ("step", 24)]);
+    let machine = Entry {
+        payload: &code,
+        ..entry(2, 80, 0, Packing::Plain, 0)
+    };
     let images = [
+        fatbin(&[machine]),
         fatbin(&[plain(80, &texts[0])]),
         fatbin(&[
             entry(1, 80, 0, Packing::Zstd, 1),
@@ -221,7 +290,7 @@ fn a_changed_image_is_read_or_refused() {
         ]),
     ];
     let mut random = Random(2);
-    let mut read = 0;
+    let (mut read, mut told) = (0, 0);
     for _ in 0..IMAGES {
         let mut image = random.pick(&images);
         for _ in 0..1 + random.below(3) {
@@ -241,6 +310,7 @@ fn a_changed_image_is_read_or_refused() {
         survives(&shown, || {
             for device in [Device::sm_80(), Device::sm_90()] {
                 read += usize::from(ptx(&image, &device).is_ok());
+                told += registers(&image, &device).len();
             }
         });
     }
@@ -248,4 +318,5 @@ fn a_changed_image_is_read_or_refused() {
         (IMAGES / 20..2 * IMAGES * 19 / 20).contains(&read),
         "{read}"
     );
+    assert!((IMAGES / 40..IMAGES / 2).contains(&told), "{told}");
 }

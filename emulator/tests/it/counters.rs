@@ -1,7 +1,7 @@
 //! Counters are exact: what a tiny kernel does can be counted by hand.
 
 use super::emulator::{Bench, Call, kernel};
-use cuda_emulator::{Class, GlobalTraffic, Options, Report, SharedTraffic};
+use cuda_emulator::{Class, GlobalTraffic, MatrixKind, Options, Report, SharedTraffic};
 
 /// What [`kernel`] puts around a body, a warp: two parameters and a coordinate moved, an address computed, a return.
 const AROUND: [(Class, u64); 3] = [(Class::Move, 3), (Class::Integer, 3), (Class::Control, 1)];
@@ -27,8 +27,8 @@ fn one_warp(body: &str) -> Report {
 fn instructions_are_counted_by_class_and_warp() {
     let body = "add.f32 %f0, 0f3F800000, 0f3F800000;\nfma.rn.f32 %f1, %f0, %f0, %f0;\nex2.approx.f32 %f2, %f0;\n\
                 setp.lt.f32 %p0, %f0, %f1;\nadd.u32 %r0, %t, 1;\nshl.b32 %r1, %r0, 2;\ncvt.rn.f32.u32 %f3, %r0;\n\
-                mov.u32 %r2, 5;\nld.global.u32 %r3, [%in];\nst.global.u32 [%out], %r3;\n\
-                shfl.sync.bfly.b32 %r4, %t, 1, 0x1f, -1;\nbar.sync 0;\nadd.rn.f64 %rd0, 0d0000000000000000, 0d0000000000000000;\n\
+                mov.u32 %r2, 5;\nld.global.u32 %r3, [%in];\nst.relaxed.gpu.global.u32 [%out], %r3;\n\
+                shfl.sync.bfly.b32 %r4, %t, 1, 0x1f, -1;\nvote.sync.any.pred %p0, %p0, -1;\nbar.sync 0;\nadd.rn.f64 %rd0, 0d0000000000000000, 0d0000000000000000;\n\
                 mul.f16x2 %r5, %r0, %r0;\nred.global.add.u32 [%in+8192], 1;";
     let call = Call {
         grid: [3, 1, 1],
@@ -46,6 +46,7 @@ fn instructions_are_counted_by_class_and_warp() {
         (Class::Move, 1),
         (Class::Global, 2),
         (Class::Shuffle, 1),
+        (Class::Vote, 1),
         (Class::Barrier, 1),
         (Class::Fp64, 1),
         (Class::Half, 1),
@@ -269,13 +270,30 @@ fn multiply_adds_of_tensor_cores() {
         },
     );
     assert_eq!(report.mma_multiply_adds, 2 * 16 * 8 * (16 + 8));
+    assert_eq!(
+        report.multiply_adds(MatrixKind::Half),
+        report.mma_multiply_adds
+    );
     assert_eq!(report.count(Class::Mma), 4);
+    let others = "mov.u32 %r0, 0;\n\
+        mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%f0, %f1, %f2, %f3}, {%r0, %r0}, {%r0}, {%f0, %f1, %f2, %f3};\n\
+        mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%r1, %r2}, {%r0}, {%r0}, {%r0, %r0};\n\
+        mma.sync.aligned.m8n8k32.row.col.s32.u4.s4.s32 {%r1, %r2}, {%r0}, {%r0}, {%r0, %r0};";
+    let report = one_warp(others);
+    for (kind, expected) in [
+        (MatrixKind::Tf32, 16 * 8 * 4),
+        (MatrixKind::Int8, 8 * 8 * 16),
+        (MatrixKind::Int4, 8 * 8 * 32),
+    ] {
+        assert_eq!(report.multiply_adds(kind), expected, "{}", kind.name());
+    }
+    assert_eq!(report.mma_multiply_adds, report.mma.iter().sum::<u64>());
 }
 
 #[test]
 fn counters_do_not_depend_on_the_host_threads() {
     let body = "rem.u32 %r0, %t, 7;\nloop:\nsetp.eq.u32 %p0, %r0, 0;\n@%p0 bra done;\nsub.u32 %r0, %r0, 1;\nbra loop;\ndone:\n\
-                bar.sync 0;\nld.global.u32 %r1, [%in];\nred.global.add.u32 [%in+16384], 1;\nst.global.u32 [%out], %r1;";
+                bar.sync 0;\nld.global.u32 %r1, [%in];\nred.global.add.u32 [%in+16384], 1;\nst.relaxed.gpu.global.u32 [%out], %r1;";
     let with = |threads: usize| {
         let options = Options {
             threads,

@@ -2,7 +2,7 @@
 
 use super::case::Case;
 use super::emulator::{Bench, Call, ways};
-use cuda_emulator::{Device, Fault, FaultKind, LoadError, Options, Schedule};
+use cuda_emulator::{Device, Fault, FaultKind, Forgiven, LoadError, Options, Schedule};
 
 /// Every kind of fault, by its variant.
 const KINDS: [FaultKind; 12] = [
@@ -87,6 +87,7 @@ fn check(case: &Case, device: Device, schedule: Schedule) -> Option<String> {
             threads: 1,
             schedule,
             max_instructions: settings.instructions.unwrap_or(1 << 24),
+            ..Options::default()
         },
         grid: settings.grid,
         block: settings.block,
@@ -97,6 +98,30 @@ fn check(case: &Case, device: Device, schedule: Schedule) -> Option<String> {
         Ok(_) => Some("nothing was found".into()),
         Err(fault) => judge(case, &fault),
     }
+}
+
+#[test]
+fn what_is_forgiven_is_no_fault() {
+    for (name, forgiven) in [
+        ("bulk_init_unfenced", "unfenced-mbarriers"),
+        ("shared_unwritten", "unwritten-shared"),
+    ] {
+        let cases = Case::folder("fail");
+        let case = cases.iter().find(|case| case.name == name).unwrap();
+        let bench = Bench::load(&case.ptx).unwrap();
+        let (out, input) = (bench.buffer(&[0; 4096]), bench.buffer(&[0; 4096]));
+        let mut call = Call {
+            device: Device::sm_90(),
+            block: case.settings.block,
+            ..Call::new(&[out, input])
+        };
+        assert!(bench.run(&call).is_err(), "{name}");
+        call.options.forgiven = forgiven.parse().unwrap();
+        bench
+            .run(&call)
+            .unwrap_or_else(|fault| panic!("{name}: {fault}"));
+    }
+    assert!("races".parse::<Forgiven>().is_err());
 }
 
 #[test]

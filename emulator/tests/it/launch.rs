@@ -1,7 +1,7 @@
 //! Launches: parameters, limits of the device, blocks that wait for each other, and modules.
 
 use super::emulator::{Bench, Call, kernel};
-use cuda_emulator::{Device, FaultKind, Options, Schedule};
+use cuda_emulator::{Device, FaultKind, Options, Program, Schedule};
 
 /// A call with two buffers of 4 KiB.
 fn call(bench: &Bench) -> Call {
@@ -88,7 +88,7 @@ fn launches_beyond_the_device_are_refused() {
     ];
     for (call, part) in cases {
         let fault = bench.run(&call).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Resources, "{fault}");
+        assert_eq!(fault.kind, FaultKind::Configuration, "{fault}");
         assert!(
             fault.to_string().contains(part),
             "`{part}` is not in: {fault}"
@@ -121,7 +121,7 @@ fn shared_memory_is_what_the_device_has() {
         (Device::sm_80(), 200 << 10),
     ] {
         let fault = bench.run(&ask(device, dynamic)).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Resources);
+        assert_eq!(fault.kind, FaultKind::Configuration);
         assert!(fault.message.contains("bytes of"), "{fault}");
     }
     let report = bench.run(&ask(Device::sm_80(), 100)).unwrap();
@@ -166,7 +166,7 @@ fn parameters_beyond_the_device_are_refused() {
     };
     with(32_764 - 16).unwrap();
     let fault = with(32_764 - 15).unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Resources);
+    assert_eq!(fault.kind, FaultKind::Configuration);
     assert!(
         fault
             .message
@@ -191,6 +191,17 @@ fn an_unknown_kernel_is_named() {
 }
 
 /// A structure as nvcc passes it: read by member, by byte, by vector, and through a generic address.
+#[test]
+fn where_a_pointer_leads_does_not_place_its_parameter() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n\
+                .entry case(.param .f32 scale, .param .u64 .ptr .global .align 1 out, .param .u16 count,\n\
+                .param .align 32 .u64 .ptr .shared .align 2 tile) { ret; }";
+    let program = Program::parse(text).unwrap();
+    let params = &program.kernel("case").unwrap().params;
+    let found: Vec<_> = params.iter().map(|p| (p.offset, p.align)).collect();
+    assert_eq!(found, [(0, 4), (8, 8), (16, 2), (32, 32)]);
+}
+
 #[test]
 fn members_of_a_parameter_structure() {
     let entry = "(.param .u64 out, .param .u64 in, .param .u8 small, .param .align 16 .b8 s[32], .param .f32 last)";

@@ -4,6 +4,8 @@
 //! - `../fail/*.ptx`: kernels that must be refused, with the fault and the line that the file names;
 //! - here: matrix multiplication, counters, launches and their limits, and mutants of a pipelined kernel.
 
+#[path = "../support/ptxas.rs"]
+mod assembler;
 mod case;
 mod counters;
 mod emulator;
@@ -14,5 +16,5 @@ mod launch;
 mod matrix;
 mod mutants;
 mod pass;
-mod planted;
+mod races;
 mod value;

@@ -21,6 +21,7 @@ fn check(case: &Case, device: &Device, schedule: Schedule) -> Vec<String> {
             threads: 1,
             schedule,
             max_instructions: 1 << 24,
+            ..Options::default()
         },
         grid: case.settings.grid,
         block: case.settings.block,

@@ -7,7 +7,7 @@ use seqmix::reference::attention as reference;
 
 use super::{CAUSAL, FULL, judge, widen};
 use crate::naive::{Narrow, Number, normal};
-use crate::support::{Place, Placed, device};
+use crate::support::{Place, Placed, RacesPass, device};
 
 /// Lengths of each sequence's queries and keys.
 type Lengths = &'static [(usize, usize)];
@@ -207,6 +207,7 @@ fn a_generous_longest_length() {
 #[test]
 fn wrong_lengths_do_not_leave_the_tensors() {
     let device = device();
+    let _sequences_overlap = RacesPass::new();
     let stream = device.stream();
     let (total_q, total_k, heads, head_dim) = (70, 90, 2, 64);
     let input = |rows, seed| {

@@ -8,7 +8,7 @@ use super::{
     ACTIVATIONS, ALL, Addend, Case, EPILOGUES, EVERYTHING, Epilogue, Extra, Groups, LAYOUTS,
     NOTHING, PLAIN, TILES, check, check_both, check_into,
 };
-use crate::support::device;
+use crate::support::{RacesPass, device};
 
 /// Offsets of groups within 150 rows, or 150 of k.
 const OFFSETS: [&[i32]; 10] = [
@@ -213,6 +213,7 @@ fn wrong_offsets_are_clamped() {
 #[test]
 fn groups_that_overlap_stay_within_bounds() {
     let device = device();
+    let _groups_overlap = RacesPass::new();
     let stream = device.stream();
     let zigzag: &[i32] = &[3, 140, 3, 140, 3, 140, 3, 140, 3, 140];
     for offsets in [

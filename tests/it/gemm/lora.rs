@@ -72,6 +72,26 @@ fn every_layout() {
 }
 
 #[test]
+fn every_tile_in_bf16() {
+    let (down, up) = LAYOUTS[0];
+    for (a, b) in LAYOUTS {
+        for tile in TILES {
+            let config = Config {
+                tile: Some(tile),
+                ..PLAIN
+            };
+            check::<bf16>(Case {
+                a,
+                b,
+                config,
+                extra: lying(16, down, up),
+                ..Case::of(40, 72, 80)
+            });
+        }
+    }
+}
+
+#[test]
 fn every_epilogue_that_takes_one() {
     for epilogue in [
         Epilogue::Activate,

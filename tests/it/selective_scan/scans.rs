@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::problem::Problem;
 use super::{Across, Case, Steps, USUAL, Values, Weight};
 use crate::naive::Number;
-use crate::support::device;
+use crate::support::{RacesPass, device};
 
 fn check<T: Number>(case: Case) {
     let stream = device().stream();
@@ -236,6 +236,7 @@ fn steps_of_no_sequence() {
 #[test]
 fn wrong_offsets_stay_within() {
     let op = &device().selective_scan;
+    let _sequences_overlap = RacesPass::new();
     let stream = device().stream();
     for cu_seqlens in [
         &[-5, 1000] as &[i32],

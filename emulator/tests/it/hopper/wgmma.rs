@@ -1,11 +1,11 @@
-//! wgmma against a product computed here, for every type, layout and source of its operands.
+//! wgmma against a product computed here, for every type and source of its operands.
 //!
-//! The layouts are written down from their pictures in the manual (PTX ISA, asynchronous warpgroup level matrix
-//! instructions: shared memory layout and register fragments): where the element of a row and a column lies. The emulator
-//! goes the other way, from descriptors to addresses.
+//! Register fragments are written down from their pictures in the manual (PTX ISA, asynchronous warpgroup level matrix
+//! instructions): which element of a row and a column a thread's register holds.
 
 use half::{bf16, f16};
 
+use super::wgmma_layout::{K_MAJOR, Layout};
 use crate::emulator::{Bench, Call};
 use cuda_emulator::{Device, Fault, FaultKind, Options, Schedule};
 
@@ -71,71 +71,6 @@ impl Kind {
         }
     }
 }
-
-/// How an operand lies in shared memory.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Layout {
-    /// Bytes of the swizzle's lines; 0 without one.
-    swizzle: usize,
-    /// M or N is contiguous.
-    transposed: bool,
-    /// Bytes from the start of the tile at which the instruction's columns begin, of a K-major tile with a swizzle.
-    skip: usize,
-}
-
-impl Layout {
-    /// The byte at which an element lies, from the start of the tile.
-    fn place(self, row: usize, column: usize, size: usize) -> usize {
-        let (line, atom) = (self.swizzle, 8 * self.swizzle);
-        match (self.transposed, self.swizzle) {
-            (false, 0) => {
-                // cores of 8 rows by 16 bytes, two side by side
-                let byte = column * size;
-                row / 8 * 256 + byte / 16 * 128 + row % 8 * 16 + byte % 16
-            }
-            (false, _) => {
-                let byte = self.skip + column * size;
-                let chunk = (byte / 16) ^ (row * line / 128 % (line / 16));
-                row * line + chunk * 16 + byte % 16
-            }
-            (true, 0) => row / 8 * 256 + column / 8 * 128 + column % 8 * 16 + row % 8 * 2,
-            (true, _) => {
-                let across = line / 2;
-                let chunk = (row % across / 8) ^ (column % 8 * line / 128 % (line / 16));
-                row / across * 2 * atom
-                    + column / 8 * atom
-                    + column % 8 * line
-                    + chunk * 16
-                    + row % 8 * 2
-            }
-        }
-    }
-
-    /// The descriptor of a tile at a shared address.
-    fn descriptor(self, start: usize) -> u64 {
-        let atom = 8 * self.swizzle;
-        let (leading, stride) = match (self.transposed, self.swizzle) {
-            (false, 0) => (128, 256),
-            (false, _) => (16, atom),
-            (true, 0) => (128, 256),
-            (true, _) => (2 * atom, atom),
-        };
-        let mode = match self.swizzle {
-            128 => 1,
-            64 => 2,
-            32 => 3,
-            _ => 0u64,
-        };
-        let field = |bytes: usize, at: u32| (bytes as u64 >> 4) << at;
-        field(start + self.skip, 0) | field(leading, 16) | field(stride, 32) | mode << 62
-    }
-}
-
-const K_MAJOR: Layout = Layout {
-    swizzle: 128,
-    transposed: false,
-    skip: 0,
-};
 
 /// A form of the instruction.
 #[derive(Debug, Clone, Copy)]
@@ -379,7 +314,7 @@ impl Form {
     }
 
     /// Asserts that the product is exact.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let found = self
             .run(&self.right(), Schedule::LowestPc)
             .unwrap_or_else(|fault| panic!("{self:?}: {fault}"));
@@ -470,66 +405,6 @@ fn every_width_is_multiplied() {
     }
     for n in [8, 16, 24, 32, 48, 96, 256] {
         Form::new(Kind::S8, "s32", n).check();
-    }
-}
-
-#[test]
-fn operands_lie_in_every_layout() {
-    let layouts = [false, true].map(|transposed| {
-        [0, 32, 64, 128].map(|swizzle| Layout {
-            swizzle,
-            transposed,
-            skip: 0,
-        })
-    });
-    for a_layout in layouts.concat() {
-        for b_layout in layouts.concat() {
-            let form = Form::new(Kind::Bf16, "f32", 80);
-            Form {
-                a_layout: Some(a_layout),
-                b_layout,
-                ..form
-            }
-            .check();
-            Form {
-                a_layout: None,
-                b_layout,
-                ..form
-            }
-            .check();
-        }
-    }
-    for swizzle in [0, 32, 64, 128] {
-        let layout = Layout { swizzle, ..K_MAJOR };
-        for kind in [Kind::Tf32, Kind::E4m3] {
-            let form = Form::new(kind, "f32", 24);
-            Form {
-                a_layout: Some(layout),
-                b_layout: layout,
-                ..form
-            }
-            .check();
-        }
-    }
-}
-
-#[test]
-fn columns_begin_anywhere_in_a_swizzled_line() {
-    for (swizzle, skips) in [(128, &[32, 64, 96][..]), (64, &[32])] {
-        for &skip in skips {
-            let layout = Layout {
-                swizzle,
-                skip,
-                ..K_MAJOR
-            };
-            let form = Form::new(Kind::F16, "f32", 64);
-            Form {
-                a_layout: Some(layout),
-                b_layout: layout,
-                ..form
-            }
-            .check();
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use seqmix::causal_conv1d::Activation;
 use seqmix::selective_scan::{Numbers, Step, StepConfig, StepConvolution, Weight};
 use seqmix::{Result, TensorMut, TensorRef};
 
-use crate::support::device;
+use crate::support::{RacesPass, device};
 
 /// Shapes of a call; by default one that works.
 #[derive(Clone, Copy)]
@@ -110,6 +110,8 @@ fn assert_says(call: Call, words: &str) {
 
 #[test]
 fn the_call_that_the_others_vary_works() {
+    // both sequences name state 0
+    let _sequences_share = RacesPass::new();
     step(CALL).unwrap();
     let indices = Some(([2], [1]));
     step(Call {
