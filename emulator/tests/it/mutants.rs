@@ -16,9 +16,10 @@ const COLUMNS: usize = 8;
 
 use FaultKind::{Deadlock, Divergence, Misaligned, MissingWait, OutOfBounds, Race, Uninitialised};
 
+// where a barrier is missing, the warp that reads may have its turn before anybody writes
 #[rustfmt::skip]
 const MUTANTS: [Mutant; 24] = [
-    deleted("stage is visible", &[MissingWait, Race]),
+    deleted("stage is visible", &[MissingWait, Race, Uninitialised]),
     deleted("stage is free", &[Race, MissingWait]),
     deleted("wait", &[MissingWait]),
     deleted("commit", &[MissingWait]),
@@ -26,11 +27,11 @@ const MUTANTS: [Mutant; 24] = [
     deleted("last stage", &[OutOfBounds]),
     deleted("copy of B", &[Uninitialised]),
     changed("wait", "wait_group 1", "wait_group 2", &[MissingWait]),
-    changed("stage is visible", "bar.sync 0", "bar.warp.sync 0xffffffff", &[MissingWait, Race]),
-    changed("stage is visible", "bar.sync 0", "bar.sync 0, 32", &[MissingWait, Race]),
+    changed("stage is visible", "bar.sync 0", "bar.warp.sync 0xffffffff", &[MissingWait, Race, Uninitialised]),
+    changed("stage is visible", "bar.sync 0", "bar.sync 0, 32", &[MissingWait, Race, Uninitialised]),
     changed("stage is free", "bar.sync 0", "bar.arrive 0, 64", &[Race, MissingWait]),
     changed("stage is free", "bar.sync", "@%is_b bar.sync", &[Divergence, Race]),
-    changed("stage is visible", "bar.sync", "@%last bar.sync", &[MissingWait, Race]),
+    changed("stage is visible", "bar.sync", "@%last bar.sync", &[MissingWait, Race, Uninitialised]),
     changed("stage of A", "1280", "0", &[MissingWait]),
     changed("stage of B", "1280", "1024", &[MissingWait, Race, OutOfBounds, Uninitialised]),
     changed("rows of A", "16, 0", "16, 16", &[OutOfBounds]),
