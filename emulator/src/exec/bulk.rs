@@ -4,8 +4,9 @@
 //! meets bytes that are still under way. In the adversarial order they end at random, early ones among them. Stores end
 //! at the wait for their group. The source is read when a copy begins: whoever changes it before its end is refused.
 
+use super::access::refused;
 use super::atomic;
-use super::context::{Context, Done, Trouble, lanes, refused};
+use super::context::{Context, Done, Trouble, lanes};
 use super::copy;
 use super::global::{self, By, Effect};
 use super::mbarrier;

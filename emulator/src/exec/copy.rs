@@ -1,6 +1,7 @@
 //! cp.async: copies that end as late as the program allows, at its wait.
 
-use super::context::{Context, Done, Trouble, count_global, count_shared, lanes, refused};
+use super::access::refused;
+use super::context::{Context, Done, Trouble, count_global, count_shared, lanes};
 use super::global::{self, By, Effect, Reach};
 use super::memory::addresses;
 use super::registers::LANES;

@@ -3,7 +3,8 @@
 //! An mbarrier's state stands beside shared memory, not in it: its eight bytes belong to these instructions alone, and any
 //! other access to them is a fault.
 
-use super::context::{Context, Done, Trouble, lanes, refused};
+use super::access::refused;
+use super::context::{Context, Done, Trouble, lanes};
 use super::global::exhausted;
 use super::memory::{self, addresses};
 use super::registers::LANES;

@@ -1,5 +1,6 @@
 //! Runs a launch: blocks over host threads, warps of a block in turn, operations lane by lane.
 
+mod access;
 mod atomic;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,6 +1,7 @@
 //! Reads of shared memory by the async proxy that have not ended: nobody may write there meanwhile.
 
-use super::context::{Context, Done, refused};
+use super::access::refused;
+use super::context::{Context, Done};
 use crate::ir::Pc;
 use crate::race::{Accessor, AgentLane};
 
