@@ -97,13 +97,8 @@ impl<'l> Context<'l> {
     #[inline]
     pub(super) fn store_global(&mut self, lane: u32, address: u64, bytes: &[u8]) -> Done {
         let (data, state) = self.global(lane, address, bytes.len() as u64, true)?;
-        for (at, &byte) in bytes.iter().enumerate() {
-            // SAFETY: `global` checked that as many bytes lie there.
-            unsafe {
-                *data.add(at) = byte;
-                *state.add(at) |= INITIALISED | WRITTEN;
-            }
-        }
+        // SAFETY: `global` checked that as many bytes lie there.
+        unsafe { put(data, state, bytes) };
         Ok(())
     }
 
@@ -210,13 +205,8 @@ impl<'l> Context<'l> {
             return Ok(());
         }
         let (to, state) = self.global_range(lane, address, bytes.len(), true)?;
-        for (at, &byte) in bytes.iter().enumerate() {
-            // SAFETY: `global_range` checked that as many bytes lie there.
-            unsafe {
-                *to.add(at) = byte;
-                *state.add(at) |= INITIALISED | WRITTEN;
-            }
-        }
+        // SAFETY: `global_range` checked that as many bytes lie there.
+        unsafe { put(to, state, bytes) };
         count_range(&mut self.report.global_stores, address, bytes.len());
         Ok(())
     }
@@ -292,6 +282,21 @@ impl<'l> Context<'l> {
         }
         self.shared[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
+    }
+}
+
+/// Writes bytes and marks them written.
+///
+/// # Safety
+/// As many bytes of data and of states must lie at the pointers.
+#[inline]
+unsafe fn put(data: *mut u8, state: *mut u8, bytes: &[u8]) {
+    for (at, &byte) in bytes.iter().enumerate() {
+        // SAFETY: this function's own condition.
+        unsafe {
+            *data.add(at) = byte;
+            *state.add(at) |= INITIALISED | WRITTEN;
+        }
     }
 }
 
