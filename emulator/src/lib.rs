@@ -5,7 +5,7 @@
 //!
 //! # What it finds
 //! - accesses out of bounds, misaligned, to freed memory, or of bytes that nobody wrote: global, shared and local memory;
-//! - races on shared memory, within a warp too, and on global memory, within a block and between blocks;
+//! - races on shared memory between barriers, within a warp too;
 //! - races on global memory, within a block and between blocks: what only chance orders, by the PTX memory model;
 //! - reads of bytes that a `cp.async` or a bulk copy is still writing, writes to bytes that one is still reading;
 //! - the async proxy reading what no `fence.proxy.async` has shown it;
