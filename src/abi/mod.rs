@@ -54,6 +54,15 @@ impl Dtype {
         }
     }
 
+    /// The number by which kernels that choose a type when they run know it: that of f32 for all but two.
+    pub const fn number(self) -> i32 {
+        match self {
+            Self::F16 => 0,
+            Self::BF16 => 1,
+            _ => 2,
+        }
+    }
+
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
