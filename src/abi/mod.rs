@@ -10,6 +10,7 @@ pub mod gemm;
 pub mod linear_attention;
 pub mod lru;
 pub mod rwkv4;
+pub mod rwkv7;
 pub mod selective_scan;
 pub mod ssd;
 
@@ -111,6 +112,7 @@ pub fn units() -> Vec<Unit> {
     units.extend(linear_attention::units());
     units.extend(lru::units());
     units.extend(rwkv4::units());
+    units.extend(rwkv7::units());
     units.extend(selective_scan::units());
     units.extend(ssd::units());
     units
