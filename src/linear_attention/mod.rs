@@ -43,6 +43,7 @@ mod backward_plan;
 mod backward_walks;
 mod decays;
 mod delta;
+mod delta_segments;
 mod forward;
 mod last;
 mod plan;

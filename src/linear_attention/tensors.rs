@@ -17,7 +17,7 @@ pub struct Config {
     pub causal: bool,
     /// Steps after which a sequence is cut into segments that run side by side, rounded up to a multiple of 64, or of
     /// 32, as the kernel takes them; `None`: as it takes to fill the device. The result does not depend on it but for
-    /// rounding. By the delta rule sequences are not cut.
+    /// rounding.
     pub segment: Option<usize>,
 }
 

@@ -42,6 +42,8 @@ struct Case {
     feature_map: FeatureMap,
     /// Whether there is an initial state, and whether the last one is asked for.
     states: bool,
+    /// Steps of a segment.
+    segment: Option<usize>,
     /// Lengths of packed sequences; `batch` and `seqlen` then say nothing.
     lengths: Option<&'static [usize]>,
     layout: Layout,
@@ -93,6 +95,7 @@ const CASE: Case = Case {
     scale: None,
     feature_map: FeatureMap::Identity,
     states: true,
+    segment: None,
     lengths: None,
     layout: Layout::Contiguous,
 };
@@ -234,6 +237,7 @@ impl Case {
         Config {
             scale: self.scale,
             feature_map: self.feature_map,
+            segment: self.segment,
             ..Config::default()
         }
     }
