@@ -33,6 +33,16 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What [`Layer::rwkv6`] is computed with: a scale of 1.
+    pub fn rwkv6() -> Self {
+        Self {
+            scale: Some(1.0),
+            ..Self::default()
+        }
+    }
+}
+
 /// How the state fades before each update: natural logarithms, not above 0; minus infinity forgets everything.
 #[derive(Clone, Debug, Default)]
 pub enum Decay<'a> {
@@ -116,6 +126,22 @@ impl<'a, T> Layer<'a, T> {
             initial_state: None,
             initial_z: None,
             cu_seqlens: None,
+        }
+    }
+
+    /// A layer of RWKV-6, for [`Config::rwkv6`]: `[batch, seqlen, heads, 64]` in its models, `decay` of the same shape,
+    /// the `-exp(w)` of each step and channel, and `bonus` its `u`, `[heads, 64]`. Peng et al., "Eagle and Finch", 2024.
+    pub fn rwkv6(
+        receptance: TensorRef<'a, T, 4>,
+        key: TensorRef<'a, T, 4>,
+        value: TensorRef<'a, T, 4>,
+        decay: TensorRef<'a, f32, 4>,
+        bonus: TensorRef<'a, f32, 2>,
+    ) -> Self {
+        Self {
+            decay: Decay::PerChannel(decay),
+            bonus: Some(bonus),
+            ..Self::new(receptance, key, value)
         }
     }
 }
