@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "common/numeric.cuh"
 #include "common/warp.cuh"
 #include "linear_attention/delta_params.h"
 #include "linear_attention/place.cuh"
