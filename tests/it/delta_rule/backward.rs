@@ -53,7 +53,8 @@ fn sizes_that_end_within_a_copy() {
         .enumerate()
     {
         let case = Case {
-            seqlen: 35,
+            seqlen: [35, 70][i / 3 % 2],
+            segment: Some(64),
             dk,
             dv,
             shared: [[2, 2, 2], [1, 2, 1]][i % 2],

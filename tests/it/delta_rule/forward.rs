@@ -60,6 +60,7 @@ fn sizes_that_end_within_a_copy() {
     {
         let case = Case {
             seqlen: 35,
+            segment: Some(32),
             dk,
             dv,
             layout: [Layout::Contiguous, Layout::Projection, Layout::Shifted][i % 3],
