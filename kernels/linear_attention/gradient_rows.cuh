@@ -132,6 +132,19 @@ struct ByRows {
         }
     }
 
+    // As BySteps::score, without the decays between the two steps.
+    __device__ __forceinline__ static float score(const Smem& smem, int chunk, int i, int j) {
+        if (i == j + 1 && i % 2 == 1) {
+            return smem.before[(kChunk * chunk + i) / 2];
+        }
+        float sum = 0.f;
+#pragma unroll
+        for (int term = kTerms - 1; term >= 0; --term) {
+            sum += smem.scores[term].number(chunk, i, j);
+        }
+        return sum;
+    }
+
     // What decays make of the values of a chunk.
     struct Faded {
         float sums[Tiles][2][4];  // what steps read of values of this chunk

@@ -131,7 +131,7 @@ struct GradientWalk {
                 const int span = params.span;
                 if (mode == Mode::Whole && step % span == 0 && step + span > place.lead &&
                     step < place.steps) {
-                    meet(params, place, smem, state, step / span);
+                    meet(params, place, smem, state, step / span + params.across);
                 }
                 if (step + kChunk > place.lead && step < place.steps) {
                     walk(params, place, smem, stage, mode, state, passed, n, chunk);
@@ -232,6 +232,17 @@ struct GradientWalk {
             });
         }
         Fade::prepare(params, smem.fade, scores, chunk, ahead, strict);
+        if (params.pairs.at != nullptr && place.channel == 0) {
+            __syncwarp();  // the scores of all lanes, before each reads them
+            const int from = max(place.lead - before, 0);
+            const int to = min(place.queries_end(params) - before, kChunk);
+            const int j = lane_of_warp() % kChunk;
+#pragma unroll 1
+            for (int i = from + lane_of_warp() / kChunk; i < to; i += 2) {
+                row_of<float>(params.pairs, place, before + i)[j] =
+                    Fade::score(smem.fade, chunk, i, j);
+            }
+        }
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -291,7 +302,8 @@ struct GradientWalk {
                             params.parts == 2, place.lead);
     }
 
-    // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.
+    // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is, or that
+    // is at the next border.
     __device__ __forceinline__ static void meet(const Params& params, const GradientPlace& place,
                                                 const Smem& smem, const State& state, int n) {
         if (params.spans == nullptr) {
@@ -398,7 +410,9 @@ struct GradientWalk {
         const int channel = place.channel + Values::warp_channel();
         if (reads(mode)) {
             if (place.last) {
-                meet(params, place, smem, state, place.spans);
+                if (params.across == 0) {
+                    meet(params, place, smem, state, place.spans);
+                }
                 if (place.decays_behind(params)) {
                     // found again: kept it would take registers
                     Fade::template leave<Normalized>(params, gradient_place(params, kWidth), state,

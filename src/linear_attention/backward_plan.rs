@@ -29,8 +29,8 @@ pub(super) enum DecayGradient {
 }
 
 impl DecayGradient {
-    /// Steps between the borders where sums begin anew. What rounding adds up in between is spread over these steps, and
-    /// a sum over steps would have all of it: there, only what cancels lies between borders.
+    /// Steps between two borders. At those of steps and channels, sums begin anew; what passes a chunk counts in those of a
+    /// head as often as the chunk has steps.
     pub(super) const fn span(self) -> usize {
         match self {
             Self::Head => CHUNK,
@@ -109,7 +109,10 @@ pub(super) struct Memory {
     pub(super) z_spans: usize,
     /// `[span slot, head, dk]` in f32: their products with their gradients.
     pub(super) dots: usize,
-    /// `[span slot, head]` in f32: sums of gradients of decays.
+    /// `[batch, steps, heads, 16]` in f32: by what dq's walk multiplies the keys of a chunk, for decays of heads; and the
+    /// same of what keys look up.
+    pub(super) pairs: [usize; 2],
+    /// `[span slot, head]` in f32: sums of gradients of decays of heads.
     pub(super) head_sums: usize,
     /// `[span slot, head, dk]` in f32: sums of gradients of the bonus.
     pub(super) bonus_sums: usize,
@@ -247,6 +250,7 @@ impl Memory {
         }
         let (mut own, mut near, mut spans, mut span_units) = (0, 0, 0, 0);
         let (mut z_spans, mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0, 0);
+        let mut pairs = [0; 2];
         if ddecay.is_some() || problem.bonus {
             own = take(of_steps(1));
         }
@@ -265,10 +269,13 @@ impl Memory {
                 z_spans = take(product(&[4, borders, dk]));
             }
             dots = take(product(&[4, borders, dk]));
-            head_sums = match form {
-                DecayGradient::Head => take(product(&[4, borders])),
-                DecayGradient::Step | DecayGradient::Channel => 0,
-            };
+            if form == DecayGradient::Head {
+                head_sums = take(product(&[4, borders]));
+                pairs[0] = take(of_steps(CHUNK));
+                if problem.beta.is_some() {
+                    pairs[1] = take(of_steps(CHUNK));
+                }
+            }
         }
         Self {
             states,
@@ -284,6 +291,7 @@ impl Memory {
             span_units,
             z_spans,
             dots,
+            pairs,
             head_sums,
             bonus_sums,
             ..memory

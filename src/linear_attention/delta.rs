@@ -11,7 +11,7 @@ use super::load;
 use super::plan::first_fit;
 use super::problem::Problem;
 use crate::abi::linear_attention::{
-    self as abi, DELTA, DELTA_GRADIENTS, DTYPES, DeltaGradientParams, DeltaParams,
+    self as abi, CHUNK, DELTA, DELTA_GRADIENTS, DTYPES, DeltaGradientParams, DeltaParams,
     GradientWalkParams, Mode, Rows, SUM_BETAS_STEPS, States, SumBetasParams, Walk, WalkParams,
 };
 use crate::driver::Device;
@@ -158,6 +158,14 @@ impl Call<'_> {
         }
     }
 
+    /// By what looking up multiplies the keys of a chunk, for decays of heads; or none by the linear rule.
+    pub(super) fn lookup_pairs(&self) -> Rows {
+        match &self.delta {
+            Some(_) => of_steps(self.problem, self.at(self.plan.memory.pairs[1]), CHUNK),
+            None => Rows::default(),
+        }
+    }
+
     /// Queues all walks of the delta rule.
     ///
     /// # Safety
@@ -223,6 +231,10 @@ impl Call<'_> {
             },
             out: self.lookups(),
             own,
+            pairs: match dq.pairs.at {
+                0 => dq.pairs,
+                _ => self.lookup_pairs(),
+            },
             spans: 0,
             span_units: 0,
             parts: 1,

@@ -37,6 +37,7 @@
 
 mod backward;
 mod backward_channels;
+mod backward_decays;
 mod backward_ends;
 mod backward_plan;
 mod backward_walks;

@@ -145,6 +145,7 @@ fn the_table_has_every_kernel_for_every_target() {
             "sum_heads",
             "bonus_gradient",
             "decay_gradient",
+            "head_decay",
             "normalizer_gradient",
             "row_products",
         ]

@@ -11,12 +11,12 @@ pub use delta::{
     sum_betas,
 };
 pub use gradient::{
-    DTYPES, GRADIENT_WALK, GradientWalk, SPAN, bonus_gradient, decay_gradient, last_decays,
-    normalizer_gradient, row_products, sum_heads, sum_spans,
+    DTYPES, GRADIENT_WALK, GradientWalk, SPAN, bonus_gradient, decay_gradient, head_decay,
+    last_decays, normalizer_gradient, row_products, sum_heads, sum_spans,
 };
 pub use gradient_params::{
-    BonusGradientParams, DecayGradientParams, GradientWalkParams, LastDecaysParams,
-    NormalizerGradientParams, RowProductsParams, SumHeadsParams, SumSpansParams,
+    BonusGradientParams, DecayGradientParams, GradientWalkParams, HeadDecayParams,
+    LastDecaysParams, NormalizerGradientParams, RowProductsParams, SumHeadsParams, SumSpansParams,
 };
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};

@@ -94,6 +94,7 @@ fn of_gradients(kernel: &str) -> bool {
         "sum_heads_",
         "bonus_gradient_",
         "decay_gradient_",
+        "head_decay_",
         "normalizer_gradient_",
         "row_products_",
         "last_decays",
