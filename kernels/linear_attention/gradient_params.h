@@ -123,10 +123,18 @@ struct NormalizerGradientParams {
     Rows normalizer;        // [batch, steps, heads] of f32: what outputs were divided by, less eps
     Rows factors;           // [batch, steps, heads, 2] of f32, written: 1 / (n + eps), and the gradient
                             // of n
+    Rows weighted;          // as dout, written, or none: dout times scale / (n + eps), for a walk that takes
+                            // no factors
+    Rows q;                 // [batch, steps, heads_q, keys]
+    Rows balanced;          // [batch, steps, heads, keys], written, or none: q, mapped, times a power of two
+                            // that `weighted` has less, so that each has half of the factor's exponent
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int channels;           // dv
+    int keys;               // dk
+    int map;                // FeatureMap of q
     float eps;
+    float scale;
 };
 
 // The product of two rows for each step.
@@ -134,11 +142,14 @@ struct RowProductsParams {
     Rows left;              // [batch, steps, its heads, channels], mapped by `map`
     Rows right;             // likewise of its heads, not mapped
     Rows products;          // [batch, steps, heads] of f32, written
+    Rows factors;           // as in GradientWalkParams, or none: makes scores of the products
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int channels;
     int map;                // FeatureMap of `left`
     int wide;               // 1: `right` is of f32
+    float factor_scale;     // multiplies `factors`
+    int padding;
 };
 
 // The gradients of decays where attention is not causal.

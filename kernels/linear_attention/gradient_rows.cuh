@@ -225,10 +225,11 @@ struct ByRows {
         return faded.all[tile][row];
     }
 
-    // As BySteps::leave; there is no normaliser.
+    // As BySteps::leave.
     template <typename Normalized>
     __device__ __forceinline__ static void leave(const Params& params, const GradientPlace& place,
-                                                 State& state, typename Normalized::Smem&) {
+                                                 State& state,
+                                                 typename Normalized::Smem& normalized) {
         const Layer& layer = params.layer;
         const float* at = decays_at(layer, place, place.steps);
 #pragma unroll
@@ -243,6 +244,9 @@ struct ByRows {
                 for (int part = 0; part < State::kParts; ++part) {
                     state.values[tile][part][2 * row] *= decay;
                     state.values[tile][part][2 * row + 1] *= decay;
+                }
+                if (lane_column() == 0) {
+                    normalized.z[Normalized::channel(tile, row)] *= decay;
                 }
             }
         }

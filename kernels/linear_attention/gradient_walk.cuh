@@ -45,9 +45,9 @@ struct GradientWalk {
     using Params = GradientWalkParams;
     using Fade = std::conditional_t<Kind == GradientGate::Row, ByRows<Element, Size, Tiles, Count>,
                                     BySteps<Element, Size, Tiles, Count>>;
-    // What only decays of steps are served with: a normaliser, and states of another launch.
+    // What only decays of steps are served with: states of another launch.
     static constexpr bool kAll = Kind == GradientGate::Step;
-    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, kAll>;
+    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, true>;
     using Outputs = typename State::Outputs;
 
     static constexpr int kWarps = 4;
@@ -96,11 +96,14 @@ struct GradientWalk {
             fetch(params, place, smem.stages[first % kStages], mode, first);
             ahead = Fade::load(params, place, first);
         }
-        State state;
-        state.clear();
         Normalized::clear(smem.normalized);
         if (reads(mode)) {
-            load_start(params, place, mode, smem, state);
+            Normalized::load_start(params, place, smem.normalized, start_slot(place, mode));
+        }
+        State state;
+        state.clear();
+        if (reads(mode)) {
+            load_start(params, place, mode, state);
         }
         typename Fade::Passed passed(smem.fade);
         if constexpr (kAll) {
@@ -274,14 +277,10 @@ struct GradientWalk {
         Normalized::pass(params, smem.normalized, chunk, values, [&](int tile, int row) {
             return Fade::decay(smem.fade, chunk, faded, tile, row);
         });
-        const float power = Normalized::weigh(params, smem.normalized, chunk, values);
-        if (kNarrow<Element> && power != 1.f) {  // the same for the whole warp
-            state.multiply_by(inverse(power));
-        }
+        Normalized::weigh(params, smem.normalized, chunk, values);
+        Normalized::divide(params, smem.normalized, chunk, state);
         state.add(values, stage.k, first);
-        if (kNarrow<Element> && power != 1.f) {
-            state.multiply_by(power);
-        }
+        Normalized::multiply(params, smem.normalized, chunk, state);
         if (mode == Mode::Whole) {
             store(params, place, stage, outputs, n, chunk);
         }
@@ -382,21 +381,24 @@ struct GradientWalk {
         return states;
     }
 
+    // The slot of the workspace whose state the segment begins with.
+    __device__ __forceinline__ static int64_t start_slot(const GradientPlace& place, Mode mode) {
+        return mode == Mode::Read ? place.first_slot : place.slot;
+    }
+
     // The state that the segment begins with.
     __device__ __forceinline__ static void load_start(const Params& params,
                                                       const GradientPlace& place, Mode mode,
-                                                      Smem& smem, State& state) {
+                                                      State& state) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
-        const int64_t slot = mode == Mode::Read ? place.first_slot : place.slot;
         if (params.segments.at != nullptr) {
-            const States states = segment_states(params, slot);
+            const States states = segment_states(params, start_slot(place, mode));
             state.load(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
         } else if (params.initial.at != nullptr) {
             state.load(state_of(params.initial, place, channel), params.initial,
                        layer.dv - channel, layer.dk);
         }
-        Normalized::load_start(params, place, smem.normalized, slot);
     }
 
     // What the segment leaves behind: its state, and the decays of the state before it.

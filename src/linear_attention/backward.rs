@@ -131,10 +131,8 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
                 .into(),
     };
     let modified = config.normalize.is_some() || !config.causal;
-    if problem.per_channel && modified {
-        return Err(unsupported(
-            "decays of channels or a bonus with a normaliser, or not causal",
-        ));
+    if problem.per_channel && !config.causal {
+        return Err(unsupported("decays of channels, not causal"));
     }
     if problem.beta.is_some() && (problem.per_channel || modified) {
         return Err(unsupported(

@@ -6,6 +6,7 @@ use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
 use super::plan::{BLOCKS, Plan, SEGMENTED, SEGMENTED_DELTA_GRADIENTS, UNIT, segments};
 use super::problem::Problem;
+use crate::abi::Dtype;
 use crate::abi::linear_attention::{CHUNK, Gate, GradientWalk, SPAN, Walk};
 use crate::driver::Device;
 use crate::error::{Error, Result};
@@ -91,6 +92,11 @@ pub(super) struct Memory {
     pub(super) decays: [usize; 2],
     /// `[batch, steps, heads, 2]` in f32: what the normaliser makes of the gradient of the output.
     pub(super) factors: usize,
+    /// `[batch, steps, heads, dv]` in the tensors' type: the gradient of the output with its factor, where a kernel of the
+    /// forward pass computes dv.
+    pub(super) weighted: usize,
+    /// `[batch, steps, heads, dk]` in f16: queries with half of that factor's exponent; f16 has no range for more.
+    pub(super) balanced: usize,
     /// `[batch, steps, heads, dk or dv]` in f32: of dq, dk and dv.
     pub(super) parts: [usize; 3],
     /// `[batch, steps, heads]` in f32: each step's own products; not causal, those of keys with their gradients.
@@ -237,6 +243,14 @@ impl Memory {
         let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
         let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
         let factors = if normalizes { take(of_steps(2)) } else { 0 };
+        let (mut weighted, mut balanced) = (0, 0);
+        if normalizes && problem.gate() == Gate::Channel {
+            let in_type = |channels| of_steps(channels) / 4 * problem.dtype.bytes();
+            weighted = take(in_type(dv));
+            if problem.dtype == Dtype::F16 {
+                balanced = take(in_type(dk));
+            }
+        }
         let (mut own, mut near, mut spans, mut span_units) = (0, 0, 0, 0);
         let (mut z_spans, mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0, 0);
         let mut pairs = [0; 2];
@@ -271,6 +285,8 @@ impl Memory {
             zs,
             decays,
             factors,
+            weighted,
+            balanced,
             parts,
             own,
             near,

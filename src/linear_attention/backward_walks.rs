@@ -159,13 +159,21 @@ impl Call<'_> {
         (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
     }
 
+    /// What a normaliser makes of the gradients of outputs; none without one.
+    pub(super) fn factors(&self) -> Rows {
+        match self.normalized {
+            Some(_) => of_steps(self.problem, self.at(self.plan.memory.factors), 2),
+            None => Rows::default(),
+        }
+    }
+
     /// Whether gradients of decays are asked for that heads have for all steps.
     fn is_of_heads(&self) -> bool {
         matches!(self.ddecay, Some((DecayGradient::Head, _)))
     }
 
     /// What multiplies queries, but by the factors of a normaliser, which have the scale.
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         match self.normalized {
             Some(_) => 1.0,
             None => self.layer.scale,
@@ -222,10 +230,7 @@ impl Call<'_> {
             mode: Mode::Whole as i32,
             parts: self.plan.parts[which].into(),
             weight: 1.0,
-            factors: match normalizes {
-                true => of_steps(self.problem, self.at(memory.factors), 2),
-                false => Rows::default(),
-            },
+            factors: self.factors(),
             factored_keys: 1,
             factor_scale: layer.scale,
             ..GradientWalkParams::default()

@@ -204,14 +204,27 @@ params! {
         pub normalizer: Rows,
         /// `[batch, steps, heads, 2]` in f32, written: `1 / (normalizer + eps)`, and the gradient of `normalizer`.
         pub factors: Rows,
+        /// As `dout`, written, or none: `dout` times `scale / (normalizer + eps)`, for a walk that takes no factors.
+        pub weighted: Rows,
+        /// `[batch, steps, heads_q, keys]`
+        pub q: Rows,
+        /// `[batch, steps, heads, keys]`, written, or none: `q`, mapped, times a power of two that `weighted` has less, so
+        /// that each has half of the factor's exponent.
+        pub balanced: Rows,
         /// Address of `[sequences + 1]` in i32, or 0.
         pub cu_seqlens: u64,
         /// As in [`Layer`].
         pub steps: i32,
         /// `dv`
         pub channels: i32,
+        /// `dk`
+        pub keys: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of `q`.
+        pub map: i32,
         /// Added to what outputs were divided by.
         pub eps: f32,
+        /// Multiplies `weighted`.
+        pub scale: f32,
     }
 }
 
@@ -224,6 +237,8 @@ params! {
         pub right: Rows,
         /// `[batch, steps, heads]` in f32, written.
         pub products: Rows,
+        /// As in [`GradientWalkParams`], or none: makes scores of the products.
+        pub factors: Rows,
         /// Address of `[sequences + 1]` in i32, or 0.
         pub cu_seqlens: u64,
         /// As in [`Layer`].
@@ -234,6 +249,10 @@ params! {
         pub map: i32,
         /// 1: `right` is of f32.
         pub wide: i32,
+        /// Multiplies `factors`.
+        pub factor_scale: f32,
+        /// Pads the struct.
+        pub padding: i32,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod backward;
 mod bare;
+mod channel_gradients;
 mod counters;
 mod errors;
 mod forward;
