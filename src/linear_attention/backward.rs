@@ -131,9 +131,9 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
             "decays of channels or a bonus with a normaliser, or not causal",
         ));
     }
-    if problem.beta.is_some() && (problem.per_channel || modified) {
+    if problem.beta.is_some() && (problem.bonus || modified) {
         return Err(unsupported(
-            "the delta rule with decays of channels, a bonus or a normaliser, or not causal",
+            "the delta rule with a bonus or a normaliser, or not causal",
         ));
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
