@@ -82,7 +82,7 @@ pub const DELTA: &[Walk] = &[
     walk(Channel, BF16,  64, 1, 32, 2),
     walk(Channel, BF16, 128, 2, 32, 1),
     walk(Channel, BF16, 256, 1, 32, 1),
-    walk(Channel, F32,   64, 1, 32, 2),
+    walk(Channel, F32,   64, 1, 32, 1),
     walk(Channel, F32,  128, 1, 32, 1),
     walk(Channel, F32,  256, 1, 16, 1),
 ];
@@ -106,7 +106,7 @@ pub const DELTA_GRADIENTS: &[Walk] = &[
     walk(Channel, BF16,  64, 1, 32, 2),
     walk(Channel, BF16, 128, 1, 32, 1),
     walk(Channel, BF16, 256, 1, 32, 1),
-    walk(Channel, F32,   64, 1, 32, 2),
+    walk(Channel, F32,   64, 1, 32, 1),
     walk(Channel, F32,  128, 1, 32, 1),
     walk(Channel, F32,  256, 1, 16, 1),
 ];
