@@ -134,9 +134,9 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
     if problem.per_channel && !config.causal {
         return Err(unsupported("decays of channels, not causal"));
     }
-    if problem.beta.is_some() && (problem.per_channel || modified) {
+    if problem.beta.is_some() && (problem.bonus || modified) {
         return Err(unsupported(
-            "the delta rule with decays of channels, a bonus or a normaliser, or not causal",
+            "the delta rule with a bonus or a normaliser, or not causal",
         ));
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {

@@ -170,6 +170,8 @@ impl BackwardPlan {
         let mut memory = Memory::new(problem, asked, parts, slots, row);
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, slots, &mut memory.bytes));
         let values = match problem.gate() {
+            // by the delta rule it is found with what steps wrote
+            _ if problem.beta.is_some() => None,
             Gate::Step => None,
             Gate::Channel => Some(Plan::new(problem, rows.walks, device)?),
         };

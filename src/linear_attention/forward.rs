@@ -35,7 +35,7 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
     let problem = Problem::new(OP, T::DTYPE, config, &layouts)?;
     let lacking = [
         (!config.causal, "that is not causal"),
-        (problem.per_channel, "with decays per channel or a bonus"),
+        (problem.bonus, "with a bonus"),
         (config.normalize.is_some(), "with a normaliser"),
     ];
     if let (Some(_), Some((_, what))) = (problem.beta, lacking.iter().find(|(lacks, _)| *lacks)) {

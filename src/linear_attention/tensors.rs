@@ -55,7 +55,8 @@ pub enum Decay<'a> {
     /// `[batch, seqlen, heads]`: a gate of each step, as in Mamba-2; Gated DeltaNet: Yang et al., 2024.
     PerStep(TensorRef<'a, f32, 3>),
     /// `[batch, seqlen, heads, dk]`, the last axis contiguous: a gate of each step for each channel of the keys; Gated
-    /// Linear Attention: Yang et al., 2023; RWKV-6: Peng et al., "Eagle and Finch", 2024.
+    /// Linear Attention: Yang et al., 2023; RWKV-6: Peng et al., "Eagle and Finch", 2024; by the delta rule Kimi Delta
+    /// Attention: Kimi Team, "Kimi Linear", 2025.
     PerChannel(TensorRef<'a, f32, 4>),
 }
 
