@@ -85,6 +85,7 @@ pub mod lru;
 mod recurrence;
 pub mod reference;
 pub mod rwkv4;
+pub mod rwkv7;
 pub mod selective_scan;
 pub mod ssd;
 pub mod state_space;
