@@ -5,6 +5,7 @@ mod counters;
 mod delta;
 mod errors;
 mod forward;
+mod mutants;
 mod queue;
 mod step;
 
