@@ -1,4 +1,4 @@
-// The gradients of decays, from those of queries and keys.
+// The gradients of decays that are a number a step or a channel, from those of queries and keys.
 //
 // From one step to the next, dg_t = dg_{t+1} + q_t dq_t - k_t dk_t, where dq and dk are without what
 // passes no decay: a step's own key and value, or with a bonus, where a step of these sums has the key,
@@ -162,7 +162,7 @@ struct DecayGradient {
     // at both borders, and at steps whose decay is 0: what passes them is nothing, whatever rounding
     // says. What is missing from one such place to the next is spread over the steps in between as the
     // squares of what rounding acts on there: of each channel, since sums of channels may be small where
-    // they are not. Where borders are a chunk apart, as for a decay of a head, the sums themselves do.
+    // they are not.
     __device__ __forceinline__ static void add(const DecayGradientParams& params, Smem& smem,
                                                const Span& span, int column, int channel,
                                                float before, float behind) {
@@ -170,11 +170,9 @@ struct DecayGradient {
         const auto square = [&](int i) {
             const float read = smem.reads[i][column];
             const float write = smem.writes[i][column];
-            const bool of_channels = params.per_channel == 0 && params.per_head == 0;
-            return of_channels ? smem.squares[i] : read * read + write * write;
+            return params.per_channel == 0 ? smem.squares[i] : read * read + write * write;
         };
         float sum = behind;
-        float all = 0.f;
         int last = span.steps - 1;
 #pragma unroll 1
         while (last >= 0) {
@@ -203,19 +201,11 @@ struct DecayGradient {
                 if (ends && i == first) {
                     sum = 0.f;
                 }
-                if (!has_key(params, span, i)) {
-                    continue;
-                }
-                if (params.per_head != 0) {
-                    all += sum;
-                } else {
+                if (has_key(params, span, i)) {
                     *decay_at(params, params.out, span, i, channel) = sum;
                 }
             }
             last = first - 1;
-        }
-        if (params.per_head != 0) {
-            const_cast<float*>(params.out.at)[span.slot * params.heads + blockIdx.y] = all;
         }
     }
 };

@@ -1,7 +1,7 @@
-// Linear attention by the delta rule for every GPU since Ampere: a block walks over a sequence, for a
-// slice of a head's channels of the values, as Walk does by the linear rule.
+// Linear attention by the delta rule for every GPU since Ampere: a block walks over a segment of a
+// sequence, for a slice of a head's channels of the values, as Walk does by the linear rule.
 //
-// grid    x: slices, head by head; z: sequences
+// grid    x: slices, head by head; y: segments; z: sequences
 // block   takes a tile of Count steps at a time, while the next one is on its way
 // warp    prepares a chunk of 16 steps of the tile, or half of it: its scores, and the inverse that solves
 //         for its updates. Then it walks over all chunks of the tile for 16 * Tiles channels
@@ -16,8 +16,8 @@
 // where P is a number a step, which multiplies columns on the left of these (delta_steps.cuh), or one for
 // each channel of the keys, which multiplies keys and queries (delta_channels.cuh).
 //
-// A block begins with the state before the sequence: what a segment makes of a state is a matrix by
-// this rule, so that sequences are not cut.
+// What a segment makes of the state before it is a product with a matrix: with no values and from the
+// identity, the walk leaves that matrix behind (delta_carry.cuh).
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,7 @@
 #include "linear_attention/delta_channels.cuh"
 #include "linear_attention/delta_params.h"
 #include "linear_attention/delta_steps.cuh"
+#include "linear_attention/gradient_place.cuh"
 #include "linear_attention/inverse.cuh"
 #include "linear_attention/params.h"
 #include "linear_attention/place.cuh"
@@ -40,23 +41,28 @@
 
 namespace seqmix::linear_attention {
 
-// The place of a block that takes `width` channels of the values of a whole sequence; Direction as
-// `layer.reversed` says.
+// The place of a block that takes `width` channels of the values of a segment; Direction as
+// `layer.reversed` says. From the last step on, segments are those of the walks of gradients, which
+// begin at a multiple of kSpan (gradient_place.cuh).
 template <int Direction>
-__device__ __forceinline__ Place place_of_sequence(const Layer& layer, int width) {
+__device__ __forceinline__ Place place_of_segment(const Layer& layer, int width) {
     const int slices = (layer.dv + width - 1) / width;
-    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, kChunk,
+    const int index = static_cast<int>(blockIdx.y);
+    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, layer.segment,
                                      static_cast<int>(blockIdx.z));
+    const int lead = Direction > 0 ? 0 : spans_of(all.steps, kSpan) * kSpan - all.steps;
+    const int begin = index < all.segments ? max(index * layer.segment - lead, 0) : 0;
+    const int end = index + 1 < all.segments ? (index + 1) * layer.segment - lead : all.steps;
     return {static_cast<int>(blockIdx.x) / slices,
             static_cast<int>(blockIdx.x) % slices * width,
-            Direction > 0 ? all.start : all.start + all.steps - 1,
+            Direction > 0 ? all.start + begin : all.start + all.steps - 1 - begin,
             Direction,
-            all.steps,
-            0,
-            0,
-            true,
-            true,
-            true};
+            end - begin,
+            all.slot + index,
+            all.slot,
+            index == 0,
+            index + 1 == all.segments,
+            index < all.segments};
 }
 
 // What a tile of steps is prepared with, by what decays are.
@@ -102,19 +108,23 @@ struct Delta {
     __device__ __forceinline__ static void run(const DeltaParams& params, Smem& smem) {
         const WalkParams& walk_params = params.walk;
         const Layer& layer = walk_params.layer;
-        const Place place = place_of_sequence<1>(layer, Values::kWidth);
+        const Place place = place_of_segment<1>(layer, Values::kWidth);
+        const Mode mode = static_cast<Mode>(walk_params.mode);
+        // behind the last segment is none that waits for its state
+        if (!place.exists || (mode == Mode::States && place.last)) {
+            return;
+        }
         // updates are all that there is to read in the backward pass
-        const Mode mode = params.errors.at == nullptr ? Mode::Whole : Mode::States;
+        const Mode read = params.errors.at == nullptr ? mode : Mode::States;
         const int tiles = (place.steps + Count - 1) / Count;
         Fade::begin(smem.prepared);
         typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
         if (tiles > 0) {
-            Linear::fetch(layer, place, smem.stages[0], mode, 0);
+            fetch(params, place, smem.stages[0], read, 0);
             ahead = Fade::load(params, place, 0);
         }
         State state;
-        state.clear();
-        Linear::load_start(walk_params, place, Mode::Whole, state);
+        load_start(params, place, state);
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -124,32 +134,56 @@ struct Delta {
             // it, its scores and its decays, before these are overwritten
             __syncthreads();
             if (Stages == 2 && n + 1 < tiles) {
-                Linear::fetch(layer, place, smem.stages[(n + 1) % Stages], mode, n + 1);
+                fetch(params, place, smem.stages[(n + 1) % Stages], read, n + 1);
             }
             const int rows = place.steps - n * Count;
-            Fade::prepare(walk_params, smem.prepared, stage.keys, mode, ahead, rows);
+            Fade::prepare(walk_params, smem.prepared, stage.keys, read, ahead, rows);
             ahead = Fade::load(params, place, n + 1);
             __syncthreads();  // scores, inverses, decays and mapped keys, before each warp reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks && chunk * kChunk < rows; ++chunk) {
-                walk(params, place, mode, smem, stage, state, n, chunk);
+                walk(params, place, read, smem, stage, state, n, chunk);
             }
             if (Stages == 1 && n + 1 < tiles) {
                 __syncthreads();  // all have read the tile, before the next one overwrites it
-                Linear::fetch(layer, place, stage, mode, n + 1);
+                fetch(params, place, stage, read, n + 1);
             }
         }
-        store_end(walk_params, place, state);
+        // found again, and not kept in registers meanwhile
+        store_end(walk_params, place_of_segment<1>(layer, Values::kWidth), state);
     }
 
-    // What the sequence leaves behind, if it is asked for.
+    // Starts the copies of the n-th tile, without values if the walk begins with the identity.
+    __device__ __forceinline__ static void fetch(const DeltaParams& params, const Place& place,
+                                                 Stage& stage, Mode mode, int n) {
+        Place of_values = place;
+        of_values.steps = params.identity != 0 ? 0 : place.steps;
+        Linear::Prepare::fetch(params.walk.layer, place, stage.keys, mode, n * Count);
+        stage.v.template fetch<kThreads>(params.walk.layer, of_values, n * Count);
+        commit_copies();
+    }
+
+    // The state that the segment begins with.
+    __device__ __forceinline__ static void load_start(const DeltaParams& params, const Place& place,
+                                                      State& state) {
+        state.clear();
+        if (params.identity != 0) {
+            state.make_identity(place.channel + Values::warp_channel());
+        }
+        Linear::load_start(params.walk, place, static_cast<Mode>(params.walk.mode), state);
+    }
+
+    // What the segment leaves behind, if it is asked for.
     __device__ __forceinline__ static void store_end(const WalkParams& params, const Place& place,
                                                      State& state) {
-        const int channel = place.channel + Values::warp_channel();
-        if (params.last.at != nullptr) {
-            state.store(state_of(params.last, place, channel), params.last,
-                        params.layer.dv - channel, params.layer.dk);
+        const bool whole = params.mode != static_cast<int>(Mode::States);
+        if (whole && (!place.last || params.last.at == nullptr)) {
+            return;
         }
+        const States to =
+            whole ? params.last : slot_of(params.segments, params.layer, place.slot);
+        const int channel = place.channel + Values::warp_channel();
+        state.store(state_of(to, place, channel), to, params.layer.dv - channel, params.layer.dk);
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -171,7 +205,7 @@ struct Delta {
         }
         subtract_from_values(errors, stage.v, inflow, unit, chunk);
         const float error_unit = prepared.inverses.solve(errors, chunk);
-        if (mode != Mode::Whole) {
+        if (params.errors.at != nullptr) {
             store(params.errors, params, place, stage, errors, error_unit, n, chunk);
         }
         Linear::multiply_columns(errors, prepared.inverses.beta + first, 1.f);
@@ -186,7 +220,7 @@ struct Delta {
             prepared.scores.multiply(outputs, updates, chunk);
             Linear::multiply_columns(outputs, prepared.factors + first, 1.f);
             store(params.walk.out, params, place, stage, outputs, update_unit, n, chunk);
-        } else {
+        } else if (params.errors.at != nullptr) {
             store(params.walk.out, params, place, stage, errors, update_unit, n, chunk);
         }
         multiply_halves(errors, 1.f, weight);

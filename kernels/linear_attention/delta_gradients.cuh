@@ -1,7 +1,7 @@
 // The gradients of what the delta rule writes: a walk from the last step to the first, for a slice of a
 // head's channels of the values, which carries the gradient G of the state.
 //
-// grid    x: slices, head by head; z: sequences
+// grid    x: slices, head by head; y: segments; z: sequences
 // block   takes a tile of Count steps at a time, while the next one is on its way
 // warp    prepares a chunk of 16 steps of the tile, or half of it; then it walks over all chunks of the
 //         tile for 16 * Tiles channels
@@ -52,7 +52,12 @@ struct DeltaGradients {
     __device__ __forceinline__ static void run(const DeltaGradientParams& params, Smem& smem) {
         const DeltaParams& delta = params.delta;
         const Layer& layer = delta.walk.layer;
-        const Place place = place_of_sequence<-1>(layer, Values::kWidth);
+        const Place place = place_of_segment<-1>(layer, Values::kWidth);
+        const Mode mode = static_cast<Mode>(delta.walk.mode);
+        // behind the last segment is none that waits for its state
+        if (!place.exists || (mode == Mode::States && place.last)) {
+            return;
+        }
         const int tiles = (place.steps + Count - 1) / Count;
         Fade::begin(smem.prepared);
         typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
@@ -61,8 +66,7 @@ struct DeltaGradients {
             ahead = Fade::load(delta, place, 0);
         }
         State state;
-        state.clear();
-        Linear::load_start(delta.walk, place, Mode::Whole, state);
+        Forward::load_start(delta, place, state);
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -87,17 +91,21 @@ struct DeltaGradients {
                 fetch(delta, place, smem, n + 1);
             }
         }
-        Fade::leave(layer, place, smem.prepared, state);
-        Forward::store_end(delta.walk, place, state);
+        // found again, and not kept in registers meanwhile
+        const Place end = place_of_segment<-1>(layer, Values::kWidth);
+        Fade::leave(layer, end, smem.prepared, state);
+        Forward::store_end(delta.walk, end, state);
     }
 
     // Starts the copies of the n-th tile.
     __device__ __forceinline__ static void fetch(const DeltaParams& params, const Place& place,
                                                  Smem& smem, int n) {
-        Layer of_errors = params.walk.layer;
-        of_errors.v = params.errors;
-        smem.errors[n % Stages].template fetch<kThreads>(of_errors, place, n * Count);
-        Linear::fetch(params.walk.layer, place, smem.stages[n % Stages], Mode::Whole, n);
+        if (params.errors.at != nullptr) {
+            Layer of_errors = params.walk.layer;
+            of_errors.v = params.errors;
+            smem.errors[n % Stages].template fetch<kThreads>(of_errors, place, n * Count);
+        }
+        Forward::fetch(params, place, smem.stages[n % Stages], Mode::Whole, n);
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -123,12 +131,17 @@ struct DeltaGradients {
         state.add(douts, stage.keys.k, first);
 
         const float error_unit = prepared.inverses.solve(errors, chunk);
-        store_betas(params, place, smem.errors[n % Stages], errors, error_unit, n, chunk);
+        const bool whole = params.delta.errors.at != nullptr;
+        if (whole) {
+            store_betas(params, place, smem.errors[n % Stages], errors, error_unit, n, chunk);
+        }
         Linear::multiply_columns(errors, prepared.inverses.beta + first, 1.f);
         const float update_unit = error_unit * fit_columns<Element>(errors);
-        store_parts(params, place, errors, update_unit, n, chunk);
-        Forward::store(params.delta.walk.out, params.delta, place, stage, errors, update_unit, n,
-                       chunk);
+        if (whole) {
+            store_parts(params, place, errors, update_unit, n, chunk);
+            Forward::store(params.delta.walk.out, params.delta, place, stage, errors, update_unit,
+                           n, chunk);
+        }
         multiply_halves(errors, -1.f, weight);
         Operands updates;
         to_operands<Element>(updates, errors);

@@ -54,7 +54,9 @@ struct Normalized {
     __device__ __forceinline__ static float2 load(const Params& params, const GradientPlace& place,
                                                  int n) {
         const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        if (!factored(params) || step < place.lead || step >= place.steps) {
+        const int first = of_keys(params) ? place.first_key(params) : place.lead;
+        const int end = of_keys(params) ? place.steps : place.queries_end(params);
+        if (!factored(params) || step < first || step >= end) {
             return make_float2(0.f, 0.f);
         }
         const float2 both =
@@ -161,13 +163,13 @@ struct Normalized {
         __syncwarp();  // z of all rows, before each lane reads it
     }
 
-    // Multiplies values by the factors of their keys, but for the power of two that is returned.
-    __device__ __forceinline__ static float weigh(const Params& params, const Smem& smem, int chunk,
-                                                  typename State::Values& values) {
+    // Multiplies values by the factors of their keys, but for a power of two.
+    __device__ __forceinline__ static void weigh(const Params& params, const Smem& smem, int chunk,
+                                                 typename State::Values& values) {
         if (!of_keys(params)) {
-            return 1.f;
+            return;
         }
-        const float unit = kNarrow<Element> ? smem.units[chunk] : 1.f;
+        const float unit = unit_of(params, smem, chunk);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float2 factors = of_columns(smem.factors + kChunk * chunk, half);
@@ -182,7 +184,22 @@ struct Normalized {
                 }
             }
         }
-        return unit;
+    }
+
+    // Divides the state by that power, before such values are added; and multiplies it again.
+    __device__ __forceinline__ static void divide(const Params& params, const Smem& smem, int chunk,
+                                                  State& state) {
+        const float unit = unit_of(params, smem, chunk);
+        if (unit != 1.f) {  // the same for the whole warp
+            state.multiply_by(inverse(unit));
+        }
+    }
+    __device__ __forceinline__ static void multiply(const Params& params, const Smem& smem,
+                                                    int chunk, State& state) {
+        const float unit = unit_of(params, smem, chunk);  // read again: kept it would take a register
+        if (unit != 1.f) {
+            state.multiply_by(unit);
+        }
     }
 
     // z of zeros.
@@ -252,6 +269,12 @@ private:
     // Whether keys are the gradients of outputs.
     __device__ __forceinline__ static bool of_keys(const Params& params) {
         return factored(params) && params.factored_keys != 0;
+    }
+
+    // The power of two that factors of a chunk's keys are divided by.
+    __device__ __forceinline__ static float unit_of(const Params& params, const Smem& smem,
+                                                    int chunk) {
+        return kNarrow<Element> && of_keys(params) ? smem.units[chunk] : 1.f;
     }
 
     // Calls with(channel of the block, channel of the head) for the rows of a quad that exist, on its first

@@ -20,6 +20,8 @@ struct GradientWalkParams {
     Rows out;               // [batch, steps, heads, dv]
     Rows own;               // [batch, steps, heads] of f32, or none: products of each step's query and
                             // key, which are then left out
+    Rows pairs;             // [batch, steps, heads, 16] of f32, or none, written: by what each step multiplies
+                            // the values of those of its chunk that are before it
     Rows factors;           // [batch, steps, heads, 2] of f32, or none: of the gradient of each step's
                             // output, what multiplies it, and its channel of the normaliser
     States initial;         // before the walk, or none: zeros
@@ -34,7 +36,7 @@ struct GradientWalkParams {
     float* span_units;      // [span slot, head, slice, warp]: what they were divided by
     float* z_spans;         // [span slot, head, dv]: the normaliser's
     float* dots;            // [span slot, head, dv]: the products of these states with those of this
-                            // walk; null: this walk stores them
+                            // walk, at the same borders or `across` spans; null: this walk stores them
     int span;               // steps of a span: a multiple of a chunk that divides kSpan
     int mode;               // Mode
     int normalize;          // 1: the state has a channel of the normaliser
@@ -43,6 +45,7 @@ struct GradientWalkParams {
     int shift;              // 1: there is a step more than in time; the first has no key and no value, and
                             // the last no query
     int parts;              // 1: out is of f32; 2: as 1, and out and dots are added to
+    int across;             // 1: `dots` are of the state before a span in time with that of this walk behind it
     float weight;           // multiplies what is added to the state, as layer.scale does what is read of it
     float factor_scale;     // multiplies `factors`, and with them `own`
 };
@@ -78,7 +81,7 @@ struct DecayGradientParams {
     Rows dk;                // mapped queries and keys
     Rows lookups;           // as dk, or none: what keys add as queries do, by the delta rule
     Decays decays;
-    Decays out;             // as `decays`, written; or [span slot, head] of sums over steps
+    Decays out;             // as `decays`, written
     const float* dots;      // [span slot, head, dk]
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
@@ -87,9 +90,30 @@ struct DecayGradientParams {
     int query_map;
     int key_map;
     int per_channel;        // 1: a gradient for each channel; 0: their sum
-    int per_head;           // 1: `out` holds sums over the steps of a span
     int span;               // as in GradientWalkParams
     int shift;              // as in GradientWalkParams: a step's key and decay are those of the one before
+};
+
+// The gradients of decays that a head has for all steps, chunk by chunk.
+struct HeadDecayParams {
+    Rows q;                 // as in DecayGradientParams
+    Rows k;
+    Rows dq;
+    Rows dk;
+    Rows lookups;
+    Rows pairs;             // [batch, steps, heads, 16] of f32: what in `dq` multiplies the keys of the chunk
+    Rows lookup_pairs;      // the same in `lookups`
+    Decays decays;
+    float* out;             // [span slot, head], written
+    const float* dots;      // [span slot, head, dk]: in the slot of the border before each chunk
+    const int* cu_seqlens;  // or null
+    int steps;              // as in Layer
+    int heads;
+    int channels;           // dk
+    int query_map;
+    int key_map;
+    int shift;              // as in DecayGradientParams
+    int faded;              // 1: `pairs` have the decay between the two steps
 };
 
 // What the normaliser makes of the gradient of the output.
@@ -99,10 +123,18 @@ struct NormalizerGradientParams {
     Rows normalizer;        // [batch, steps, heads] of f32: what outputs were divided by, less eps
     Rows factors;           // [batch, steps, heads, 2] of f32, written: 1 / (n + eps), and the gradient
                             // of n
+    Rows weighted;          // as dout, written, or none: dout times scale / (n + eps), for a walk that takes
+                            // no factors
+    Rows q;                 // [batch, steps, heads_q, keys]
+    Rows balanced;          // [batch, steps, heads, keys], written, or none: q, mapped, times a power of two
+                            // that `weighted` has less, so that each has half of the factor's exponent
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int channels;           // dv
+    int keys;               // dk
+    int map;                // FeatureMap of q
     float eps;
+    float scale;
 };
 
 // The product of two rows for each step.
@@ -110,11 +142,14 @@ struct RowProductsParams {
     Rows left;              // [batch, steps, its heads, channels], mapped by `map`
     Rows right;             // likewise of its heads, not mapped
     Rows products;          // [batch, steps, heads] of f32, written
+    Rows factors;           // as in GradientWalkParams, or none: makes scores of the products
     const int* cu_seqlens;  // or null
     int steps;              // as in Layer
     int channels;
     int map;                // FeatureMap of `left`
     int wide;               // 1: `right` is of f32
+    float factor_scale;     // multiplies `factors`
+    int padding;
 };
 
 // The gradients of decays where attention is not causal.

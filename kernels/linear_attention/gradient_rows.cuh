@@ -132,6 +132,19 @@ struct ByRows {
         }
     }
 
+    // As BySteps::score, without the decays between the two steps.
+    __device__ __forceinline__ static float score(const Smem& smem, int chunk, int i, int j) {
+        if (i == j + 1 && i % 2 == 1) {
+            return smem.before[(kChunk * chunk + i) / 2];
+        }
+        float sum = 0.f;
+#pragma unroll
+        for (int term = kTerms - 1; term >= 0; --term) {
+            sum += smem.scores[term].number(chunk, i, j);
+        }
+        return sum;
+    }
+
     // What decays make of the values of a chunk.
     struct Faded {
         float sums[Tiles][2][4];  // what steps read of values of this chunk
@@ -212,10 +225,11 @@ struct ByRows {
         return faded.all[tile][row];
     }
 
-    // As BySteps::leave; there is no normaliser.
+    // As BySteps::leave.
     template <typename Normalized>
     __device__ __forceinline__ static void leave(const Params& params, const GradientPlace& place,
-                                                 State& state, typename Normalized::Smem&) {
+                                                 State& state,
+                                                 typename Normalized::Smem& normalized) {
         const Layer& layer = params.layer;
         const float* at = decays_at(layer, place, place.steps);
 #pragma unroll
@@ -230,6 +244,9 @@ struct ByRows {
                 for (int part = 0; part < State::kParts; ++part) {
                     state.values[tile][part][2 * row] *= decay;
                     state.values[tile][part][2 * row + 1] *= decay;
+                }
+                if (lane_column() == 0) {
+                    normalized.z[Normalized::channel(tile, row)] *= decay;
                 }
             }
         }

@@ -137,6 +137,12 @@ struct BySteps {
         }
     }
 
+    // By what step `i` of a chunk multiplies the value of step `j`.
+    __device__ __forceinline__ static float score(const Smem& smem, int chunk, int i, int j) {
+        const float unit = kNarrow<Element> ? smem.score_units[kChunk * chunk + i] : 1.f;
+        return unit * smem.scores.number(chunk, i, j);
+    }
+
     // What can be done before queries read the state before a chunk, when registers are free.
     struct Faded {};
     __device__ __forceinline__ static void fade(const Params&, const Smem&, const Stage&, int,

@@ -45,9 +45,9 @@ struct GradientWalk {
     using Params = GradientWalkParams;
     using Fade = std::conditional_t<Kind == GradientGate::Row, ByRows<Element, Size, Tiles, Count>,
                                     BySteps<Element, Size, Tiles, Count>>;
-    // What only decays of steps are served with: a normaliser, and states of another launch.
+    // What only decays of steps are served with: states of another launch.
     static constexpr bool kAll = Kind == GradientGate::Step;
-    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, kAll>;
+    using Normalized = seqmix::linear_attention::Normalized<Element, Size, Tiles, Count, true>;
     using Outputs = typename State::Outputs;
 
     static constexpr int kWarps = 4;
@@ -96,11 +96,14 @@ struct GradientWalk {
             fetch(params, place, smem.stages[first % kStages], mode, first);
             ahead = Fade::load(params, place, first);
         }
-        State state;
-        state.clear();
         Normalized::clear(smem.normalized);
         if (reads(mode)) {
-            load_start(params, place, mode, smem, state);
+            Normalized::load_start(params, place, smem.normalized, start_slot(place, mode));
+        }
+        State state;
+        state.clear();
+        if (reads(mode)) {
+            load_start(params, place, mode, state);
         }
         typename Fade::Passed passed(smem.fade);
         if constexpr (kAll) {
@@ -128,7 +131,7 @@ struct GradientWalk {
                 const int span = params.span;
                 if (mode == Mode::Whole && step % span == 0 && step + span > place.lead &&
                     step < place.steps) {
-                    meet(params, place, smem, state, step / span);
+                    meet(params, place, smem, state, step / span + params.across);
                 }
                 if (step + kChunk > place.lead && step < place.steps) {
                     walk(params, place, smem, stage, mode, state, passed, n, chunk);
@@ -229,6 +232,17 @@ struct GradientWalk {
             });
         }
         Fade::prepare(params, smem.fade, scores, chunk, ahead, strict);
+        if (params.pairs.at != nullptr && place.channel == 0) {
+            __syncwarp();  // the scores of all lanes, before each reads them
+            const int from = max(place.lead - before, 0);
+            const int to = min(place.queries_end(params) - before, kChunk);
+            const int j = lane_of_warp() % kChunk;
+#pragma unroll 1
+            for (int i = from + lane_of_warp() / kChunk; i < to; i += 2) {
+                row_of<float>(params.pairs, place, before + i)[j] =
+                    Fade::score(smem.fade, chunk, i, j);
+            }
+        }
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -263,14 +277,10 @@ struct GradientWalk {
         Normalized::pass(params, smem.normalized, chunk, values, [&](int tile, int row) {
             return Fade::decay(smem.fade, chunk, faded, tile, row);
         });
-        const float power = Normalized::weigh(params, smem.normalized, chunk, values);
-        if (kNarrow<Element> && power != 1.f) {  // the same for the whole warp
-            state.multiply_by(inverse(power));
-        }
+        Normalized::weigh(params, smem.normalized, chunk, values);
+        Normalized::divide(params, smem.normalized, chunk, state);
         state.add(values, stage.k, first);
-        if (kNarrow<Element> && power != 1.f) {
-            state.multiply_by(power);
-        }
+        Normalized::multiply(params, smem.normalized, chunk, state);
         if (mode == Mode::Whole) {
             store(params, place, stage, outputs, n, chunk);
         }
@@ -292,7 +302,8 @@ struct GradientWalk {
                             params.parts == 2, place.lead);
     }
 
-    // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is.
+    // The state at the n-th border of the walk's spans: stored, or multiplied with the one that is, or that
+    // is at the next border.
     __device__ __forceinline__ static void meet(const Params& params, const GradientPlace& place,
                                                 const Smem& smem, const State& state, int n) {
         if (params.spans == nullptr) {
@@ -370,21 +381,24 @@ struct GradientWalk {
         return states;
     }
 
+    // The slot of the workspace whose state the segment begins with.
+    __device__ __forceinline__ static int64_t start_slot(const GradientPlace& place, Mode mode) {
+        return mode == Mode::Read ? place.first_slot : place.slot;
+    }
+
     // The state that the segment begins with.
     __device__ __forceinline__ static void load_start(const Params& params,
                                                       const GradientPlace& place, Mode mode,
-                                                      Smem& smem, State& state) {
+                                                      State& state) {
         const Layer& layer = params.layer;
         const int channel = place.channel + Values::warp_channel();
-        const int64_t slot = mode == Mode::Read ? place.first_slot : place.slot;
         if (params.segments.at != nullptr) {
-            const States states = segment_states(params, slot);
+            const States states = segment_states(params, start_slot(place, mode));
             state.load(state_of(states, place, channel), states, layer.dv - channel, layer.dk);
         } else if (params.initial.at != nullptr) {
             state.load(state_of(params.initial, place, channel), params.initial,
                        layer.dv - channel, layer.dk);
         }
-        Normalized::load_start(params, place, smem.normalized, slot);
     }
 
     // What the segment leaves behind: its state, and the decays of the state before it.
@@ -396,7 +410,9 @@ struct GradientWalk {
         const int channel = place.channel + Values::warp_channel();
         if (reads(mode)) {
             if (place.last) {
-                meet(params, place, smem, state, place.spans);
+                if (params.across == 0) {
+                    meet(params, place, smem, state, place.spans);
+                }
                 if (place.decays_behind(params)) {
                     // found again: kept it would take registers
                     Fade::template leave<Normalized>(params, gradient_place(params, kWidth), state,

@@ -41,6 +41,11 @@ struct RowProducts {
             }
             sum = warp_sum(sum);
             if (lane_of_warp() == 0) {
+                if (params.factors.at != nullptr) {
+                    const float2 both = *reinterpret_cast<const float2*>(
+                        row_at<const float>(params.factors, step, head));
+                    sum = params.factor_scale * (sum * both.x + both.y);
+                }
                 *row_at<float>(params.products, step, head) = sum;
             }
         }

@@ -90,6 +90,13 @@ struct Squares {
         }
     }
 
+    // A number of a chunk's.
+    __device__ __forceinline__ float number(int chunk, int row, int column) const {
+        const float2 both = part<Element>(pair_of(tile, first_row(chunk) + row,
+                                                  kChunk * (chunk % kBeside) + column / 2 * 2));
+        return column % 2 == 0 ? both.x : both.y;
+    }
+
     // A chunk's, as operands B whose columns are its rows.
     __device__ __forceinline__ void load(Pair<Element> (&b)[4], int chunk) const {
         by_columns(tile, 0).load(b, first_row(chunk), chunk % kBeside);

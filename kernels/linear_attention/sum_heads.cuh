@@ -45,6 +45,17 @@ __device__ __forceinline__ float mapped_number(const Element* at, FeatureMap map
     return part<Element>(join<Element>(map_of(map, load(at)), 0.f)).x;
 }
 
+// Writes a number, rounded.
+template <typename Element>
+__device__ __forceinline__ void put(Element* to, float number) {
+    if constexpr (sizeof(Element) == 4) {
+        *to = number;
+    } else {
+        *reinterpret_cast<uint16_t*>(to) =
+            static_cast<uint16_t>(pack<Element>(number, 0.f));
+    }
+}
+
 template <typename Element>
 struct SumHeads {
     static constexpr int kThreads = 256;
@@ -114,11 +125,8 @@ struct SumHeads {
             Element* to = row_at<Element>(params.out, step, head) + channel;
             if constexpr (Width == 2) {
                 *reinterpret_cast<Pair<Element>*>(to) = join<Element>(sum.x, sum.y);
-            } else if constexpr (sizeof(Element) == 4) {
-                *to = sum.x;
             } else {
-                *reinterpret_cast<uint16_t*>(to) =
-                    static_cast<uint16_t>(pack<Element>(sum.x, 0.f));
+                put(to, sum.x);
             }
         }
     }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::abi::linear_attention::{
     self as abi, BonusGradientParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientWalk, GradientWalkParams, LastDecaysParams, NormalizerGradientParams,
+    GradientWalk, GradientWalkParams, HeadDecayParams, LastDecaysParams, NormalizerGradientParams,
     RowProductsParams, Rows, SumHeadsParams, SumSpansParams,
 };
 use crate::abi::{Dtype, Entry};
@@ -39,6 +39,8 @@ pub(super) struct Gradients {
     /// In the order of [`DTYPES`].
     pub(super) decay_gradient: Vec<Kernel<DecayGradientParams>>,
     /// In the order of [`DTYPES`].
+    pub(super) head_decay: Vec<Kernel<HeadDecayParams>>,
+    /// In the order of [`DTYPES`].
     pub(super) bonus_gradient: Vec<Kernel<BonusGradientParams>>,
     pub(super) sum_spans: Kernel<SumSpansParams>,
     /// In the order of [`DTYPES`].
@@ -55,6 +57,8 @@ unsafe impl DeviceRepr for GradientWalkParams {}
 unsafe impl DeviceRepr for SumHeadsParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for DecayGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for HeadDecayParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for SumSpansParams {}
 // SAFETY: as above.
@@ -78,6 +82,7 @@ impl Gradients {
             walks: walks?,
             sum_heads: of_dtypes(ctx, abi::sum_heads)?,
             decay_gradient: of_dtypes(ctx, abi::decay_gradient)?,
+            head_decay: of_dtypes(ctx, abi::head_decay)?,
             bonus_gradient: of_dtypes(ctx, abi::bonus_gradient)?,
             sum_spans: load(ctx, &abi::sum_spans())?,
             normalizer_gradient: of_dtypes(ctx, abi::normalizer_gradient)?,
@@ -126,10 +131,8 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
                 .into(),
     };
     let modified = config.normalize.is_some() || !config.causal;
-    if problem.per_channel && modified {
-        return Err(unsupported(
-            "decays of channels or a bonus with a normaliser, or not causal",
-        ));
+    if problem.per_channel && !config.causal {
+        return Err(unsupported("decays of channels, not causal"));
     }
     if problem.beta.is_some() && (problem.bonus || modified) {
         return Err(unsupported(

@@ -4,13 +4,29 @@
 use super::FeatureMap;
 use super::backward_walks::{Call, of_steps};
 use super::plan::Plan;
+use crate::abi::Dtype;
 use crate::abi::linear_attention::{
-    self as abi, BonusGradientParams, GradientWalkParams, Mode, RowProductsParams, SPAN, States,
-    SumSpansParams, WalkParams,
+    self as abi, BonusGradientParams, GradientWalkParams, Mode, RowProductsParams, Rows, SPAN,
+    States, SumSpansParams, WalkParams,
 };
 use crate::error::Result;
 
 impl Call<'_> {
+    /// The rows that a walk of the forward pass for dv has for values and, if they are not those of the queries, for
+    /// keys: it takes no factors of a normaliser.
+    pub(super) fn weighted(&self) -> (Rows, Option<Rows>) {
+        let (problem, memory) = (self.problem, &self.plan.memory);
+        let rows = |at, channels| of_steps(problem, self.at(at), channels);
+        match (self.normalized, problem.dtype) {
+            (None, _) => (self.dout, None),
+            (Some(_), Dtype::F16) => (
+                rows(memory.weighted, problem.dv),
+                Some(rows(memory.balanced, problem.dk)),
+            ),
+            (Some(_), _) => (rows(memory.weighted, problem.dv), None),
+        }
+    }
+
     /// Queues the walk that computes dv: its decays belong to the channels of its keys, as in the forward pass, whose
     /// kernels serve. `walk` are its roles, and `initial` what it begins with.
     ///
@@ -22,8 +38,16 @@ impl Call<'_> {
         walk: &GradientWalkParams,
         initial: States,
     ) -> Result<()> {
+        let (v, keys) = self.weighted();
         let params = WalkParams {
             layer: abi::Layer {
+                v,
+                k: keys.unwrap_or(walk.layer.k),
+                // they were mapped when they were written
+                key_map: match keys {
+                    Some(_) => FeatureMap::Identity as i32,
+                    None => walk.layer.key_map,
+                },
                 segment: plan.segment as i32, // at most the steps and a tile, which fit
                 ..walk.layer
             },
@@ -55,11 +79,14 @@ impl Call<'_> {
             left: self.dout,
             right: layer.v,
             products: of_steps(problem, self.at(self.plan.memory.own), 1),
+            factors: self.factors(),
             cu_seqlens: layer.cu_seqlens,
             steps: layer.steps,
             channels: layer.dv,
             map: FeatureMap::Identity as i32,
             wide: 0,
+            factor_scale: layer.scale,
+            padding: 0,
         };
         // SAFETY: this function's own condition.
         unsafe { self.row_products(&params) }
@@ -108,7 +135,7 @@ impl Call<'_> {
             columns: layer.dk,
             span: SPAN as i32,
             shift: 0,
-            scale: layer.scale,
+            scale: self.scale(),
         };
         // SAFETY: as above; where there is no step it reads no sum.
         unsafe {

@@ -1,7 +1,7 @@
 //! What a backward pass has beside rows of steps: the states at the ends of sequences, and what outputs were divided by.
 
 use super::Backward;
-use super::backward_walks::{Call, of_steps};
+use super::backward_walks::Call;
 use super::problem::Problem;
 use crate::abi::linear_attention::{NormalizerGradientParams, Rows, SPAN, States};
 use crate::error::{Error, Result};
@@ -112,15 +112,25 @@ impl Call<'_> {
         if problem.steps == 0 || problem.is_empty() {
             return Ok(());
         }
+        let (weighted, balanced) = match &self.plan.values {
+            Some(_) => self.weighted(),
+            None => Default::default(),
+        };
         let params = NormalizerGradientParams {
             out: normalized.out,
             dout: self.dout,
             normalizer: normalized.normalizer,
-            factors: of_steps(problem, self.at(self.plan.memory.factors), 2),
+            factors: self.factors(),
+            weighted,
+            q: layer.q,
+            balanced: balanced.unwrap_or_default(),
             cu_seqlens: layer.cu_seqlens,
             steps: layer.steps,
             channels: layer.dv,
+            keys: layer.dk,
+            map: layer.query_map,
             eps: normalized.eps,
+            scale: layer.scale,
         };
         let kernel = &self.kernels.gradients.normalizer_gradient[self.dtype()];
         let grid = self.grid_of_spans(SPAN, problem.heads);

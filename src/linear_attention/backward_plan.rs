@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
-use super::plan::{BLOCKS, Plan, UNIT, segments};
+use super::plan::{BLOCKS, Plan, SEGMENTED, SEGMENTED_DELTA_GRADIENTS, UNIT, segments};
 use super::problem::Problem;
+use crate::abi::Dtype;
 use crate::abi::linear_attention::{CHUNK, Gate, GradientWalk, SPAN, Walk};
 use crate::driver::Device;
 use crate::error::{Error, Result};
@@ -28,8 +29,8 @@ pub(super) enum DecayGradient {
 }
 
 impl DecayGradient {
-    /// Steps between the borders where sums begin anew. What rounding adds up in between is spread over these steps, and
-    /// a sum over steps would have all of it: there, only what cancels lies between borders.
+    /// Steps between two borders. At those of steps and channels, sums begin anew; what passes a chunk counts in those of a
+    /// head as often as the chunk has steps.
     pub(super) const fn span(self) -> usize {
         match self {
             Self::Head => CHUNK,
@@ -91,6 +92,11 @@ pub(super) struct Memory {
     pub(super) decays: [usize; 2],
     /// `[batch, steps, heads, 2]` in f32: what the normaliser makes of the gradient of the output.
     pub(super) factors: usize,
+    /// `[batch, steps, heads, dv]` in the tensors' type: the gradient of the output with its factor, where a kernel of the
+    /// forward pass computes dv.
+    pub(super) weighted: usize,
+    /// `[batch, steps, heads, dk]` in f16: queries with half of that factor's exponent; f16 has no range for more.
+    pub(super) balanced: usize,
     /// `[batch, steps, heads, dk or dv]` in f32: of dq, dk and dv.
     pub(super) parts: [usize; 3],
     /// `[batch, steps, heads]` in f32: each step's own products; not causal, those of keys with their gradients.
@@ -103,7 +109,10 @@ pub(super) struct Memory {
     pub(super) z_spans: usize,
     /// `[span slot, head, dk]` in f32: their products with their gradients.
     pub(super) dots: usize,
-    /// `[span slot, head]` in f32: sums of gradients of decays.
+    /// `[batch, steps, heads, 16]` in f32: by what dq's walk multiplies the keys of a chunk, for decays of heads; and the
+    /// same of what keys look up.
+    pub(super) pairs: [usize; 2],
+    /// `[span slot, head]` in f32: sums of gradients of decays of heads.
     pub(super) head_sums: usize,
     /// `[span slot, head, dk]` in f32: sums of gradients of the bonus.
     pub(super) bonus_sums: usize,
@@ -130,14 +139,17 @@ impl BackwardPlan {
         let blocks =
             [problem.dk, problem.dv].map(|channels| problem.heads * channels.div_ceil(width));
         let spans = match problem.config.segment {
-            // what a segment makes of a state is a matrix by the delta rule
-            _ if delta.is_some() => problem.steps.div_ceil(SPAN),
             Some(steps) => steps.min(problem.steps).div_ceil(SPAN),
             None => {
                 let units = problem.steps_of_sequence().div_ceil(UNIT);
                 // three walks
                 let blocks = (2 * blocks[0] + blocks[1]).saturating_mul(problem.sequences);
-                units.div_ceil(segments(units, blocks, BLOCKS * device.multiprocessors))
+                let cost = match delta {
+                    Some(_) => SEGMENTED_DELTA_GRADIENTS,
+                    None => SEGMENTED,
+                };
+                let parallel = BLOCKS * device.multiprocessors;
+                units.div_ceil(segments(units, blocks, parallel, cost))
             }
         };
         let segment = spans.max(1) * SPAN;
@@ -156,7 +168,7 @@ impl BackwardPlan {
         };
         let row = &rows.gradients[of_keys];
         let mut memory = Memory::new(problem, asked, parts, slots, row);
-        let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
+        let delta = delta.map(|delta| DeltaPlan::new(problem, delta, slots, &mut memory.bytes));
         let values = match problem.gate() {
             // by the delta rule it is found with what steps wrote
             _ if problem.beta.is_some() => None,
@@ -233,8 +245,17 @@ impl Memory {
         let parts = [part(parts[0], dk), part(parts[1], dk), part(parts[2], dv)];
         let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
         let factors = if normalizes { take(of_steps(2)) } else { 0 };
+        let (mut weighted, mut balanced) = (0, 0);
+        if normalizes && problem.gate() == Gate::Channel {
+            let in_type = |channels| of_steps(channels) / 4 * problem.dtype.bytes();
+            weighted = take(in_type(dv));
+            if problem.dtype == Dtype::F16 {
+                balanced = take(in_type(dk));
+            }
+        }
         let (mut own, mut near, mut spans, mut span_units) = (0, 0, 0, 0);
         let (mut z_spans, mut dots, mut head_sums, mut bonus_sums) = (0, 0, 0, 0);
+        let mut pairs = [0; 2];
         if ddecay.is_some() || problem.bonus {
             own = take(of_steps(1));
         }
@@ -253,16 +274,21 @@ impl Memory {
                 z_spans = take(product(&[4, borders, dk]));
             }
             dots = take(product(&[4, borders, dk]));
-            head_sums = match form {
-                DecayGradient::Head => take(product(&[4, borders])),
-                DecayGradient::Step | DecayGradient::Channel => 0,
-            };
+            if form == DecayGradient::Head {
+                head_sums = take(product(&[4, borders]));
+                pairs[0] = take(of_steps(CHUNK));
+                if problem.beta.is_some() {
+                    pairs[1] = take(of_steps(CHUNK));
+                }
+            }
         }
         Self {
             states,
             zs,
             decays,
             factors,
+            weighted,
+            balanced,
             parts,
             own,
             near,
@@ -270,6 +296,7 @@ impl Memory {
             span_units,
             z_spans,
             dots,
+            pairs,
             head_sums,
             bonus_sums,
             ..memory

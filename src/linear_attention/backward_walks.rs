@@ -6,9 +6,8 @@ use super::delta::DeltaCall;
 use super::problem::Problem;
 use super::{FeatureMap, LinearAttention};
 use crate::abi::linear_attention::{
-    self as abi, CARRY_THREADS, CarryParams, DTYPES, DecayGradientParams, Decays,
-    GradientWalkParams, Mode, RowProductsParams, Rows, SPAN, States, SumHeadsParams,
-    SumSpansParams,
+    self as abi, CARRY_THREADS, CHUNK, CarryParams, DTYPES, Decays, GradientWalkParams, Mode,
+    RowProductsParams, Rows, SPAN, States, SumHeadsParams,
 };
 use crate::error::Result;
 use crate::launch::Launch;
@@ -142,6 +141,10 @@ impl Call<'_> {
         unsafe { self.bonus_gradient() }?;
         match self.ddecay {
             // SAFETY: as above.
+            Some((DecayGradient::Head, decays)) if self.problem.config.causal => unsafe {
+                self.head_decay(decays)
+            },
+            // SAFETY: as above.
             Some((form, decays)) if self.problem.config.causal => unsafe {
                 self.decay_gradient(form, decays)
             },
@@ -156,8 +159,21 @@ impl Call<'_> {
         (self.ddecay.is_some() && self.problem.config.causal) || self.problem.bonus
     }
 
+    /// What a normaliser makes of the gradients of outputs; none without one.
+    pub(super) fn factors(&self) -> Rows {
+        match self.normalized {
+            Some(_) => of_steps(self.problem, self.at(self.plan.memory.factors), 2),
+            None => Rows::default(),
+        }
+    }
+
+    /// Whether gradients of decays are asked for that heads have for all steps.
+    fn is_of_heads(&self) -> bool {
+        matches!(self.ddecay, Some((DecayGradient::Head, _)))
+    }
+
     /// What multiplies queries, but by the factors of a normaliser, which have the scale.
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         match self.normalized {
             Some(_) => 1.0,
             None => self.layer.scale,
@@ -182,6 +198,7 @@ impl Call<'_> {
             true => later(rows, -1, bytes),
             false => rows,
         };
+        let of_heads = bordered && self.is_of_heads();
         let normalizes = self.normalized.is_some();
         let passes = self.plan.passes_states();
         let segments = |which: usize| {
@@ -213,10 +230,7 @@ impl Call<'_> {
             mode: Mode::Whole as i32,
             parts: self.plan.parts[which].into(),
             weight: 1.0,
-            factors: match normalizes {
-                true => of_steps(self.problem, self.at(memory.factors), 2),
-                false => Rows::default(),
-            },
+            factors: self.factors(),
             factored_keys: 1,
             factor_scale: layer.scale,
             ..GradientWalkParams::default()
@@ -237,6 +251,10 @@ impl Call<'_> {
                 (true, _) => of_steps(self.problem, self.at(memory.near), 1),
                 (false, true) => of_steps(self.problem, self.at(memory.own), 1),
                 (false, false) => Rows::default(),
+            },
+            pairs: match of_heads {
+                true => of_steps(self.problem, self.at(memory.pairs[0]), CHUNK),
+                false => Rows::default(),
             },
             initial: turned(ends.initial),
             initial_z: turned(ends.initial_z),
@@ -263,6 +281,7 @@ impl Call<'_> {
                 ..of_keys
             },
             out: earlier(out(1, self.problem.dk), of_part(1)),
+            pairs: Rows::default(),
             initial: turned(ends.dlast),
             last: turned(ends.dinitial),
             initial_z: turned(ends.dlast_z),
@@ -271,6 +290,7 @@ impl Call<'_> {
             z_segments: z_segments(1),
             decays: exists(passes, memory.decays[1]),
             dots: exists(bordered, memory.dots),
+            across: of_heads.into(),
             factored_keys: 1,
             parts: self.plan.parts[1].into(),
             weight: scale,
@@ -426,73 +446,6 @@ impl Call<'_> {
         unsafe {
             self.launch
                 .run(kernel, self.grid_of_spans(SPAN, shared), &params)
-        }
-    }
-
-    /// Queues what computes the gradients of decays.
-    ///
-    /// # Safety
-    /// As [`Call::queue`], after the walks.
-    unsafe fn decay_gradient(&self, form: DecayGradient, out: Decays) -> Result<()> {
-        let (layer, memory) = (self.layer, &self.plan.memory);
-        let heads = self.problem.heads;
-        let part =
-            |which: usize| of_steps(self.problem, self.at(memory.parts[which]), self.problem.dk);
-        let per_head = form == DecayGradient::Head;
-        let shift = i32::from(self.problem.bonus);
-        if self.problem.steps > 0 && !self.problem.is_empty() {
-            let params = DecayGradientParams {
-                q: layer.q,
-                k: layer.k,
-                dq: part(0),
-                dk: part(1),
-                lookups: self.lookups(),
-                decays: layer.decays,
-                out: match per_head {
-                    true => Decays {
-                        at: self.at(memory.head_sums),
-                        ..Decays::default()
-                    },
-                    false => out,
-                },
-                dots: self.at(memory.dots),
-                cu_seqlens: layer.cu_seqlens,
-                steps: layer.steps,
-                heads: layer.heads,
-                channels: layer.dk,
-                query_map: layer.query_map,
-                key_map: layer.key_map,
-                per_channel: (form == DecayGradient::Channel).into(),
-                per_head: per_head.into(),
-                span: form.span() as i32,
-                shift,
-            };
-            let kernel = &self.kernels.gradients.decay_gradient[self.dtype()];
-            let spans = (self.problem.steps + shift as usize).div_ceil(form.span());
-            let grid = [spans, heads, self.problem.sequences];
-            // SAFETY: this function's own condition.
-            unsafe { self.launch.run(kernel, grid, &params) }?;
-        }
-        if !per_head || heads == 0 {
-            return Ok(());
-        }
-        let params = SumSpansParams {
-            parts: self.at(memory.head_sums),
-            out: out.at,
-            cu_seqlens: layer.cu_seqlens,
-            out_stride: out.head_stride,
-            steps: layer.steps,
-            sequences: self.problem.sequences as i32, // along z of the grid, if there is one
-            numbers: layer.heads,
-            columns: 1,
-            span: form.span() as i32,
-            shift,
-            scale: 1.0,
-        };
-        // SAFETY: as above; where there is no step it reads no sum.
-        unsafe {
-            self.launch
-                .run(&self.kernels.gradients.sum_spans, [heads, 1, 1], &params)
         }
     }
 

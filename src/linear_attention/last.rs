@@ -5,7 +5,7 @@ use super::backward_ends::Ends;
 use super::backward_plan::DecayGradient;
 use super::backward_walks::{Call, of_steps};
 use crate::abi::linear_attention::{
-    Decays, GradientWalkParams, LastDecaysParams, Layer, Mode, RowProductsParams,
+    Decays, GradientWalkParams, LastDecaysParams, Layer, Mode, RowProductsParams, Rows,
 };
 use crate::error::Result;
 
@@ -74,11 +74,14 @@ impl Call<'_> {
             left: layer.k,
             right: of_steps(problem, self.at(memory.parts[1]), problem.dk),
             products: of_steps(problem, self.at(memory.own), 1),
+            factors: Rows::default(),
             cu_seqlens: layer.cu_seqlens,
             steps: layer.steps,
             channels: layer.dk,
             map: layer.key_map,
             wide: 1,
+            factor_scale: 1.0,
+            padding: 0,
         };
         // SAFETY: this function's own condition.
         unsafe { self.row_products(&products) }?;

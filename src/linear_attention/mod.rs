@@ -23,7 +23,7 @@
 //! | Lightning Attention-2 | [`Decay::PerHead`] of [`lightning_decays`], times the layer's factor | a scale of 1 |
 //! | Mamba-2, simple gated linear attention | [`Decay::PerStep`] | |
 //! | gated linear attention | [`Decay::PerChannel`] of logarithms of sigmoids | |
-//! | RWKV-6 | [`Decay::PerChannel`] of `-exp(w)` | the receptance as `q`, a bonus, a scale of 1 |
+//! | RWKV-6 | [`Decay::PerChannel`] of `-exp(w)` | [`Layer::rwkv6`]: the receptance as `q`, a bonus; [`Config::rwkv6`]: a scale of 1 |
 //! | DeltaNet, gated DeltaNet | none, [`Decay::PerStep`] | [`Rule::Delta`], keys of length 1 |
 //! | Kimi Delta Attention | [`Decay::PerChannel`] | [`Rule::Delta`], keys of length 1 |
 //!
@@ -38,11 +38,13 @@
 
 mod backward;
 mod backward_channels;
+mod backward_decays;
 mod backward_ends;
 mod backward_plan;
 mod backward_walks;
 mod decays;
 mod delta;
+mod delta_segments;
 mod forward;
 mod last;
 mod plan;

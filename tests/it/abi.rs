@@ -145,6 +145,7 @@ fn the_table_has_every_kernel_for_every_target() {
             "sum_heads",
             "bonus_gradient",
             "decay_gradient",
+            "head_decay",
             "normalizer_gradient",
             "row_products",
         ]
@@ -174,7 +175,10 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["rwkv4_sums", "lru_sums"].map(String::from))
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_linear))
         .chain(linear_steps)
-        .chain(["carry", "sum_spans", "last_decays"].map(|name| format!("linear_attention_{name}")))
+        .chain(
+            ["carry", "delta_carry", "sum_spans", "last_decays"]
+                .map(|name| format!("linear_attention_{name}")),
+        )
         .chain(scan_others.into_iter().flatten())
         .collect();
     let targets: BTreeSet<&str> = kernels().iter().map(|kernel| kernel.arch).collect();

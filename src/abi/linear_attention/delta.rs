@@ -10,13 +10,17 @@ params! {
     /// Parameters of the kernels that walk over sequences by the delta rule.
     pub struct DeltaParams as "seqmix::linear_attention::DeltaParams"
         with [Rows, Decays, States, Layer, WalkParams] {
-        /// As by the linear rule, in one segment a sequence.
+        /// As by the linear rule.
         pub walk: WalkParams,
         /// `[batch, steps, heads]`
         pub beta: Rows,
         /// `[batch, steps, heads, dv]`: what each step's value differs by from what was found for its key, written; the
         /// outputs are then the updates, which are `beta` times that. Or none.
         pub errors: Rows,
+        /// 1: segments begin with the identity, and there are no values; by [`Mode::States`](super::Mode).
+        pub identity: i32,
+        /// To a multiple of 8 bytes.
+        pub padding: i32,
     }
 }
 
@@ -34,6 +38,33 @@ params! {
         pub betas: Rows,
         /// Numbers from one part to the next.
         pub betas_stride: i64,
+    }
+}
+
+params! {
+    /// Parameters of the kernel that passes states from segment to segment by the delta rule.
+    pub struct DeltaCarryParams as "seqmix::linear_attention::DeltaCarryParams" with [States] {
+        /// Before each sequence, or none: zeros.
+        pub initial: States,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// Address of `[slot, head, dk, dv]` in f32: the states after segments that begin with zeros; afterwards those
+        /// before each segment.
+        pub segments: u64,
+        /// Address of `[slot, head, dk, dk]` in f32: what segments multiply the state before them by.
+        pub transitions: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Heads.
+        pub heads: i32,
+        /// Channels of the keys.
+        pub dk: i32,
+        /// Channels of the values.
+        pub dv: i32,
+        /// Steps of a segment.
+        pub segment: i32,
+        /// To a multiple of 8 bytes.
+        pub padding: i32,
     }
 }
 
@@ -208,6 +239,22 @@ pub fn sum_betas(dtype: Dtype) -> Entry {
     }
 }
 
+/// Channels of the values of a block of [`delta_carry`].
+pub const DELTA_CARRY_COLUMNS: usize = 16;
+
+/// The kernel that passes states from segment to segment.
+pub fn delta_carry() -> Entry {
+    let rows = 256; // the most channels of the keys
+    Entry {
+        name: "linear_attention_delta_carry".into(),
+        instance: "seqmix::linear_attention::DeltaCarry".into(),
+        params: DeltaCarryParams::PARAMS,
+        threads: 256,
+        blocks: 1,
+        shared_bytes: 4 * 2 * rows * DELTA_CARRY_COLUMNS,
+    }
+}
+
 /// One unit a kernel, so that they compile in parallel.
 pub(super) fn units() -> Vec<Unit> {
     let unit = |entry: Entry, header| Unit {
@@ -225,6 +272,7 @@ pub(super) fn units() -> Vec<Unit> {
             "linear_attention/delta_gradients.cuh",
         ));
     }
+    units.push(unit(delta_carry(), "linear_attention/delta_carry.cuh"));
     for dtype in [F16, BF16, F32] {
         units.push(unit(sum_betas(dtype), "linear_attention/sum_betas.cuh"));
     }

@@ -1,10 +1,10 @@
 //! The kernels of gradients by the linear rule.
 
 use super::{
-    BonusGradientParams, DecayGradientParams,
+    BonusGradientParams, CHUNK, DecayGradientParams,
     Gate::{self, Channel, Step},
-    GradientWalkParams, LastDecaysParams, NormalizerGradientParams, RowProductsParams,
-    SumHeadsParams, SumSpansParams, WARPS, squares_bytes,
+    GradientWalkParams, HeadDecayParams, LastDecaysParams, NormalizerGradientParams,
+    RowProductsParams, SumHeadsParams, SumSpansParams, WARPS, squares_bytes,
 };
 use crate::abi::{Dtype, Dtype::BF16, Dtype::F16, Dtype::F32, Entry, Params, Unit};
 
@@ -163,6 +163,21 @@ pub fn decay_gradient(dtype: Dtype) -> Entry {
     }
 }
 
+/// The kernel that computes the gradients of decays that a head has for all steps, from tensors of this type.
+pub fn head_decay(dtype: Dtype) -> Entry {
+    let chunks = SPAN / CHUNK;
+    Entry {
+        shared_bytes: 4 * chunks * 2 * CHUNK * CHUNK,
+        ..plain(
+            "head_decay",
+            "HeadDecay",
+            Some(dtype),
+            HeadDecayParams::PARAMS,
+            32 * chunks as u32,
+        )
+    }
+}
+
 /// The kernel that computes the gradient of the bonus, from tensors of this type.
 pub fn bonus_gradient(dtype: Dtype) -> Entry {
     plain(
@@ -245,6 +260,7 @@ pub(super) fn units() -> Vec<Unit> {
             decay_gradient(dtype),
             "linear_attention/decay_gradient.cuh",
         ));
+        units.push(unit(head_decay(dtype), "linear_attention/head_decay.cuh"));
     }
     for row in GRADIENT_WALK {
         units.push(unit(row.entry(), "linear_attention/gradient_walk.cuh"));

@@ -16,6 +16,9 @@ params! {
         /// `[batch, steps, heads]` in f32, written, or none: products of each step's query and key, which are then left
         /// out.
         pub own: Rows,
+        /// `[batch, steps, heads, 16]` in f32, written, or none: by what each step multiplies the values of those of its
+        /// chunk that are before it.
+        pub pairs: Rows,
         /// `[batch, steps, heads, 2]` in f32, or none: of the gradient of each step's output, what multiplies it, and its
         /// channel of the normaliser.
         pub factors: Rows,
@@ -40,8 +43,8 @@ params! {
         pub span_units: u64,
         /// Address of `[span slot, head, dv]` in f32: the normaliser's.
         pub z_spans: u64,
-        /// Address of `[span slot, head, dv]` in f32, written: the products of these states with those of this walk;
-        /// 0: this walk stores them.
+        /// Address of `[span slot, head, dv]` in f32, written: the products of these states with those of this walk, at
+        /// the same borders or `across` spans; 0: this walk stores them.
         pub dots: u64,
         /// Steps of a span: a multiple of a chunk that divides [`SPAN`](super::SPAN).
         pub span: i32,
@@ -57,6 +60,8 @@ params! {
         pub shift: i32,
         /// 1: `out` is of f32; 2: as 1, and `out` and `dots` are added to.
         pub parts: i32,
+        /// 1: `dots` are of the state before a span in time with that of this walk behind it.
+        pub across: i32,
         /// Multiplies what is added to the state, as `layer.scale` does what is read of it.
         pub weight: f32,
         /// Multiplies `factors`, and with them `own`.
@@ -121,7 +126,7 @@ params! {
         pub lookups: Rows,
         /// The decays.
         pub decays: Decays,
-        /// As `decays`, written; or `[span slot, head]` with `per_head`.
+        /// As `decays`, written.
         pub out: Decays,
         /// Address of `[span slot, head, dk]` in f32.
         pub dots: u64,
@@ -139,12 +144,52 @@ params! {
         pub key_map: i32,
         /// 1: a gradient for each channel; 0: their sum.
         pub per_channel: i32,
-        /// 1: `out` holds sums over the steps of a span.
-        pub per_head: i32,
         /// As in [`GradientWalkParams`].
         pub span: i32,
         /// As in [`GradientWalkParams`]: a step's key and decay are those of the one before it in time.
         pub shift: i32,
+    }
+}
+
+params! {
+    /// Parameters of the kernels that compute the gradients of decays that a head has for all steps.
+    pub struct HeadDecayParams as "seqmix::linear_attention::HeadDecayParams" with [Rows, Decays] {
+        /// As in [`DecayGradientParams`], as are the next four.
+        pub q: Rows,
+        /// The keys.
+        pub k: Rows,
+        /// The gradients of the mapped queries.
+        pub dq: Rows,
+        /// Those of the mapped keys.
+        pub dk: Rows,
+        /// What keys add as queries do, or none.
+        pub lookups: Rows,
+        /// `[batch, steps, heads, 16]` in f32: what in `dq` multiplies the keys of the chunk.
+        pub pairs: Rows,
+        /// The same in `lookups`.
+        pub lookup_pairs: Rows,
+        /// The decays.
+        pub decays: Decays,
+        /// Address of `[span slot, head]` in f32, written: sums over the steps of a chunk.
+        pub out: u64,
+        /// Address of `[span slot, head, dk]` in f32: in the slot of the border before each chunk.
+        pub dots: u64,
+        /// Address of `[sequences + 1]` in i32, or 0.
+        pub cu_seqlens: u64,
+        /// As in [`Layer`].
+        pub steps: i32,
+        /// Heads of the output.
+        pub heads: i32,
+        /// `dk`
+        pub channels: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of the queries.
+        pub query_map: i32,
+        /// That of the keys.
+        pub key_map: i32,
+        /// As in [`DecayGradientParams`].
+        pub shift: i32,
+        /// 1: `pairs` have the decay between the two steps.
+        pub faded: i32,
     }
 }
 
@@ -159,14 +204,27 @@ params! {
         pub normalizer: Rows,
         /// `[batch, steps, heads, 2]` in f32, written: `1 / (normalizer + eps)`, and the gradient of `normalizer`.
         pub factors: Rows,
+        /// As `dout`, written, or none: `dout` times `scale / (normalizer + eps)`, for a walk that takes no factors.
+        pub weighted: Rows,
+        /// `[batch, steps, heads_q, keys]`
+        pub q: Rows,
+        /// `[batch, steps, heads, keys]`, written, or none: `q`, mapped, times a power of two that `weighted` has less, so
+        /// that each has half of the factor's exponent.
+        pub balanced: Rows,
         /// Address of `[sequences + 1]` in i32, or 0.
         pub cu_seqlens: u64,
         /// As in [`Layer`].
         pub steps: i32,
         /// `dv`
         pub channels: i32,
+        /// `dk`
+        pub keys: i32,
+        /// The number of the [`FeatureMap`](super::FeatureMap) of `q`.
+        pub map: i32,
         /// Added to what outputs were divided by.
         pub eps: f32,
+        /// Multiplies `weighted`.
+        pub scale: f32,
     }
 }
 
@@ -179,6 +237,8 @@ params! {
         pub right: Rows,
         /// `[batch, steps, heads]` in f32, written.
         pub products: Rows,
+        /// As in [`GradientWalkParams`], or none: makes scores of the products.
+        pub factors: Rows,
         /// Address of `[sequences + 1]` in i32, or 0.
         pub cu_seqlens: u64,
         /// As in [`Layer`].
@@ -189,6 +249,10 @@ params! {
         pub map: i32,
         /// 1: `right` is of f32.
         pub wide: i32,
+        /// Multiplies `factors`.
+        pub factor_scale: f32,
+        /// Pads the struct.
+        pub padding: i32,
     }
 }
 

@@ -7,16 +7,16 @@ mod params;
 mod step;
 
 pub use delta::{
-    DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
-    sum_betas,
+    DELTA, DELTA_CARRY_COLUMNS, DELTA_GRADIENTS, DeltaCarryParams, DeltaGradientParams,
+    DeltaParams, SUM_BETAS_STEPS, SumBetasParams, delta_carry, sum_betas,
 };
 pub use gradient::{
-    DTYPES, GRADIENT_WALK, GradientWalk, SPAN, bonus_gradient, decay_gradient, last_decays,
-    normalizer_gradient, row_products, sum_heads, sum_spans,
+    DTYPES, GRADIENT_WALK, GradientWalk, SPAN, bonus_gradient, decay_gradient, head_decay,
+    last_decays, normalizer_gradient, row_products, sum_heads, sum_spans,
 };
 pub use gradient_params::{
-    BonusGradientParams, DecayGradientParams, GradientWalkParams, LastDecaysParams,
-    NormalizerGradientParams, RowProductsParams, SumHeadsParams, SumSpansParams,
+    BonusGradientParams, DecayGradientParams, GradientWalkParams, HeadDecayParams,
+    LastDecaysParams, NormalizerGradientParams, RowProductsParams, SumHeadsParams, SumSpansParams,
 };
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};

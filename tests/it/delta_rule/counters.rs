@@ -34,6 +34,11 @@ fn every_kernel_uses_shared_memory_without_conflicts() {
         gradients::check::<f16>(case);
         gradients::check::<bf16>(case);
         gradients::check::<f32>(case);
+        check::<bf16>(Case {
+            seqlen: 70,
+            segment: Some(64),
+            ..case
+        });
         for report in take_thread_reports() {
             assert_eq!(report.bank_conflicts(), 0, "{report}");
             assert_eq!(report.atomics, 0, "{report}");

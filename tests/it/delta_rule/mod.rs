@@ -44,6 +44,8 @@ struct Case {
     feature_map: FeatureMap,
     /// Whether there is an initial state, and whether the last one is asked for.
     states: bool,
+    /// Steps of a segment.
+    segment: Option<usize>,
     /// Lengths of packed sequences; `batch` and `seqlen` then say nothing.
     lengths: Option<&'static [usize]>,
     layout: Layout,
@@ -110,6 +112,7 @@ const CASE: Case = Case {
     scale: None,
     feature_map: FeatureMap::Identity,
     states: true,
+    segment: None,
     lengths: None,
     layout: Layout::Contiguous,
 };
@@ -251,6 +254,7 @@ impl Case {
         Config {
             scale: self.scale,
             feature_map: self.feature_map,
+            segment: self.segment,
             ..Config::default()
         }
     }

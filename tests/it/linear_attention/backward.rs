@@ -209,11 +209,14 @@ fn strong_and_weak_decays() {
             if lost {
                 check::<f32>(case);
             }
-            check::<bf16>(Case {
-                decay: Fades::PerHead,
-                lost: false,
-                ..case
-            });
+            for bonus in [false, true] {
+                [check::<f16>, check::<bf16>][usize::from(lost != bonus)](Case {
+                    decay: Fades::PerHead,
+                    lost: false,
+                    bonus,
+                    ..case
+                });
+            }
             let gated = Case {
                 decay: Fades::PerChannel,
                 ..case

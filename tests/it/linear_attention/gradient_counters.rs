@@ -60,6 +60,13 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
         check::<f16>(case);
         check::<bf16>(case);
         check::<f32>(Case { seqlen: 17, ..case });
+        if channels == 64 {
+            check::<f16>(Case {
+                feature_map: FeatureMap::EluPlusOne,
+                normalize: Some(1e-3),
+                ..case
+            });
+        }
         for report in take_thread_reports() {
             if of_gradients(&report.kernel) {
                 assert_eq!(report.bank_conflicts(), 0, "{report}");
@@ -87,6 +94,7 @@ fn of_gradients(kernel: &str) -> bool {
         "sum_heads_",
         "bonus_gradient_",
         "decay_gradient_",
+        "head_decay_",
         "normalizer_gradient_",
         "row_products_",
         "last_decays",

@@ -173,14 +173,18 @@ impl<T: Number> Inputs<T> {
             // between 0 and twice the mean
             false => (2.0 * case.mean) as f32 * (0.5 + x.atan() / std::f32::consts::PI),
         });
+        // what outputs are divided by stays away from 0, as by the initial states
+        let bonus = normal::<f32>(8, case.heads * case.dk, 1.0).into_iter();
         Self {
             q: normal(1, count(case.shape(hq, case.dk)), 1.0),
             k: normal(2, count(case.shape(hk, case.dk)), 1.0),
             v: normal(3, count(case.shape(hv, case.dv)), 1.0),
             decay: decay.collect(),
-            bonus: normal(8, case.heads * case.dk, 1.0),
+            bonus: match case.normalize {
+                Some(_) => bonus.map(f32::abs).collect(),
+                None => bonus.collect(),
+            },
             initial_state: normal(5, count(case.states_shape()), 1.0),
-            // what outputs are divided by stays away from 0
             initial_z: zs(10, 1.0).into_iter().map(f32::abs).collect(),
             dout: normal(6, count(case.shape(case.heads, case.dv)), case.deviation),
             dfinal_state: normal(7, count(case.states_shape()), case.deviation),

@@ -2,6 +2,7 @@
 
 mod backward;
 mod bare;
+mod channel_gradients;
 mod counters;
 mod errors;
 mod forward;
@@ -9,6 +10,7 @@ mod gradient_counters;
 mod gradient_mutants;
 mod gradients;
 mod layer;
+mod models;
 mod mutants;
 mod normalized_gradients;
 mod queue;
