@@ -33,8 +33,8 @@
 //! is `[dk, dv]`, keys first, which some implementations keep transposed.
 //!
 //! RWKV-7 multiplies the state by `diag(exp(g)) + b a^T`, with vectors `a` and `b` of its own; the delta rule is what is
-//! left of that if `a` and `b` are multiples of the key. It has no kernel here: [`reference::rwkv7`](crate::reference::rwkv7)
-//! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
+//! left of that if `a` and `b` are multiples of the key. It is [`rwkv7`](crate::rwkv7), and RWKV-4 is
+//! [`rwkv4`](crate::rwkv4).
 
 mod backward;
 mod backward_channels;
