@@ -45,6 +45,7 @@ mod decays;
 mod delta;
 mod forward;
 mod last;
+mod last_channels;
 mod plan;
 mod problem;
 mod ragged;
