@@ -16,8 +16,9 @@ use super::{
 };
 use crate::abi::linear_attention::{
     self as abi, BonusGradientParams, DTYPES, DecayGradientParams, Decays, GRADIENT_WALK,
-    GradientWalk, GradientWalkParams, HeadDecayParams, LastDecaysParams, NormalizerGradientParams,
-    RowProductsParams, Rows, SumHeadsParams, SumSpansParams,
+    GradientWalk, GradientWalkParams, HeadDecayParams, LastChannelsParams, LastDecaysParams,
+    LastStatesParams, NormalizerGradientParams, RowProductsParams, Rows, SumHeadsParams,
+    SumSpansParams,
 };
 use crate::abi::{Dtype, Entry};
 use crate::driver::Device;
@@ -48,6 +49,9 @@ pub(super) struct Gradients {
     /// In the order of [`DTYPES`].
     pub(super) row_products: Vec<Kernel<RowProductsParams>>,
     pub(super) last_decays: Kernel<LastDecaysParams>,
+    /// In the order of [`DTYPES`].
+    pub(super) last_channels: Vec<Kernel<LastChannelsParams>>,
+    pub(super) last_states: Kernel<LastStatesParams>,
 }
 
 // SAFETY: numbers in `repr(C)` order; the stub that build.rs writes for each kernel asserts that the
@@ -69,6 +73,10 @@ unsafe impl DeviceRepr for NormalizerGradientParams {}
 unsafe impl DeviceRepr for RowProductsParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for LastDecaysParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for LastChannelsParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for LastStatesParams {}
 
 impl Gradients {
     pub(super) fn load(ctx: &Arc<CudaContext>, device: &Device) -> Result<Self> {
@@ -88,6 +96,8 @@ impl Gradients {
             normalizer_gradient: of_dtypes(ctx, abi::normalizer_gradient)?,
             row_products: of_dtypes(ctx, abi::row_products)?,
             last_decays: load(ctx, &abi::last_decays())?,
+            last_channels: of_dtypes(ctx, abi::last_channels)?,
+            last_states: load(ctx, &abi::last_states())?,
             rows,
         })
     }
@@ -123,21 +133,13 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         config,
         &layouts(&tensors.layer, tensors.dout.layout()),
     )?;
-    let unsupported = |request: &str| Error::Unsupported {
-        op: OP,
-        request: request.into(),
-        available:
-            "decays of heads or of steps; by the delta rule a causal layer without normaliser"
-                .into(),
-    };
     let modified = config.normalize.is_some() || !config.causal;
-    if problem.per_channel && !config.causal {
-        return Err(unsupported("decays of channels, not causal"));
-    }
     if problem.beta.is_some() && (problem.bonus || modified) {
-        return Err(unsupported(
-            "the delta rule with a bonus or a normaliser, or not causal",
-        ));
+        return Err(Error::Unsupported {
+            op: OP,
+            request: "the delta rule with a bonus or a normaliser, or not causal".into(),
+            available: "a causal layer without bonus and normaliser".into(),
+        });
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {
         (None, _) => None,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
+use super::last_channels::LastPlan;
 use super::plan::{BLOCKS, Plan, SEGMENTED, SEGMENTED_DELTA_GRADIENTS, UNIT, segments};
 use super::problem::Problem;
 use crate::abi::Dtype;
@@ -77,6 +78,8 @@ pub struct BackwardPlan {
     pub(super) memory: Memory,
     /// What the delta rule has beside that.
     pub(super) delta: Option<DeltaPlan>,
+    /// What decays of channels have beside that where attention is not causal.
+    pub(super) last: Option<LastPlan>,
     /// How the walk for dv runs, where decays of channels have it run by a kernel of the forward pass.
     pub(super) values: Option<Plan>,
 }
@@ -156,10 +159,11 @@ impl BackwardPlan {
         let count = problem.steps.div_ceil(segment).max(1);
         let mapped = problem.config.feature_map != FeatureMap::Identity;
         let strict = ddecay.is_some() || problem.bonus;
+        let fades = problem.fades_keys();
         let parts = [
             mapped || strict || problem.heads_q != problem.heads,
-            // the delta rule adds to it
-            mapped || strict || problem.heads_k != problem.heads || delta.is_some(),
+            // the delta rule adds to it, and decays may multiply it
+            mapped || strict || problem.heads_k != problem.heads || delta.is_some() || fades,
             problem.heads_v != problem.heads,
         ];
         let slots = match count > 1 || !problem.config.causal {
@@ -169,7 +173,8 @@ impl BackwardPlan {
         let row = &rows.gradients[of_keys];
         let mut memory = Memory::new(problem, asked, parts, slots, row);
         let delta = delta.map(|delta| DeltaPlan::new(problem, delta, slots, &mut memory.bytes));
-        let values = match problem.gate() {
+        let last = fades.then(|| LastPlan::new(problem, &mut memory.bytes));
+        let values = match gate_of_walks(problem) {
             // by the delta rule it is found with what steps wrote
             _ if problem.beta.is_some() => None,
             Gate::Step => None,
@@ -188,6 +193,7 @@ impl BackwardPlan {
             parts,
             memory,
             delta: delta.transpose()?,
+            last,
             values,
         })
     }
@@ -246,7 +252,7 @@ impl Memory {
         let of_steps = |numbers| product(&[4, problem.batch, problem.steps, heads, numbers]);
         let factors = if normalizes { take(of_steps(2)) } else { 0 };
         let (mut weighted, mut balanced) = (0, 0);
-        if normalizes && problem.gate() == Gate::Channel {
+        if normalizes && gate_of_walks(problem) == Gate::Channel {
             let in_type = |channels| of_steps(channels) / 4 * problem.dtype.bytes();
             weighted = take(in_type(dv));
             if problem.dtype == Dtype::F16 {
@@ -322,6 +328,14 @@ impl fmt::Display for BackwardPlan {
     }
 }
 
+/// What decays of the walks depend on: not causal, those of channels have acted on keys before.
+fn gate_of_walks(problem: &Problem) -> Gate {
+    match problem.fades_keys() {
+        true => Gate::Step,
+        false => problem.gate(),
+    }
+}
+
 /// The first of the rows whose tiles have as many columns.
 fn first_fit(
     problem: &Problem,
@@ -329,7 +343,8 @@ fn first_fit(
     name: &str,
     columns: usize,
 ) -> Result<usize> {
-    let of_kind = |row: &GradientWalk| row.dtype == problem.dtype && row.gate == problem.gate();
+    let gate = gate_of_walks(problem);
+    let of_kind = |row: &GradientWalk| row.dtype == problem.dtype && row.gate == gate;
     let of_dtype = || rows.iter().filter(|row| of_kind(row));
     let fits = |row: &GradientWalk| of_kind(row) && row.size >= columns;
     rows.iter()

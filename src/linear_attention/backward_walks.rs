@@ -101,7 +101,13 @@ impl Call<'_> {
             // SAFETY: as above.
             unsafe { self.walk_by_delta(&delta) }?;
         } else if !self.problem.is_empty() {
-            let [dq, dk, dv] = self.walks(&self.ends);
+            let mut walks = self.walks(&self.ends);
+            if let Some(last) = &self.plan.last {
+                // SAFETY: as above.
+                unsafe { self.fade_keys(last) }?;
+                walks = self.faded(last, walks);
+            }
+            let [dq, dk, dv] = walks;
             if !self.problem.config.causal {
                 // SAFETY: as above.
                 unsafe { self.find_last(&dq, &dk) }?;
@@ -114,9 +120,9 @@ impl Call<'_> {
                     ..
                 } = self.ends;
                 // SAFETY: as above.
-                unsafe { self.pass_segments(&dq, initial, initial_z) }?;
+                unsafe { self.pass_segments(0, &dq, initial, initial_z) }?;
                 // SAFETY: as above.
-                unsafe { self.pass_segments(&dk, dlast, dlast_z) }?;
+                unsafe { self.pass_segments(1, &dk, dlast, dlast_z) }?;
             }
             // those of keys meet states that those of queries store
             for (walk, of_values) in [(dq, 0), (dk, 0), (dv, 1)] {
@@ -130,6 +136,10 @@ impl Call<'_> {
                 // SAFETY: as above.
                 unsafe { self.launch.run(kernel, self.plan.grids[of_values], &walk) }?;
             }
+            if let Some(last) = &self.plan.last {
+                // SAFETY: as above.
+                unsafe { self.fade_gradients(last) }?;
+            }
         }
         if self.problem.steps > 0 && self.problem.sequences > 0 {
             for which in 0..3 {
@@ -139,18 +149,17 @@ impl Call<'_> {
         }
         // SAFETY: as above.
         unsafe { self.bonus_gradient() }?;
-        match self.ddecay {
-            // SAFETY: as above.
-            Some((DecayGradient::Head, decays)) if self.problem.config.causal => unsafe {
-                self.head_decay(decays)
-            },
-            // SAFETY: as above.
-            Some((form, decays)) if self.problem.config.causal => unsafe {
-                self.decay_gradient(form, decays)
-            },
-            // SAFETY: as above.
-            Some((form, decays)) => unsafe { self.last_decays(form, decays) },
-            None => Ok(()),
+        let Some((form, decays)) = self.ddecay else {
+            return Ok(());
+        };
+        // SAFETY: as above.
+        unsafe {
+            match (&self.plan.last, self.problem.config.causal, form) {
+                (Some(last), ..) => self.last_channel_decays(last, decays),
+                (None, false, _) => self.last_decays(form, decays),
+                (None, true, DecayGradient::Head) => self.head_decay(decays),
+                (None, true, _) => self.decay_gradient(form, decays),
+            }
         }
     }
 
@@ -320,18 +329,23 @@ impl Call<'_> {
         [dq, dk, dv]
     }
 
-    /// Queues what finds the states that the segments of a walk begin with, or if attention is not causal the last
-    /// ones; `initial` and `initial_z` are those that the walk begins with.
+    /// Queues what finds the states that the segments of the walk for dq (0) or dk (1) begin with, or if attention is not
+    /// causal the last ones; `initial` and `initial_z` are those that the walk begins with.
     ///
     /// # Safety
     /// As [`Call::queue`].
     pub(super) unsafe fn pass_segments(
         &self,
+        which: usize,
         walk: &GradientWalkParams,
         initial: States,
         initial_z: States,
     ) -> Result<()> {
         let causal = self.problem.config.causal;
+        let decays_of_head = match (&self.plan.last, which) {
+            (Some(_), 1) => 1, // no decay lies between the last state and a query
+            _ => self.problem.decays_of_head(),
+        };
         let kernel = &self.kernels.gradients.walks[self.plan.rows[0]];
         let states = GradientWalkParams {
             mode: if causal { Mode::States } else { Mode::All } as i32,
@@ -344,13 +358,13 @@ impl Call<'_> {
             last: States::default(),
             cu_seqlens: self.layer.cu_seqlens,
             segments: walk.segments.at,
-            decays: walk.decays,
+            decays: self.at(self.plan.memory.decays[which]),
             head_size: self.problem.head_size() as i64,
             steps: self.layer.steps,
             heads: self.layer.heads,
             dv: self.layer.dv,
             segment: self.layer.segment,
-            decays_of_head: self.problem.decays_of_head() as i32, // at most dk
+            decays_of_head: decays_of_head as i32, // at most dk
             all: (!causal).into(),
         };
         let grid = |size: usize| {

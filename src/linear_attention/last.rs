@@ -27,7 +27,7 @@ impl Call<'_> {
             ..
         } = self.ends;
         // SAFETY: this function's own condition, here and below.
-        unsafe { self.pass_segments(dq, initial, initial_z) }?;
+        unsafe { self.pass_segments(0, dq, initial, initial_z) }?;
         // no decay lies between the last state and a query
         let gradients = GradientWalkParams {
             layer: Layer {
@@ -38,7 +38,7 @@ impl Call<'_> {
             ..*dk
         };
         // SAFETY: as above.
-        unsafe { self.pass_segments(&gradients, dlast, dlast_z) }
+        unsafe { self.pass_segments(1, &gradients, dlast, dlast_z) }
     }
 
     /// The walk as it is if attention is not causal and the last states are known; or as it was.

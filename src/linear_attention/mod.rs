@@ -47,6 +47,7 @@ mod delta;
 mod delta_segments;
 mod forward;
 mod last;
+mod last_channels;
 mod plan;
 mod problem;
 mod ragged;

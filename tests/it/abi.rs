@@ -146,6 +146,7 @@ fn the_table_has_every_kernel_for_every_target() {
             "bonus_gradient",
             "decay_gradient",
             "head_decay",
+            "last_channels",
             "normalizer_gradient",
             "row_products",
         ]
@@ -181,8 +182,14 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_linear))
         .chain(linear_steps)
         .chain(
-            ["carry", "delta_carry", "sum_spans", "last_decays"]
-                .map(|name| format!("linear_attention_{name}")),
+            [
+                "carry",
+                "delta_carry",
+                "sum_spans",
+                "last_decays",
+                "last_states",
+            ]
+            .map(|name| format!("linear_attention_{name}")),
         )
         .chain(scan_others.into_iter().flatten())
         .collect();

@@ -122,7 +122,13 @@ impl GradientWalk {
 pub const DTYPES: [Dtype; 3] = [F16, BF16, F32];
 
 /// A kernel without shared memory, named `name` in kernel symbols and `cpp` in C++; of a type, or of none.
-fn plain(name: &str, cpp: &str, dtype: Option<Dtype>, params: Params, threads: u32) -> Entry {
+pub(super) fn plain(
+    name: &str,
+    cpp: &str,
+    dtype: Option<Dtype>,
+    params: Params,
+    threads: u32,
+) -> Entry {
     let (suffix, argument) = match dtype {
         Some(dtype) => (format!("_{}", dtype.name()), format!("<{}>", dtype.cpp())),
         None => Default::default(),

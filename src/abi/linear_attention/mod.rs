@@ -3,6 +3,7 @@
 mod delta;
 mod gradient;
 mod gradient_params;
+mod last;
 mod params;
 mod step;
 
@@ -17,6 +18,10 @@ pub use gradient::{
 pub use gradient_params::{
     BonusGradientParams, DecayGradientParams, GradientWalkParams, HeadDecayParams,
     LastDecaysParams, NormalizerGradientParams, RowProductsParams, SumHeadsParams, SumSpansParams,
+};
+pub use last::{
+    LAST_STATES_CHANNELS, LastChannelsParams, LastPass, LastStatesParams, last_channels,
+    last_states,
 };
 pub use params::{CarryParams, Decays, Layer, Rows, States, WalkParams};
 pub use step::{STEP_SIZES, STEP_UNIT, STEP_WIDTH, StepParams, step};
@@ -241,6 +246,7 @@ pub fn units() -> Vec<Unit> {
     }
     units.extend(delta::units());
     units.extend(gradient::units());
+    units.extend(last::units());
     units
 }
 

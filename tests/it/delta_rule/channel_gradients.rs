@@ -148,6 +148,42 @@ fn every_layout_in_memory() {
 }
 
 #[test]
+fn segments_of_any_length() {
+    for (i, segment) in [1, 65, 128].into_iter().enumerate() {
+        let case = Case {
+            seqlen: 150,
+            dk: [40, 64, 72][i],
+            dv: 24,
+            segment: Some(segment),
+            ..CHANNELS
+        };
+        check::<f16>(case);
+        check::<bf16>(Case {
+            lengths: Some(&[70, 0, 1, 79]),
+            layout: Layout::StepsFirst,
+            shared: [1, 2, 1],
+            ..case
+        });
+    }
+    for decay in [Fades::PerChannel(-20.0), Fades::ChannelsForget] {
+        check::<f16>(Case {
+            seqlen: 150,
+            dk: 40,
+            dv: 40,
+            segment: Some(64),
+            decay,
+            ..CASE
+        });
+    }
+    check::<f32>(Case {
+        dk: 24,
+        dv: 16,
+        segment: Some(64),
+        ..CHANNELS
+    });
+}
+
+#[test]
 fn mapped_queries_and_keys() {
     for feature_map in [FeatureMap::Relu, FeatureMap::Silu] {
         check::<bf16>(Case {

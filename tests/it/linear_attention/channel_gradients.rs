@@ -1,4 +1,5 @@
-//! Gradients of normalised outputs where decays are numbers of channels or queries have a bonus, as tables.
+//! Gradients of normalised outputs, and of attention that is not causal, where decays are numbers of channels or queries
+//! have a bonus, as tables.
 
 use half::{bf16, f16};
 use seqmix::linear_attention::FeatureMap;
@@ -24,7 +25,25 @@ const BONUS: Case = Case {
     ..NORMALIZED
 };
 
-const LAYERS: [Case; 2] = [NORMALIZED, BONUS];
+/// A small layer whose queries all read the last state.
+const LAST: Case = Case {
+    feature_map: FeatureMap::Identity,
+    normalize: None,
+    causal: false,
+    ..NORMALIZED
+};
+
+/// The same, normalised.
+const BOTH: Case = Case {
+    causal: false,
+    ..NORMALIZED
+};
+
+const LAYERS: [Case; 4] = [NORMALIZED, BONUS, LAST, BOTH];
+
+/// The first two of them, and the others.
+const CAUSAL: [Case; 2] = [NORMALIZED, BONUS];
+const NOT_CAUSAL: [Case; 2] = [LAST, BOTH];
 
 #[test]
 fn lengths_around_chunks_and_spans() {
@@ -36,8 +55,10 @@ fn lengths_around_chunks_and_spans() {
             dk: 40,
             ..layer
         };
-        check::<f16>(case(LAYERS[i % 2]));
-        check::<bf16>(case(LAYERS[(i + 1) % 2]));
+        for layers in [CAUSAL, NOT_CAUSAL] {
+            check::<f16>(case(layers[i % 2]));
+            check::<bf16>(case(layers[(i + 1) % 2]));
+        }
     }
     for layer in LAYERS {
         check::<f32>(Case {
@@ -64,10 +85,12 @@ fn sizes_that_end_within_a_copy() {
             projection: i == 1,
             ..layer
         };
-        check::<f16>(case(LAYERS[i % 2]));
-        check::<bf16>(case(LAYERS[(i + 1) % 2]));
-        if i < 3 {
-            check::<f32>(case(LAYERS[i % 2]));
+        for layers in [CAUSAL, NOT_CAUSAL] {
+            check::<f16>(case(layers[i % 2]));
+            check::<bf16>(case(layers[(i + 1) % 2]));
+            if i < 3 {
+                check::<f32>(case(layers[i % 2]));
+            }
         }
     }
 }
@@ -86,13 +109,15 @@ fn every_size_of_heads() {
             dv,
             ..layer
         };
-        check::<f16>(case(LAYERS[i % 2]));
-        check::<bf16>(case(LAYERS[(i + 1) % 2]));
-        if i % 3 == 2 {
-            check::<f32>(Case {
-                seqlen: 17,
-                ..case(LAYERS[i % 2])
-            });
+        for layers in [CAUSAL, NOT_CAUSAL] {
+            check::<f16>(case(layers[i % 2]));
+            check::<bf16>(case(layers[(i + 1) % 2]));
+            if i % 3 == 2 {
+                check::<f32>(Case {
+                    seqlen: 17,
+                    ..case(layers[i % 2])
+                });
+            }
         }
     }
 }
@@ -105,6 +130,8 @@ fn every_form_of_decays_with_and_without_what_may_be_absent() {
         (BONUS, Fades::PerHead),
         (BONUS, Fades::PerStep),
         (BONUS, Fades::PerChannel),
+        (LAST, Fades::PerChannel),
+        (BOTH, Fades::PerChannel),
     ];
     for (layer, decay) in forms {
         for option in 0..4 {
@@ -158,11 +185,17 @@ fn every_positive_feature_map() {
             scale: Some(0.3),
             ..layer
         };
-        check::<f16>(case(LAYERS[i % 2]));
-        check::<bf16>(case(LAYERS[(i + 1) % 2]));
+        check::<f16>(case(CAUSAL[i % 2]));
+        check::<bf16>(case(CAUSAL[(i + 1) % 2]));
+        check::<f16>(case(BOTH));
     }
+    check::<bf16>(Case {
+        feature_map: FeatureMap::Silu,
+        ..LAST
+    });
 }
 
+/// Not causal, without states where nothing of them passes all decays that f32 has a number for.
 #[test]
 fn strong_and_weak_decays() {
     for mean in [-1e-3, -0.3, -3.0, -10.0, -40.0] {
@@ -172,6 +205,7 @@ fn strong_and_weak_decays() {
                     seqlen: 100,
                     mean,
                     lost,
+                    states: layer.causal || mean > -1.0,
                     ..layer
                 };
                 check::<f16>(case);
@@ -183,7 +217,16 @@ fn strong_and_weak_decays() {
 
 #[test]
 fn segments_of_every_length() {
-    for (segment, layer) in [(1, NORMALIZED), (65, BONUS), (128, NORMALIZED), (64, BONUS)] {
+    for (segment, layer) in [
+        (1, NORMALIZED),
+        (65, BONUS),
+        (128, NORMALIZED),
+        (64, BONUS),
+        (1, LAST),
+        (65, BOTH),
+        (128, LAST),
+        (64, BOTH),
+    ] {
         let case = Case {
             seqlen: 200,
             segment: Some(segment),
@@ -238,7 +281,7 @@ fn nothing_to_compute() {
 #[test]
 fn large_and_small_normalizers() {
     for (scale, eps, deviation) in [(1e4, 1e-3, 1.0), (1e-7, 1e-9, 1.0), (1.0, 1e6, 300.0)] {
-        for layer in LAYERS {
+        for layer in [NORMALIZED, BONUS, BOTH] {
             check::<f16>(Case {
                 scale: Some(scale),
                 normalize: Some(eps),
@@ -280,4 +323,5 @@ fn runs_give_the_same_bits() {
         decay: Fades::PerHead,
         ..case(BONUS)
     });
+    same::<f16>(case(BOTH));
 }

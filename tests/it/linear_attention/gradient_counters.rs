@@ -66,6 +66,14 @@ fn every_kernel_uses_shared_memory_well_and_no_atomics() {
                 normalize: Some(1e-3),
                 ..case
             });
+            let last = Case {
+                bonus: false,
+                causal: false,
+                ..case
+            };
+            check::<f16>(last);
+            check::<bf16>(last);
+            check::<f32>(Case { seqlen: 17, ..last });
         }
         for report in take_thread_reports() {
             if of_gradients(&report.kernel) {
@@ -97,7 +105,9 @@ fn of_gradients(kernel: &str) -> bool {
         "head_decay_",
         "normalizer_gradient_",
         "row_products_",
+        "last_channels_",
         "last_decays",
+        "last_states",
         "sum_spans",
     ]
     .iter()
