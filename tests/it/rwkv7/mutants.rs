@@ -1,6 +1,6 @@
 //! Bugs planted in each of the three walks.
 
-use cuda_emulator::{Fault, FaultKind, Schedule};
+use cuda_emulator::{Device, Fault, FaultKind, Schedule};
 use seqmix::abi::Params;
 use seqmix::abi::rwkv7::{BackwardParams, ForwardParams};
 use seqmix::reference::rwkv7 as reference;
@@ -75,13 +75,21 @@ const KERNELS: [&str; 3] = [
     "rwkv7_replay_n64",
 ];
 
-/// The walk that is edited; those before it run as they are.
+/// The walk that is edited, and what those before it have left, which ran as they are.
 struct Walk {
     which: usize,
     host: Host<f32>,
     output: reference::Output,
     gradients: reference::Gradients,
+    lookups: Vec<f32>,
+    dlookups: Vec<f32>,
+    /// What the backward walk leaves where the gradient of decays will be.
+    rest: Vec<f32>,
+    spans: Vec<f32>,
 }
+
+/// The numbers that a walk wrote.
+type Written = Vec<(&'static str, Vec<f32>)>;
 
 impl Walk {
     fn new(which: usize) -> Self {
@@ -89,12 +97,38 @@ impl Walk {
         let host = Host::new(case);
         let [output, _] = host.forward(case, |x| x);
         let [gradients, _] = host.backward(case, |x| x);
-        Self {
+        let mut walk = Self {
             which,
             host,
             output,
             gradients,
+            lookups: Vec::new(),
+            dlookups: Vec::new(),
+            rest: Vec::new(),
+            spans: Vec::new(),
+        };
+        let device = Device::sm_80();
+        for (before, kernel) in KERNELS.into_iter().enumerate().take(which) {
+            let bare = Bare {
+                device: &device,
+                kernel,
+                ptx: &bare::ptx(kernel, &device),
+                grid: [1; 3],
+                schedule: Schedule::LowestPc,
+                global_races: true,
+            };
+            let written = walk.launch(before, &bare);
+            for (name, numbers) in written.unwrap_or_else(|fault| panic!("{fault}")) {
+                match name {
+                    "lookups" => walk.lookups = numbers,
+                    "dlookups" => walk.dlookups = numbers,
+                    "ddecay" => walk.rest = numbers,
+                    "spans" => walk.spans = numbers,
+                    _ => {}
+                }
+            }
         }
+        walk
     }
 
     fn steps(&self) -> usize {
@@ -130,8 +164,10 @@ impl Walk {
             ("heads", 1),
             ("dk", SIZE),
             ("dv", SIZE),
+            ("dtype", 2),
+            ("slices", 1),
         ];
-        for (name, size) in sizes.into_iter().chain([("dtype", 2), ("slices", 1)]) {
+        for (name, size) in sizes {
             arguments.set(&format!("layer.{name}"), size as i32);
         }
         // a step more than there are: the kernels have to clamp them
@@ -141,10 +177,75 @@ impl Walk {
         arguments
     }
 
-    fn verdict(buffers: &Buffers, at: u64, expected: &[f64]) -> Verdict {
-        let found = widen(&buffers.download::<f32>(at, expected.len()));
-        let bound = within_largest(4.0 * largest(expected));
-        Verdict::of(&found, expected, SIZE, bound)
+    /// Runs one of the walks.
+    fn launch(&self, which: usize, bare: &Bare<'_>) -> Result<Written, Box<Fault>> {
+        let buffers = Buffers::new();
+        let (row, state) = (self.steps() * SIZE, SIZE * SIZE);
+        let written = if which == 0 {
+            let mut forward = self.arguments(ForwardParams::PARAMS, &buffers);
+            forward.set("entries", 1_i64);
+            let mut written = Vec::new();
+            for name in ["out", "lookups"] {
+                let at = rows(&mut forward, name, buffers.output::<f32>(row));
+                written.push((name, at, row));
+            }
+            let at = states(&mut forward, "final_state", buffers.output::<f32>(state));
+            written.push(("final_state", at, state));
+            bare.launch(&buffers, &forward.bytes)?;
+            written
+        } else {
+            let mut backward = self.arguments(BackwardParams::PARAMS, &buffers);
+            rows(&mut backward, "dout", buffers.upload(&self.host.dout));
+            rows(&mut backward, "lookups", buffers.upload(&self.lookups));
+            let dfinal = buffers.upload(&self.host.dfinal);
+            states(&mut backward, "dfinal_state", dfinal);
+            let dinitial = buffers.output::<f32>(state);
+            states(&mut backward, "dinitial_state", dinitial);
+            let spans = (self.steps() / 64 + 1) * 64 * 64;
+            // the first walk writes what the second one reads
+            let passed = |numbers: &[f32], count| match which {
+                1 => buffers.output::<f32>(count),
+                _ => buffers.upload(numbers),
+            };
+            let dlookups = rows(&mut backward, "dlookups", passed(&self.dlookups, row));
+            let ddecay = rows(&mut backward, "ddecay", passed(&self.rest, row));
+            let kept = passed(&self.spans, spans);
+            backward.set("spans", kept);
+            let [dr, dk, dv, da, db] = ["dr", "dk", "dv", "da", "db"]
+                .map(|name| rows(&mut backward, name, buffers.output::<f32>(row)));
+            bare.launch(&buffers, &backward.bytes)?;
+            match which {
+                1 => vec![
+                    ("dk", dk, row),
+                    ("dv", dv, row),
+                    ("db", db, row),
+                    ("dinitial_state", dinitial, state),
+                    ("dlookups", dlookups, row),
+                    ("ddecay", ddecay, row),
+                    ("spans", kept, spans),
+                ],
+                _ => vec![("dr", dr, row), ("da", da, row), ("ddecay", ddecay, row)],
+            }
+        };
+        let download = |(name, at, count)| (name, buffers.download::<f32>(at, count));
+        Ok(written.into_iter().map(download).collect())
+    }
+
+    /// What a walk's result has to be, unless only the walk after it tells.
+    fn expected(&self, name: &str) -> Option<&[f64]> {
+        let gradients = &self.gradients;
+        Some(match (name, self.which) {
+            ("out", _) => &self.output.out,
+            ("final_state", _) => &self.output.final_state,
+            ("dr", _) => &gradients.dr,
+            ("dk", _) => &gradients.dk,
+            ("dv", _) => &gradients.dv,
+            ("da", _) => &gradients.da,
+            ("db", _) => &gradients.db,
+            ("dinitial_state", _) => &gradients.dinitial_state,
+            ("ddecay", 2) => &gradients.ddecay,
+            _ => return None,
+        })
     }
 }
 
@@ -166,67 +267,17 @@ impl Problem for Walk {
     }
 
     fn grid(&self) -> [u32; 3] {
-        [1, 1, 1]
+        [1; 3]
     }
 
     fn run(&self, bare: &Bare<'_>) -> Result<Vec<Verdict>, Box<Fault>> {
-        let buffers = Buffers::new();
-        let clean = |which: usize, bytes: &[u8]| {
-            let ptx = bare::ptx(KERNELS[which], bare.device);
-            let before = Bare {
-                kernel: KERNELS[which],
-                ptx: &ptx,
-                schedule: Schedule::LowestPc,
-                ..*bare
-            };
-            before.launch(&buffers, bytes)
+        let written = self.launch(self.which, bare)?;
+        let verdict = |(name, found): &(&str, Vec<f32>)| {
+            let expected = self.expected(name)?;
+            let bound = within_largest(4.0 * largest(expected));
+            Some(Verdict::of(&widen(found), expected, SIZE, bound))
         };
-        let floats = || buffers.output::<f32>(self.steps() * SIZE);
-        let mut forward = self.arguments(ForwardParams::PARAMS, &buffers);
-        forward.set("entries", 1_i64);
-        let out = rows(&mut forward, "out", floats());
-        let lookups = rows(&mut forward, "lookups", floats());
-        let last = buffers.output::<f32>(SIZE * SIZE);
-        states(&mut forward, "final_state", last);
-        if self.which == 0 {
-            bare.launch(&buffers, &forward.bytes)?;
-            return Ok(vec![
-                Self::verdict(&buffers, out, &self.output.out),
-                Self::verdict(&buffers, last, &self.output.final_state),
-            ]);
-        }
-        clean(0, &forward.bytes)?;
-        let mut backward = self.arguments(BackwardParams::PARAMS, &buffers);
-        rows(&mut backward, "dout", buffers.upload(&self.host.dout));
-        rows(&mut backward, "lookups", lookups);
-        rows(&mut backward, "dlookups", floats());
-        let [dr, dk, dv, da, db, ddecay] = ["dr", "dk", "dv", "da", "db", "ddecay"]
-            .map(|name| rows(&mut backward, name, floats()));
-        let dfinal = buffers.upload(&self.host.dfinal);
-        states(&mut backward, "dfinal_state", dfinal);
-        let dinitial = buffers.output::<f32>(SIZE * SIZE);
-        states(&mut backward, "dinitial_state", dinitial);
-        backward.set("spans", buffers.output::<f32>(2 * 64 * 64));
-        let expected = &self.gradients;
-        let judged = if self.which == 1 {
-            bare.launch(&buffers, &backward.bytes)?;
-            vec![
-                (dk, &expected.dk),
-                (dv, &expected.dv),
-                (db, &expected.db),
-                (dinitial, &expected.dinitial_state),
-            ]
-        } else {
-            clean(1, &backward.bytes)?;
-            bare.launch(&buffers, &backward.bytes)?;
-            vec![
-                (dr, &expected.dr),
-                (da, &expected.da),
-                (ddecay, &expected.ddecay),
-            ]
-        };
-        let verdict = |(at, expected): (u64, &Vec<f64>)| Self::verdict(&buffers, at, expected);
-        Ok(judged.into_iter().map(verdict).collect())
+        Ok(written.iter().filter_map(verdict).collect())
     }
 }
 
