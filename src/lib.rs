@@ -3,8 +3,8 @@
 //! What exists so far is the forward pass of softmax attention ([`attention`]), matrix multiplication
 //! with fused epilogues ([`gemm`]), and of state space models the causal convolution
 //! ([`causal_conv1d`]) and the forward pass of Mamba-2's layer ([`ssd`]), for every NVIDIA GPU since
-//! Ampere; and the recurrences of RWKV-4 ([`rwkv4`]) and of linear recurrent units ([`lru`]). Each
-//! operation has a plain `f64` version in [`mod@reference`] to compare with. [`state_space`] is the theory that layers like
+//! Ampere; and the recurrences of RWKV-4 ([`rwkv4`]), of RWKV-7 ([`rwkv7`]) and of linear recurrent units ([`lru`]).
+//! Each operation has a plain `f64` version in [`mod@reference`] to compare with. [`state_space`] is the theory that layers like
 //! Mamba's begin with, on the CPU.
 //!
 //! ```no_run
@@ -85,6 +85,7 @@ pub mod lru;
 mod recurrence;
 pub mod reference;
 pub mod rwkv4;
+pub mod rwkv7;
 pub mod selective_scan;
 pub mod ssd;
 pub mod state_space;

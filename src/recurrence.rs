@@ -1,4 +1,4 @@
-//! What recurrences have in common whose channels have a thread each: into how many segments sequences are cut, and
+//! What recurrences have in common: into how many segments sequences are cut whose channels have a thread each, and
 //! the parts of a workspace. Pure.
 
 use crate::driver::Device;

@@ -23,10 +23,19 @@ enum Call {
     Backward,
 }
 
-/// A layer as Gated DeltaNet has it: a decay and a beta for each head and step, keys of length 1; no states.
+/// What a decay is a number of, for each head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Gate {
+    Step,
+    Channel,
+}
+
+/// A layer as Gated DeltaNet or Kimi Delta Attention has it: decays and a beta for each head and step, keys of length
+/// 1; no states.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     call: Call,
+    gate: Gate,
     dtype: Dtype,
     batch: usize,
     seqlen: usize,
@@ -43,6 +52,16 @@ impl Shape {
     fn steps(&self) -> [usize; 3] {
         [self.batch, self.seqlen, self.heads]
     }
+
+    /// Of the decays; the last axis has one number for all channels, or one for each.
+    fn decays(&self) -> [usize; 4] {
+        let [batch, seqlen, heads] = self.steps();
+        let channels = match self.gate {
+            Gate::Step => 1,
+            Gate::Channel => self.dim,
+        };
+        [batch, seqlen, heads, channels]
+    }
 }
 
 impl bench::Shape for Shape {
@@ -57,6 +76,7 @@ impl bench::Shape for Shape {
                 for (batch, seqlen) in [(1, 2048), (1, 8192), (8, 2048)] {
                     shapes.extend([Call::Forward, Call::Backward].map(|call| Self {
                         call,
+                        gate: Gate::Step,
                         dtype,
                         batch,
                         seqlen,
@@ -65,6 +85,18 @@ impl bench::Shape for Shape {
                     }));
                 }
             }
+            // heads of Kimi Linear
+            for (batch, seqlen) in [(1, 2048), (1, 8192), (8, 2048)] {
+                shapes.extend([Call::Forward, Call::Backward].map(|call| Self {
+                    call,
+                    gate: Gate::Channel,
+                    dtype,
+                    batch,
+                    seqlen,
+                    heads: 32,
+                    dim: 128,
+                }));
+            }
         }
         shapes
     }
@@ -72,15 +104,18 @@ impl bench::Shape for Shape {
     fn counted() -> Vec<Self> {
         let mut shapes = Vec::new();
         for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
-            for dim in [64, 128, 256] {
-                shapes.extend([Call::Forward, Call::Backward].map(|call| Self {
-                    call,
-                    dtype,
-                    batch: 1,
-                    seqlen: 128,
-                    heads: 2,
-                    dim,
-                }));
+            for gate in [Gate::Step, Gate::Channel] {
+                for dim in [64, 128, 256] {
+                    shapes.extend([Call::Forward, Call::Backward].map(|call| Self {
+                        call,
+                        gate,
+                        dtype,
+                        batch: 1,
+                        seqlen: 128,
+                        heads: 2,
+                        dim,
+                    }));
+                }
             }
         }
         shapes
@@ -102,7 +137,11 @@ impl bench::Shape for Shape {
             dim,
             ..
         } = self;
-        format!("{call}_b{batch}_t{seqlen}_h{heads}_d{dim}")
+        let gate = match self.gate {
+            Gate::Step => "",
+            Gate::Channel => "_channels",
+        };
+        format!("{call}_b{batch}_t{seqlen}_h{heads}_d{dim}{gate}")
     }
 
     /// A number of the state takes two products to be read, by the query and by the key, and one to be written; and
@@ -114,9 +153,15 @@ impl bench::Shape for Shape {
             Call::Forward => (3, 4),
             Call::Backward => (10, 7),
         };
+        // of steps they do not count; backwards their gradients are as large
+        let decays = match (self.gate, self.call) {
+            (Gate::Step, _) => 0,
+            (Gate::Channel, Call::Forward) => 4,
+            (Gate::Channel, Call::Backward) => 8,
+        };
         Work {
             operations: (2 * products * states) as u64,
-            bytes: (self.dtype.bytes() * tensors * rows * self.dim) as u64,
+            bytes: ((self.dtype.bytes() * tensors + decays) * rows * self.dim) as u64,
         }
     }
 
@@ -149,14 +194,14 @@ struct Problem<T> {
     q: Tensor<T, 4>,
     k: Tensor<T, 4>,
     v: Tensor<T, 4>,
-    decay: Tensor<f32, 3>,
+    decay: Tensor<f32, 4>,
     beta: Tensor<T, 3>,
     dout: Tensor<T, 4>,
     /// out, or dq.
     out: Tensor<T, 4>,
     dk: Tensor<T, 4>,
     dv: Tensor<T, 4>,
-    ddecay: Tensor<f32, 3>,
+    ddecay: Tensor<f32, 4>,
     dbeta: Tensor<T, 3>,
     workspace: Workspace,
     plan: String,
@@ -166,6 +211,7 @@ impl<T: Number> Problem<T> {
     fn new(shape: Shape, stream: &Arc<CudaStream>) -> Result<Self, seqmix::Error> {
         let (rows, steps) = (shape.rows(), shape.steps());
         let (count, heads) = (rows.iter().product(), steps.iter().product());
+        let decays = shape.decays();
         let keys = widen(&numbers::<T>(2, count));
         let unit = |key: &[f64]| {
             let length = key.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -178,7 +224,7 @@ impl<T: Number> Problem<T> {
             q: numbers::<T>(1, count),
             k: keys.chunks(shape.dim).flat_map(unit).collect(),
             v: numbers::<T>(3, count),
-            decay: numbers::<f32>(4, heads)
+            decay: numbers::<f32>(4, decays.iter().product())
                 .iter()
                 .map(|x| -0.1 * x.abs())
                 .collect(),
@@ -191,13 +237,13 @@ impl<T: Number> Problem<T> {
             q: of_rows(&host.q)?,
             k: of_rows(&host.k)?,
             v: of_rows(&host.v)?,
-            decay: Tensor::from_host(stream, &host.decay, steps)?,
+            decay: Tensor::from_host(stream, &host.decay, decays)?,
             beta: Tensor::from_host(stream, &host.beta, steps)?,
             dout: of_rows(&host.dout)?,
             out: Tensor::zeros(stream, rows)?,
             dk: Tensor::zeros(stream, rows)?,
             dv: Tensor::zeros(stream, rows)?,
-            ddecay: Tensor::zeros(stream, steps)?,
+            ddecay: Tensor::zeros(stream, decays)?,
             dbeta: Tensor::zeros(stream, steps)?,
             workspace: Workspace::new(stream),
             plan: String::new(),
@@ -233,7 +279,10 @@ impl<T: Number> Problem<T> {
             q: &q,
             k: &k,
             v: &v,
-            decay: reference::Decay::PerStep(&decay),
+            decay: match self.shape.gate {
+                Gate::Step => reference::Decay::PerStep(&decay),
+                Gate::Channel => reference::Decay::PerChannel(&decay),
+            },
             rule: reference::Rule::Delta { beta: &beta },
             ..reference::Forward::default()
         };
@@ -291,7 +340,14 @@ impl<T: Number> bench::Problem for Problem<T> {
     ) -> Result<(), Box<dyn Error>> {
         let config = Config::default();
         let layer = Layer {
-            decay: Decay::PerStep(self.decay.view()),
+            decay: match self.shape.gate {
+                Gate::Step => {
+                    let steps = self.shape.steps();
+                    let strides = [steps[1] * steps[2], steps[2], 1];
+                    Decay::PerStep(self.decay.view().as_strided(steps, strides)?)
+                }
+                Gate::Channel => Decay::PerChannel(self.decay.view()),
+            },
             rule: Rule::Delta {
                 beta: self.beta.view(),
             },
@@ -313,7 +369,14 @@ impl<T: Number> bench::Problem for Problem<T> {
         }
         let gradients = [self.out.view_mut(), self.dk.view_mut(), self.dv.view_mut()];
         let tensors = Backward {
-            ddecay: Some(DecayMut::PerStep(self.ddecay.view_mut())),
+            ddecay: Some(match self.shape.gate {
+                Gate::Step => {
+                    let steps = self.shape.steps();
+                    let strides = [steps[1] * steps[2], steps[2], 1];
+                    DecayMut::PerStep(self.ddecay.view_mut().as_strided(steps, strides)?)
+                }
+                Gate::Channel => DecayMut::PerChannel(self.ddecay.view_mut()),
+            }),
             dbeta: Some(self.dbeta.view_mut()),
             ..Backward::new(layer, self.dout.view(), gradients)
         };

@@ -21,6 +21,7 @@ mod gemm;
 mod linear_attention;
 mod lru;
 mod rwkv4;
+mod rwkv7;
 mod selective_scan;
 mod ssd;
 mod support;
@@ -35,6 +36,7 @@ use seqmix::gated_attention_unit::GatedAttentionUnit;
 use seqmix::linear_attention::LinearAttention;
 use seqmix::lru::Lru;
 use seqmix::rwkv4::Rwkv4;
+use seqmix::rwkv7::Rwkv7;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 
@@ -51,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let linear = LinearAttention::new(&context)?;
     let lru = Lru::new(&context)?;
     let rwkv4 = Rwkv4::new(&context)?;
+    let rwkv7 = Rwkv7::new(&context)?;
     let scan = SelectiveScan::new(&context)?;
     match driver {
         Driver::Cuda => {
@@ -81,6 +84,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::time::<rwkv4::ForwardShape>(&mut criterion, &gpu, &rwkv4);
             bench::time::<rwkv4::BackwardShape>(&mut criterion, &gpu, &rwkv4);
             bench::time::<rwkv4::StepShape>(&mut criterion, &gpu, &rwkv4);
+            bench::time::<rwkv7::ForwardShape>(&mut criterion, &gpu, &rwkv7);
+            bench::time::<rwkv7::BackwardShape>(&mut criterion, &gpu, &rwkv7);
+            bench::time::<rwkv7::StepShape>(&mut criterion, &gpu, &rwkv7);
             bench::time::<selective_scan::ForwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::BackwardShape>(&mut criterion, &gpu, &scan);
             bench::time::<selective_scan::StepShape>(&mut criterion, &gpu, &scan);
@@ -109,6 +115,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             bench::count::<rwkv4::ForwardShape>(&stream, &filter, format, &rwkv4)?;
             bench::count::<rwkv4::BackwardShape>(&stream, &filter, format, &rwkv4)?;
             bench::count::<rwkv4::StepShape>(&stream, &filter, format, &rwkv4)?;
+            bench::count::<rwkv7::ForwardShape>(&stream, &filter, format, &rwkv7)?;
+            bench::count::<rwkv7::BackwardShape>(&stream, &filter, format, &rwkv7)?;
+            bench::count::<rwkv7::StepShape>(&stream, &filter, format, &rwkv7)?;
             bench::count::<selective_scan::ForwardShape>(&stream, &filter, format, &scan)?;
             bench::count::<selective_scan::BackwardShape>(&stream, &filter, format, &scan)?;
             bench::count::<selective_scan::StepShape>(&stream, &filter, format, &scan)?;

@@ -1,9 +1,9 @@
-// Linear attention by the delta rule for every GPU since Ampere: a block walks over a sequence, for a
-// slice of a head's channels of the values, as Walk does by the linear rule.
+// Linear attention by the delta rule for every GPU since Ampere: a block walks over a segment of a
+// sequence, for a slice of a head's channels of the values, as Walk does by the linear rule.
 //
-// grid    x: slices, head by head; z: sequences
+// grid    x: slices, head by head; y: segments; z: sequences
 // block   takes a tile of Count steps at a time, while the next one is on its way
-// warp    prepares a chunk of 16 steps of the tile by itself: its scores, and the inverse that solves
+// warp    prepares a chunk of 16 steps of the tile, or half of it: its scores, and the inverse that solves
 //         for its updates. Then it walks over all chunks of the tile for 16 * Tiles channels
 // lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
 //
@@ -13,52 +13,84 @@
 //     R^T = V^T - S^T (K P)^T,   E^T = R^T + R^T N^T,   U = B E
 //     O^T = S^T (Q P)^T + U^T A^T,   S^T = S^T P_n + U^T (K P_n / P)
 //
-// A block begins with the state before the sequence: what a segment makes of a state is a matrix by
-// this rule, so that sequences are not cut.
+// where P is a number a step, which multiplies columns on the left of these (delta_steps.cuh), or one for
+// each channel of the keys, which multiplies keys and queries (delta_channels.cuh).
+//
+// What a segment makes of the state before it is a product with a matrix: with no values and from the
+// identity, the walk leaves that matrix behind (delta_carry.cuh).
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/async_copy.cuh"
 #include "common/operands.cuh"
 #include "common/range.cuh"
 #include "common/warp.cuh"
+#include "linear_attention/delta_channels.cuh"
 #include "linear_attention/delta_params.h"
+#include "linear_attention/delta_steps.cuh"
+#include "linear_attention/gradient_place.cuh"
 #include "linear_attention/inverse.cuh"
 #include "linear_attention/params.h"
 #include "linear_attention/place.cuh"
-#include "linear_attention/scores.cuh"
+#include "linear_attention/prepare.cuh"
 #include "linear_attention/state.cuh"
-#include "linear_attention/steps.cuh"
 #include "linear_attention/values.cuh"
 #include "linear_attention/walk.cuh"
 
 namespace seqmix::linear_attention {
 
-// The place of a block that takes `width` channels of the values of a whole sequence; Direction as
-// `layer.reversed` says.
+// The place of a block that takes `width` channels of the values of a segment; Direction as
+// `layer.reversed` says. From the last step on, segments are those of the walks of gradients, which
+// begin at a multiple of kSpan (gradient_place.cuh).
 template <int Direction>
-__device__ __forceinline__ Place place_of_sequence(const Layer& layer, int width) {
+__device__ __forceinline__ Place place_of_segment(const Layer& layer, int width) {
     const int slices = (layer.dv + width - 1) / width;
-    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, kChunk,
+    const int index = static_cast<int>(blockIdx.y);
+    const Sequence all = sequence_of(layer.cu_seqlens, layer.steps, layer.segment,
                                      static_cast<int>(blockIdx.z));
+    const int lead = Direction > 0 ? 0 : spans_of(all.steps, kSpan) * kSpan - all.steps;
+    const int begin = index < all.segments ? max(index * layer.segment - lead, 0) : 0;
+    const int end = index + 1 < all.segments ? (index + 1) * layer.segment - lead : all.steps;
     return {static_cast<int>(blockIdx.x) / slices,
             static_cast<int>(blockIdx.x) % slices * width,
-            Direction > 0 ? all.start : all.start + all.steps - 1,
+            Direction > 0 ? all.start + begin : all.start + all.steps - 1 - begin,
             Direction,
-            all.steps,
-            0,
-            0,
-            true,
-            true,
-            true};
+            end - begin,
+            all.slot + index,
+            all.slot,
+            index == 0,
+            index + 1 == all.segments,
+            index < all.segments};
 }
 
-template <typename Element_, int Size, int Tiles, int Count, int Stages>
+// What a tile of steps is prepared with, by what decays are.
+template <typename Element, int Size, int Count, Gate Decays, DeltaWalk Kind>
+using DeltaFade = std::conditional_t<Decays == Gate::Channel,
+                                     DeltaChannels<Element, Size, Count, Kind>,
+                                     DeltaSteps<Element, Size, Count, Kind>>;
+
+// Multiplies columns of outputs, of which `of_half` gives two in each half.
+template <typename Outputs, typename OfHalf>
+__device__ __forceinline__ void multiply_halves(Outputs& outputs, float factor,
+                                                const OfHalf& of_half) {
+    constexpr int kTiles = sizeof(Outputs) / sizeof(outputs[0]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float2 both = of_half(half);
+#pragma unroll
+        for (int i = 0; i < 4 * kTiles; ++i) {
+            outputs[i / 4][half][i % 4] *= (i % 2 == 0 ? both.x : both.y) * factor;
+        }
+    }
+}
+
+template <typename Element_, int Size, int Tiles, int Count, int Stages, Gate Decays>
 struct Delta {
     using Element = Element_;
-    using Linear = Walk<Element, Size, Tiles, Count, Stages, Gate::Step>;
-    using Prepare = typename Linear::Prepare;
+    using Linear = Walk<Element, Size, Tiles, Count, Stages, Decays>;
+    using Fade = DeltaFade<Element, Size, Count, Decays, DeltaWalk::Outputs>;
     using State = typename Linear::State;
     using Values = typename Linear::Values;
     using Stage = typename Linear::Stage;
@@ -68,27 +100,31 @@ struct Delta {
     static constexpr int kThreads = Linear::kThreads;
     static constexpr int kChunks = Linear::kChunks;
 
-    struct Smem : Linear::Smem {
-        Inverses<Element, Count> inverses;
+    struct Smem {
+        Stage stages[Stages];
+        typename Fade::Smem prepared;
     };
 
     __device__ __forceinline__ static void run(const DeltaParams& params, Smem& smem) {
         const WalkParams& walk_params = params.walk;
         const Layer& layer = walk_params.layer;
-        const Place place = place_of_sequence<1>(layer, Values::kWidth);
+        const Place place = place_of_segment<1>(layer, Values::kWidth);
+        const Mode mode = static_cast<Mode>(walk_params.mode);
+        // behind the last segment is none that waits for its state
+        if (!place.exists || (mode == Mode::States && place.last)) {
+            return;
+        }
         // updates are all that there is to read in the backward pass
-        const Mode mode = params.errors.at == nullptr ? Mode::Whole : Mode::States;
+        const Mode read = params.errors.at == nullptr ? mode : Mode::States;
         const int tiles = (place.steps + Count - 1) / Count;
-        float exponent = 0.f;  // of this lane's step in the chunk that the warp will prepare
-        float beta = 0.f;
+        Fade::begin(smem.prepared);
+        typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
         if (tiles > 0) {
-            Linear::fetch(layer, place, smem.stages[0], mode, 0);
-            exponent = Prepare::load(layer, place, 0);
-            beta = load_beta(params, place, 0);
+            fetch(params, place, smem.stages[0], read, 0);
+            ahead = Fade::load(params, place, 0);
         }
         State state;
-        state.clear();
-        Linear::load_start(walk_params, place, Mode::Whole, state);
+        load_start(params, place, state);
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -98,48 +134,56 @@ struct Delta {
             // it, its scores and its decays, before these are overwritten
             __syncthreads();
             if (Stages == 2 && n + 1 < tiles) {
-                Linear::fetch(layer, place, smem.stages[(n + 1) % Stages], mode, n + 1);
+                fetch(params, place, smem.stages[(n + 1) % Stages], read, n + 1);
             }
             const int rows = place.steps - n * Count;
-            Prepare::run(walk_params, smem.prepared, stage.keys, mode, exponent, rows);
-            prepare_inverse(smem, stage.keys.k, beta);
-            exponent = Prepare::load(layer, place, (n + 1) * Count);
-            beta = load_beta(params, place, n + 1);
+            Fade::prepare(walk_params, smem.prepared, stage.keys, read, ahead, rows);
+            ahead = Fade::load(params, place, n + 1);
             __syncthreads();  // scores, inverses, decays and mapped keys, before each warp reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks && chunk * kChunk < rows; ++chunk) {
-                walk(params, place, mode, smem, stage, state, n, chunk);
+                walk(params, place, read, smem, stage, state, n, chunk);
             }
             if (Stages == 1 && n + 1 < tiles) {
                 __syncthreads();  // all have read the tile, before the next one overwrites it
-                Linear::fetch(layer, place, stage, mode, n + 1);
+                fetch(params, place, stage, read, n + 1);
             }
         }
-        Linear::store_end(walk_params, place, Mode::Whole, smem.prepared, state);
+        // found again, and not kept in registers meanwhile
+        store_end(walk_params, place_of_segment<1>(layer, Values::kWidth), state);
     }
 
-    // The beta of this lane's step in the warp's chunk of the n-th tile; steps that do not exist update
-    // nothing.
-    __device__ __forceinline__ static float load_beta(const DeltaParams& params, const Place& place,
-                                                      int n) {
-        const int step = n * Count + kChunk * warp_of_block() + lane_of_warp() % kChunk;
-        return step < place.steps
-                   ? seqmix::load(row_of<const Element>(params.beta, place, step))
-                   : 0.f;
+    // Starts the copies of the n-th tile, without values if the walk begins with the identity.
+    __device__ __forceinline__ static void fetch(const DeltaParams& params, const Place& place,
+                                                 Stage& stage, Mode mode, int n) {
+        Place of_values = place;
+        of_values.steps = params.identity != 0 ? 0 : place.steps;
+        Linear::Prepare::fetch(params.walk.layer, place, stage.keys, mode, n * Count);
+        stage.v.template fetch<kThreads>(params.walk.layer, of_values, n * Count);
+        commit_copies();
     }
 
-    // The inverse of the warp's chunk by these keys, once its decays are known; lanes 0 to 15 give the
-    // betas.
-    __device__ __forceinline__ static void prepare_inverse(Smem& smem,
-                                                           const typename Prepare::KeyTile& keys,
-                                                           float beta) {
-        if (Prepare::chunk() < kChunks) {
-            const auto& decays = smem.prepared.decays;
-            smem.inverses.template prepare<Size>(
-                keys, Prepare::chunk(), beta, [&](float product, int i, int j) {
-                    return product * decays.between(Prepare::first() + i, Prepare::first() + j);
-                });
+    // The state that the segment begins with.
+    __device__ __forceinline__ static void load_start(const DeltaParams& params, const Place& place,
+                                                      State& state) {
+        state.clear();
+        if (params.identity != 0) {
+            state.make_identity(place.channel + Values::warp_channel());
         }
+        Linear::load_start(params.walk, place, static_cast<Mode>(params.walk.mode), state);
+    }
+
+    // What the segment leaves behind, if it is asked for.
+    __device__ __forceinline__ static void store_end(const WalkParams& params, const Place& place,
+                                                     State& state) {
+        const bool whole = params.mode != static_cast<int>(Mode::States);
+        if (whole && (!place.last || params.last.at == nullptr)) {
+            return;
+        }
+        const States to =
+            whole ? params.last : slot_of(params.segments, params.layer, place.slot);
+        const int channel = place.channel + Values::warp_channel();
+        state.store(state_of(to, place, channel), to, params.layer.dv - channel, params.layer.dk);
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -147,42 +191,42 @@ struct Delta {
                                                 Mode mode, Smem& smem, Stage& stage, State& state,
                                                 int n, int chunk) {
         const int first = kChunk * chunk;
+        auto& prepared = smem.prepared;
+        const auto inflow = [&](int half) { return Fade::inflow(prepared, first, half); };
+        const auto weight = [&](int half) { return Fade::weight(prepared, first, half); };
+        const auto& lookups = Fade::lookups(prepared, stage.keys.k);
         const float unit = state.fit();
         Outputs outputs = {};
         Outputs errors = {};
         if (mode == Mode::Whole) {
-            read_both(state, outputs, stage.keys.q, errors, stage.keys.k, first);
+            read_both(state, outputs, stage.keys.q, errors, lookups, first);
         } else {
-            state.read(errors, stage.keys.k, first);
+            state.read(errors, lookups, first);
         }
-        subtract_from_values(errors, stage.v, smem.prepared.decays.inflow + first, unit, chunk);
-        const float error_unit = smem.inverses.solve(errors, chunk);
-        if (mode != Mode::Whole) {
+        subtract_from_values(errors, stage.v, inflow, unit, chunk);
+        const float error_unit = prepared.inverses.solve(errors, chunk);
+        if (params.errors.at != nullptr) {
             store(params.errors, params, place, stage, errors, error_unit, n, chunk);
         }
-        Linear::multiply_columns(errors, smem.inverses.beta + first, 1.f);
+        Linear::multiply_columns(errors, prepared.inverses.beta + first, 1.f);
         const float update_unit = error_unit * fit_columns<Element>(errors);
         if (mode == Mode::Whole) {
-            Linear::multiply_columns(outputs, smem.prepared.decays.inflow + first,
-                                     unit * inverse(update_unit));
+            multiply_halves(outputs, unit * inverse(update_unit), inflow);
             if constexpr (kNarrow<Element>) {
-                Linear::divide_columns(outputs, smem.prepared.score_units + first);
+                Linear::divide_columns(outputs, prepared.score_units + first);
             }
             Operands updates;
             to_operands<Element>(updates, errors);
-            smem.prepared.scores.multiply(outputs, updates, chunk);
-            Linear::multiply_columns(outputs, smem.prepared.factors + first, 1.f);
+            prepared.scores.multiply(outputs, updates, chunk);
+            Linear::multiply_columns(outputs, prepared.factors + first, 1.f);
             store(params.walk.out, params, place, stage, outputs, update_unit, n, chunk);
-        } else {
+        } else if (params.errors.at != nullptr) {
             store(params.walk.out, params, place, stage, errors, update_unit, n, chunk);
         }
-        Linear::multiply_columns(errors, smem.prepared.decays.weight + first, 1.f);
+        multiply_halves(errors, 1.f, weight);
         Operands updates;
         to_operands<Element>(updates, errors);
-        const float decay = smem.prepared.decays.decay[chunk] * unit * inverse(update_unit);
-        if (decay != 1.f) {  // the same for all threads but for a warp's units
-            state.multiply_by(decay);
-        }
+        Fade::fade(prepared, chunk, state, unit * inverse(update_unit));
         state.add(updates, stage.keys.k, first);
         if (kNarrow<Element> && update_unit != 1.f) {
             state.multiply_by(update_unit);
@@ -215,16 +259,17 @@ struct Delta {
         }
     }
 
-    // errors = values - decays * unit * errors
+    // errors = values - inflow * unit * errors
+    template <typename OfHalf>
     __device__ __forceinline__ static void subtract_from_values(Outputs& errors,
                                                                 const Values& values,
-                                                                const float* decays, float unit,
+                                                                const OfHalf& inflow, float unit,
                                                                 int chunk) {
         Operands loaded;
         values.load(loaded, chunk);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float2 decay = of_columns(decays, half);
+            const float2 decay = inflow(half);
 #pragma unroll
             for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll

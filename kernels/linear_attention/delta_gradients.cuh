@@ -1,10 +1,10 @@
 // The gradients of what the delta rule writes: a walk from the last step to the first, for a slice of a
 // head's channels of the values, which carries the gradient G of the state.
 //
-// grid    x: slices, head by head; z: sequences
+// grid    x: slices, head by head; y: segments; z: sequences
 // block   takes a tile of Count steps at a time, while the next one is on its way
-// warp    prepares a chunk of 16 steps of the tile by itself; then it walks over all chunks of the tile
-//         for 16 * Tiles channels
+// warp    prepares a chunk of 16 steps of the tile, or half of it; then it walks over all chunks of the
+//         tile for 16 * Tiles channels
 // lane    holds two neighbours in two rows of each 16x8 product (common/mma.cuh)
 //
 // In the order of the walk, the update of a step acts on earlier steps' gradients as a value acts on
@@ -27,12 +27,12 @@
 
 namespace seqmix::linear_attention {
 
-template <typename Element_, int Size, int Tiles, int Count, int Stages>
+template <typename Element_, int Size, int Tiles, int Count, int Stages, Gate Decays>
 struct DeltaGradients {
     using Element = Element_;
-    using Linear = Walk<Element, Size, Tiles, Count, Stages, Gate::Step>;
-    using Prepare = typename Linear::Prepare;
-    using Forward = Delta<Element, Size, Tiles, Count, Stages>;
+    using Linear = Walk<Element, Size, Tiles, Count, Stages, Decays>;
+    using Fade = DeltaFade<Element, Size, Count, Decays, DeltaWalk::Gradients>;
+    using Forward = Delta<Element, Size, Tiles, Count, Stages, Decays>;
     using State = typename Linear::State;
     using Values = typename Linear::Values;
     using Outputs = typename State::Outputs;
@@ -43,26 +43,30 @@ struct DeltaGradients {
 
     using Stage = typename Linear::Stage;
 
-    struct Smem : Forward::Smem {
+    struct Smem {
+        Stage stages[Stages];
         Values errors[Stages];  // E of the forward pass
-        float weights[Count];   // with how much of it a row of dO enters the state
+        typename Fade::Smem prepared;
     };
 
     __device__ __forceinline__ static void run(const DeltaGradientParams& params, Smem& smem) {
         const DeltaParams& delta = params.delta;
         const Layer& layer = delta.walk.layer;
-        const Place place = place_of_sequence<-1>(layer, Values::kWidth);
+        const Place place = place_of_segment<-1>(layer, Values::kWidth);
+        const Mode mode = static_cast<Mode>(delta.walk.mode);
+        // behind the last segment is none that waits for its state
+        if (!place.exists || (mode == Mode::States && place.last)) {
+            return;
+        }
         const int tiles = (place.steps + Count - 1) / Count;
-        float exponent = 0.f;  // of this lane's step in the chunk that the warp will prepare
-        float beta = 0.f;
+        Fade::begin(smem.prepared);
+        typename Fade::Ahead ahead = {};  // of the chunk that the warp will prepare
         if (tiles > 0) {
             fetch(delta, place, smem, 0);
-            exponent = Prepare::load(layer, place, 0);
-            beta = Forward::load_beta(delta, place, 0);
+            ahead = Fade::load(delta, place, 0);
         }
         State state;
-        state.clear();
-        Linear::load_start(delta.walk, place, Mode::Whole, state);
+        Forward::load_start(delta, place, state);
 
 #pragma unroll 1
         for (int n = 0; n < tiles; ++n) {
@@ -75,9 +79,8 @@ struct DeltaGradients {
                 fetch(delta, place, smem, n + 1);
             }
             const int rows = place.steps - n * Count;
-            prepare(delta.walk, smem, stage, exponent, beta, rows);
-            exponent = Prepare::load(layer, place, (n + 1) * Count);
-            beta = Forward::load_beta(delta, place, n + 1);
+            Fade::prepare(delta.walk, smem.prepared, stage.keys, Mode::Whole, ahead, rows);
+            ahead = Fade::load(delta, place, n + 1);
             __syncthreads();  // scores, inverses, decays and mapped keys, before each warp reads them
 #pragma unroll 1
             for (int chunk = 0; chunk < kChunks && chunk * kChunk < rows; ++chunk) {
@@ -88,31 +91,21 @@ struct DeltaGradients {
                 fetch(delta, place, smem, n + 1);
             }
         }
-        __syncthreads();  // all have read the last chunk's decays, before they are overwritten
-        Prepare::find_end(layer, place, smem.prepared);
-        __syncthreads();  // the decay behind the walk, before it is read
-        Linear::store_end(delta.walk, place, Mode::Whole, smem.prepared, state);
+        // found again, and not kept in registers meanwhile
+        const Place end = place_of_segment<-1>(layer, Values::kWidth);
+        Fade::leave(layer, end, smem.prepared, state);
+        Forward::store_end(delta.walk, end, state);
     }
 
     // Starts the copies of the n-th tile.
     __device__ __forceinline__ static void fetch(const DeltaParams& params, const Place& place,
                                                  Smem& smem, int n) {
-        Layer of_errors = params.walk.layer;
-        of_errors.v = params.errors;
-        smem.errors[n % Stages].template fetch<kThreads>(of_errors, place, n * Count);
-        Linear::fetch(params.walk.layer, place, smem.stages[n % Stages], Mode::Whole, n);
-    }
-
-    // Makes what all warps need of this warp's chunk, of which `rows` less its first are steps.
-    __device__ __forceinline__ static void prepare(const WalkParams& params, Smem& smem,
-                                                   Stage& stage, float exponent, float beta,
-                                                   int rows) {
-        Prepare::run(params, smem.prepared, stage.keys, Mode::Whole, exponent, rows);
-        Forward::prepare_inverse(smem, stage.keys.q, beta);
-        if (Prepare::chunk() < kChunks && lane_of_warp() < kChunk) {
-            const int at = Prepare::first() + lane_of_warp();
-            smem.weights[at] = smem.prepared.decays.weight[at] * params.layer.scale;
+        if (params.errors.at != nullptr) {
+            Layer of_errors = params.walk.layer;
+            of_errors.v = params.errors;
+            smem.errors[n % Stages].template fetch<kThreads>(of_errors, place, n * Count);
         }
+        Forward::fetch(params, place, smem.stages[n % Stages], Mode::Whole, n);
     }
 
     // Walks over a chunk of the n-th tile, for the warp's channels.
@@ -120,31 +113,36 @@ struct DeltaGradients {
                                                 const Place& place, Smem& smem, Stage& stage,
                                                 State& state, int n, int chunk) {
         const int first = kChunk * chunk;
+        auto& prepared = smem.prepared;
+        const auto inflow = [&](int half) { return Fade::inflow(prepared, first, half); };
+        const auto weight = [&](int half) { return Fade::weight(prepared, first, half); };
         const float unit = state.fit();
         Operands douts;
         stage.v.load(douts, chunk);
         Outputs errors = {};
-        smem.prepared.scores.multiply(errors, douts, chunk);
-        Linear::multiply_columns(errors, smem.prepared.factors + first, 1.f);
-        add_read(errors, state, stage, smem.prepared.decays.inflow + first, unit, first);
-        const float decay = smem.prepared.decays.decay[chunk] * unit;
-        if (decay != 1.f) {  // the same for all threads but for a warp's unit
-            state.multiply_by(decay);
-        }
+        prepared.scores.multiply(errors, douts, chunk);
+        Linear::multiply_columns(errors, prepared.factors + first, 1.f);
+        add_read(errors, state, Fade::lookups(prepared, stage.keys.q), inflow, unit, first);
+        Fade::fade(prepared, chunk, state, unit);
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
-            weigh_columns<Element>(douts[tile], smem.weights + first);
+            Fade::weigh(params.delta.walk.layer, prepared, first, douts[tile]);
         }
         state.add(douts, stage.keys.k, first);
 
-        const float error_unit = smem.inverses.solve(errors, chunk);
-        store_betas(params, place, smem.errors[n % Stages], errors, error_unit, n, chunk);
-        Linear::multiply_columns(errors, smem.inverses.beta + first, 1.f);
+        const float error_unit = prepared.inverses.solve(errors, chunk);
+        const bool whole = params.delta.errors.at != nullptr;
+        if (whole) {
+            store_betas(params, place, smem.errors[n % Stages], errors, error_unit, n, chunk);
+        }
+        Linear::multiply_columns(errors, prepared.inverses.beta + first, 1.f);
         const float update_unit = error_unit * fit_columns<Element>(errors);
-        store_parts(params, place, errors, update_unit, n, chunk);
-        Forward::store(params.delta.walk.out, params.delta, place, stage, errors, update_unit, n,
-                       chunk);
-        Linear::multiply_columns(errors, smem.prepared.decays.weight + first, -1.f);
+        if (whole) {
+            store_parts(params, place, errors, update_unit, n, chunk);
+            Forward::store(params.delta.walk.out, params.delta, place, stage, errors, update_unit,
+                           n, chunk);
+        }
+        multiply_halves(errors, -1.f, weight);
         Operands updates;
         to_operands<Element>(updates, errors);
         if (kNarrow<Element> && update_unit != 1.f) {
@@ -156,13 +154,14 @@ struct DeltaGradients {
         }
     }
 
-    // errors += decays * unit * G^T keys^T
+    // errors += inflow * unit * G^T keys^T
+    template <typename KeyTile, typename OfHalf>
     __device__ __forceinline__ static void add_read(Outputs& errors, const State& state,
-                                                    const Stage& stage, const float* decays,
+                                                    const KeyTile& keys, const OfHalf& inflow,
                                                     float unit, int row) {
         Outputs read = {};
-        state.read(read, stage.keys.q, row);
-        Linear::multiply_columns(read, decays, unit);
+        state.read(read, keys, row);
+        multiply_halves(read, unit, inflow);
 #pragma unroll
         for (int i = 0; i < 8 * Tiles; ++i) {
             errors[i / 8][i / 4 % 2][i % 4] += read[i / 8][i / 4 % 2][i % 4];

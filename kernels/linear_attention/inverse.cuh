@@ -125,20 +125,18 @@ struct Inverses {
     float beta[Count];
     float units[Count];  // what rows of N were divided by, if kNarrow
 
-    // Prepares the system of a chunk. `decayed(product, i, j)` is a product of the keys of
-    // steps j < i of the chunk with the decay in between; lanes 0 to 15 give the betas. All lanes of a warp.
-    template <int Size, typename KeyTile, typename Decayed>
-    __device__ __forceinline__ void prepare(const KeyTile& keys, int chunk, float own_beta,
-                                            const Decayed& decayed) {
+    // Prepares the system of a chunk. `overlaps` are the products of its keys, of which those of steps
+    // j < i count, with the decay in between; lanes 0 to 15 give the betas. All lanes of a warp.
+    __device__ __forceinline__ void prepare(Products& overlaps, int chunk, float own_beta) {
         const int first = kChunk * chunk;
         if (lane_of_warp() < kChunk) {
             beta[first + lane_of_warp()] = own_beta;
         }
-        __syncwarp();  // the betas of all lanes, before each reads them
-        Products overlaps = {};
-        multiply_rows<Size>(overlaps, keys, keys, first);
+        // the betas of all lanes, before each reads them; and overlaps, if they came that way, before the
+        // triangle is overwritten
+        __syncwarp();
         for_each_score(overlaps, [&](float& overlap, int i, int j) {
-            overlap = j < i ? decayed(overlap, i, j) * beta[first + j] : 0.f;
+            overlap = j < i ? overlap * beta[first + j] : 0.f;
         });
         triangles[chunk].invert(overlaps);
         float row_units[2] = {1.f, 1.f};

@@ -97,6 +97,21 @@ struct State {
         }
     }
 
+    // 1 where a channel of the keys is that of the values, of which `first` is the warp's first one.
+    __device__ __forceinline__ void make_identity(int first) {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int channel = first + 16 * tile + 8 * (i / 2) + lane_row();
+                    values[tile][part][i] = channel == 8 * part + lane_column() + i % 2 ? 1.f : 0.f;
+                }
+            }
+        }
+    }
+
     // Reads what exists of the states at `from`; the rest stays as it is.
     __device__ __forceinline__ void load(float* from, const States& states, int channels, int dk) {
         for_each(from, states, channels, dk, [](float& number, const float* at) { number = *at; });

@@ -10,6 +10,7 @@ pub mod gemm;
 pub mod linear_attention;
 pub mod lru;
 pub mod rwkv4;
+pub mod rwkv7;
 pub mod selective_scan;
 pub mod ssd;
 
@@ -51,6 +52,15 @@ impl Dtype {
             Self::F32 => "float",
             Self::I32 => "int",
             Self::U8 => "unsigned char",
+        }
+    }
+
+    /// The number by which kernels that choose a type when they run know it: that of f32 for all but two.
+    pub const fn number(self) -> i32 {
+        match self {
+            Self::F16 => 0,
+            Self::BF16 => 1,
+            _ => 2,
         }
     }
 
@@ -102,6 +112,7 @@ pub fn units() -> Vec<Unit> {
     units.extend(linear_attention::units());
     units.extend(lru::units());
     units.extend(rwkv4::units());
+    units.extend(rwkv7::units());
     units.extend(selective_scan::units());
     units.extend(ssd::units());
     units

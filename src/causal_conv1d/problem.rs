@@ -410,11 +410,7 @@ fn filter_of(
     dtype: Dtype,
 ) -> Result<Filter> {
     let mut filter = Filter {
-        dtype: match dtype {
-            Dtype::F16 => 0,
-            Dtype::BF16 => 1,
-            _ => 2,
-        },
+        dtype: dtype.number(),
         // one of WIDTHS
         width: width as i32,
         ..Filter::default()

@@ -9,7 +9,7 @@ use super::{ColumnSumsParams, Gemm, Matrix};
 use crate::abi::gemm::COLUMN_SUMS_COLUMNS;
 use crate::error::{Error, Result};
 use crate::launch::Launch;
-use crate::tensor::{Dtype, Float, Layout, TensorMut, TensorRef};
+use crate::tensor::{Float, Layout, TensorMut, TensorRef};
 use crate::workspace::{Scratch, Workspace};
 
 const OP: &str = "gemm::column_sums";
@@ -204,11 +204,7 @@ fn matrix<T: Float>(x: &TensorRef<'_, T, 3>) -> Result<Matrix> {
         row_stride,
         column_stride: 1,
         vector: aligned.into(),
-        dtype: match T::DTYPE {
-            Dtype::F16 => 0,
-            Dtype::BF16 => 1,
-            _ => 2,
-        },
+        dtype: T::DTYPE.number(),
     })
 }
 

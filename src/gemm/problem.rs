@@ -489,10 +489,6 @@ fn lines(layout: &Layout<3>, dtype: Dtype) -> Option<Matrix> {
         row_stride,
         column_stride: 1,
         vector: (batch_stride % vector == 0 && row_stride % vector == 0).into(),
-        dtype: match dtype {
-            Dtype::F16 => 0,
-            Dtype::BF16 => 1,
-            _ => 2,
-        },
+        dtype: dtype.number(),
     })
 }

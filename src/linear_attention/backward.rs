@@ -134,13 +134,11 @@ fn describe<T: Float>(config: Config, tensors: &Backward<'_, T>) -> Result<(Prob
         &layouts(&tensors.layer, tensors.dout.layout()),
     )?;
     let modified = config.normalize.is_some() || !config.causal;
-    if problem.beta.is_some() && (problem.per_channel || modified) {
+    if problem.beta.is_some() && (problem.bonus || modified) {
         return Err(Error::Unsupported {
             op: OP,
-            request:
-                "the delta rule with decays of channels, a bonus or a normaliser, or not causal"
-                    .into(),
-            available: "a causal layer with decays of heads or of steps, without normaliser".into(),
+            request: "the delta rule with a bonus or a normaliser, or not causal".into(),
+            available: "a causal layer without bonus and normaliser".into(),
         });
     }
     let ddecay = match (&tensors.ddecay, &tensors.layer.decay) {

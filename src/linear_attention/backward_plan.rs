@@ -5,7 +5,7 @@ use std::fmt;
 use super::FeatureMap;
 use super::delta::{Delta, DeltaPlan};
 use super::last_channels::LastPlan;
-use super::plan::{BLOCKS, Plan, UNIT, segments};
+use super::plan::{BLOCKS, Plan, SEGMENTED, SEGMENTED_DELTA_GRADIENTS, UNIT, segments};
 use super::problem::Problem;
 use crate::abi::Dtype;
 use crate::abi::linear_attention::{CHUNK, Gate, GradientWalk, SPAN, Walk};
@@ -142,14 +142,17 @@ impl BackwardPlan {
         let blocks =
             [problem.dk, problem.dv].map(|channels| problem.heads * channels.div_ceil(width));
         let spans = match problem.config.segment {
-            // what a segment makes of a state is a matrix by the delta rule
-            _ if delta.is_some() => problem.steps.div_ceil(SPAN),
             Some(steps) => steps.min(problem.steps).div_ceil(SPAN),
             None => {
                 let units = problem.steps_of_sequence().div_ceil(UNIT);
                 // three walks
                 let blocks = (2 * blocks[0] + blocks[1]).saturating_mul(problem.sequences);
-                units.div_ceil(segments(units, blocks, BLOCKS * device.multiprocessors))
+                let cost = match delta {
+                    Some(_) => SEGMENTED_DELTA_GRADIENTS,
+                    None => SEGMENTED,
+                };
+                let parallel = BLOCKS * device.multiprocessors;
+                units.div_ceil(segments(units, blocks, parallel, cost))
             }
         };
         let segment = spans.max(1) * SPAN;
@@ -169,9 +172,11 @@ impl BackwardPlan {
         };
         let row = &rows.gradients[of_keys];
         let mut memory = Memory::new(problem, asked, parts, slots, row);
-        let delta = delta.map(|delta| DeltaPlan::new(problem, delta, &mut memory.bytes));
+        let delta = delta.map(|delta| DeltaPlan::new(problem, delta, slots, &mut memory.bytes));
         let last = fades.then(|| LastPlan::new(problem, &mut memory.bytes));
         let values = match gate_of_walks(problem) {
+            // by the delta rule it is found with what steps wrote
+            _ if problem.beta.is_some() => None,
             Gate::Step => None,
             Gate::Channel => Some(Plan::new(problem, rows.walks, device)?),
         };

@@ -7,12 +7,14 @@ use cudarc::driver::{CudaContext, DeviceRepr};
 
 use super::backward_ends::Ends;
 use super::backward_walks::{Call, of_steps};
+use super::delta_segments::{Cut, transition_bytes};
 use super::load;
 use super::plan::first_fit;
 use super::problem::Problem;
 use crate::abi::linear_attention::{
-    self as abi, CHUNK, DELTA, DELTA_GRADIENTS, DTYPES, DeltaGradientParams, DeltaParams,
-    GradientWalkParams, Mode, Rows, SUM_BETAS_STEPS, States, SumBetasParams, Walk, WalkParams,
+    self as abi, CHUNK, DELTA, DELTA_GRADIENTS, DTYPES, DeltaCarryParams, DeltaGradientParams,
+    DeltaParams, GradientWalkParams, Mode, Rows, SUM_BETAS_STEPS, States, SumBetasParams, Walk,
+    WalkParams,
 };
 use crate::driver::Device;
 use crate::error::Result;
@@ -30,6 +32,7 @@ pub(super) struct Delta {
     /// The same of the walks that compute gradients.
     gradient_rows: Vec<Walk>,
     gradients: Vec<Kernel<DeltaGradientParams>>,
+    pub(super) carry: Kernel<DeltaCarryParams>,
     /// In the order of [`DTYPES`].
     sum_betas: Vec<Kernel<SumBetasParams>>,
 }
@@ -39,6 +42,8 @@ pub(super) struct Delta {
 unsafe impl DeviceRepr for DeltaParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for DeltaGradientParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for DeltaCarryParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for SumBetasParams {}
 
@@ -62,6 +67,7 @@ impl Delta {
         Ok(Self {
             walks: walks?,
             gradients: gradients?,
+            carry: load(ctx, &abi::delta_carry())?,
             sum_betas: sum_betas?,
             rows,
             gradient_rows,
@@ -74,8 +80,8 @@ impl Delta {
 pub(super) struct DeltaPlan {
     /// Of the walk for what steps wrote, and of that for its gradients: indices in the rows of [`Delta`].
     rows: [usize; 2],
-    /// Slices, one, sequences.
-    grids: [[usize; 3]; 2],
+    /// Channels of the values of their blocks.
+    widths: [usize; 2],
     /// Warps that share the channels of the values in the second walk.
     warps: usize,
     memory: DeltaMemory,
@@ -95,34 +101,40 @@ struct DeltaMemory {
     own: usize,
     /// `[warp, batch, steps, heads]` in f32: parts of the gradient of beta.
     betas: usize,
+    /// `[slot, head, dk, dk]` in f32: what segments multiply the state before them by, or its gradient behind them.
+    transitions: usize,
 }
 
 impl DeltaPlan {
-    /// Plans `problem`, in a workspace of `bytes` so far.
-    pub(super) fn new(problem: &Problem, delta: &Delta, bytes: &mut usize) -> Result<Self> {
+    /// Plans `problem`, in a workspace of `bytes` so far, with `slots` for segments.
+    pub(super) fn new(
+        problem: &Problem,
+        delta: &Delta,
+        slots: usize,
+        bytes: &mut usize,
+    ) -> Result<Self> {
         let updates = first_fit(problem, &delta.rows)?;
         let gradients = first_fit(problem, &delta.gradient_rows)?;
-        let grid = |row: &Walk| {
-            let slices = problem.dv.div_ceil(row.width());
-            [problem.heads * slices, 1, problem.sequences]
-        };
         let (row, gradient_row) = (&delta.rows[updates], &delta.gradient_rows[gradients]);
         let warps = gradient_row.warps_of(problem.dv);
         let Problem { dk, dv, heads, .. } = *problem;
-        let mut take = |sizes: &[usize]| {
-            let steps = problem.batch.saturating_mul(problem.steps);
-            let steps = steps.saturating_mul(heads);
-            let size = sizes.iter().fold(steps, |n, &x| n.saturating_mul(x));
+        let mut take_bytes = |size: usize| {
             let at = *bytes;
             let lines = size.div_ceil(ALIGNMENT);
             *bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
             at
         };
+        let transitions = take_bytes(transition_bytes(problem, slots));
+        let mut take = |sizes: &[usize]| {
+            let steps = problem.batch.saturating_mul(problem.steps);
+            let steps = steps.saturating_mul(heads);
+            take_bytes(sizes.iter().fold(steps, |n, &x| n.saturating_mul(x)))
+        };
         let element = problem.dtype.bytes();
         let shared = problem.heads_v != heads;
         Ok(Self {
             rows: [updates, gradients],
-            grids: [grid(row), grid(gradient_row)],
+            widths: [row.width(), gradient_row.width()],
             warps,
             memory: DeltaMemory {
                 updates: take(&[element, dv]),
@@ -131,6 +143,7 @@ impl DeltaPlan {
                 lookups: take(&[4, dk]),
                 own: take(&[4]),
                 betas: take(&[4, warps]),
+                transitions,
             },
         })
     }
@@ -218,6 +231,8 @@ impl Call<'_> {
             },
             own,
             initial: States::default(),
+            // the other walk begins with all that later segments make
+            segments: States::default(),
             parts: 2,
             weight: -1.0,
             ..dk
@@ -259,24 +274,81 @@ impl Call<'_> {
         updates: Rows,
         errors: Rows,
     ) -> Result<()> {
-        let [row, _] = delta.plan.rows;
-        let params = DeltaParams {
-            walk: WalkParams {
-                layer: self.layer,
-                out: updates,
-                initial,
-                mode: Mode::Whole as i32,
-                ..WalkParams::default()
-            },
+        let params = |walk, errors, identity| DeltaParams {
+            walk,
             beta: delta.beta,
             errors,
+            identity: i32::from(identity),
+            padding: 0,
         };
-        let [grid, _] = delta.plan.grids;
-        // SAFETY: this function's own condition.
+        let walk = WalkParams {
+            layer: self.layer,
+            out: updates,
+            initial,
+            segments: self.segments(0),
+            mode: Mode::Whole as i32,
+            ..WalkParams::default()
+        };
+        let kernels = &self.kernels.delta;
+        let kernel = &kernels.walks[delta.plan.rows[0]];
+        let none = Rows::default();
+        // SAFETY: this function's own condition, here and below.
         unsafe {
-            self.launch
-                .run(&self.kernels.delta.walks[row], grid, &params)
+            self.find_starts(delta, 0, kernel, &walk, |walk, identity| {
+                params(walk, none, identity)
+            })
+        }?;
+        let grid = self.grid_of_delta(delta, 0);
+        // SAFETY: as above.
+        unsafe { self.launch.run(kernel, grid, &params(walk, errors, false)) }
+    }
+
+    /// The grid of the walk for what steps wrote (0), or of that for its gradients (1).
+    fn grid_of_delta(&self, delta: &DeltaCall, which: usize) -> [usize; 3] {
+        let Problem {
+            heads,
+            sequences,
+            dv,
+            ..
+        } = *self.problem;
+        let slices = dv.div_ceil(delta.plan.widths[which]);
+        let [_, count, _] = self.plan.grids[0];
+        [heads * slices, count, sequences]
+    }
+
+    /// Address of the states (0) or gradients of states (1) that segments begin with, or 0.
+    fn segments(&self, which: usize) -> u64 {
+        match self.plan.passes_states() {
+            true => self.at(self.plan.memory.states[which]),
+            false => 0,
         }
+    }
+
+    /// Queues what finds the states that the segments of one of these walks begin with, if sequences are cut.
+    ///
+    /// # Safety
+    /// As [`Call::queue`].
+    unsafe fn find_starts<P: DeviceRepr>(
+        &self,
+        delta: &DeltaCall,
+        which: usize,
+        kernel: &Kernel<P>,
+        walk: &WalkParams,
+        params: impl Fn(WalkParams, bool) -> P,
+    ) -> Result<()> {
+        if walk.segments == 0 {
+            return Ok(());
+        }
+        let [_, count, _] = self.plan.grids[0];
+        let cut = Cut {
+            walk,
+            transitions: self.at(delta.plan.memory.transitions),
+            width: delta.plan.widths[which],
+            count,
+        };
+        let kernels = &self.kernels.delta;
+        // SAFETY: this function's own condition.
+        unsafe { kernels.find_starts(self.launch, self.problem, kernel, cut, params) }
     }
 
     /// Queues the gradients of what each step wrote: those of the values, of beta and of the initial states.
@@ -293,30 +365,19 @@ impl Call<'_> {
         let (problem, layer) = (self.problem, self.layer);
         let DeltaPlan {
             rows: [_, row],
-            grids: [_, grid],
             warps,
             memory,
+            ..
         } = delta.plan;
         let betas = of_steps(problem, self.at(memory.betas), 1);
         let betas_stride = (problem.batch * problem.steps * problem.heads) as i64; // in the workspace
-        let params = DeltaGradientParams {
+        let params = |walk, errors, identity| DeltaGradientParams {
             delta: DeltaParams {
-                walk: WalkParams {
-                    layer: abi::Layer {
-                        q: layer.k,
-                        k: layer.q,
-                        v: self.dout,
-                        reversed: 1,
-                        ..layer
-                    },
-                    out: dv,
-                    initial: dlast,
-                    last: dinitial,
-                    mode: Mode::Whole as i32,
-                    ..WalkParams::default()
-                },
+                walk,
                 beta: delta.beta,
                 errors,
+                identity: i32::from(identity),
+                padding: 0,
             },
             parts: match self.plan.parts[2] {
                 true => of_steps(problem, self.at(self.plan.memory.parts[2]), problem.dv),
@@ -325,9 +386,33 @@ impl Call<'_> {
             betas,
             betas_stride,
         };
+        let walk = WalkParams {
+            layer: abi::Layer {
+                q: layer.k,
+                k: layer.q,
+                v: self.dout,
+                reversed: 1,
+                ..layer
+            },
+            out: dv,
+            initial: dlast,
+            last: dinitial,
+            segments: self.segments(1),
+            mode: Mode::Whole as i32,
+            ..WalkParams::default()
+        };
         let kernels = &self.kernels.delta;
+        let kernel = &kernels.gradients[row];
+        let none = Rows::default();
         // SAFETY: this function's own condition, here and below.
-        unsafe { self.launch.run(&kernels.gradients[row], grid, &params) }?;
+        unsafe {
+            self.find_starts(delta, 1, kernel, &walk, |walk, identity| {
+                params(walk, none, identity)
+            })
+        }?;
+        let grid = self.grid_of_delta(delta, 1);
+        // SAFETY: as above.
+        unsafe { self.launch.run(kernel, grid, &params(walk, errors, false)) }?;
         if delta.dbeta.at == 0 || problem.steps == 0 {
             return Ok(());
         }

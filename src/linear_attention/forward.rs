@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::delta_segments::Cut;
 use super::plan::Plan;
 use super::problem::Problem;
 use super::ragged::ragged;
@@ -34,7 +35,7 @@ fn describe<T: Float>(config: Config, tensors: &Forward<'_, T>) -> Result<(Probl
     let problem = Problem::new(OP, T::DTYPE, config, &layouts)?;
     let lacking = [
         (!config.causal, "that is not causal"),
-        (problem.per_channel, "with decays per channel or a bonus"),
+        (problem.bonus, "with a bonus"),
         (config.normalize.is_some(), "with a normaliser"),
     ];
     if let (Some(_), Some((_, what))) = (problem.beta, lacking.iter().find(|(lacks, _)| *lacks)) {
@@ -175,14 +176,33 @@ impl LinearAttention {
             ..WalkParams::default()
         };
         if let Some(beta) = beta {
-            let params = DeltaParams {
-                walk: whole,
+            let params = |walk, identity| DeltaParams {
+                walk,
                 beta,
                 errors: Rows::default(),
+                identity: i32::from(identity),
+                padding: 0,
             };
-            // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell the
-            // kernel, which clamps what it reads from cu_seqlens to the steps.
-            return unsafe { launch.run(&self.delta.walks[plan.row], plan.grid, &params) };
+            let kernel = &self.delta.walks[plan.row];
+            let mut walk = whole;
+            if at != 0 {
+                walk.segments = at + plan.memory.states as u64;
+                let cut = Cut {
+                    walk: &walk,
+                    transitions: at + plan.memory.transitions as u64,
+                    width: self.delta.rows[plan.row].width(),
+                    count: plan.grid[1],
+                };
+                // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters tell
+                // the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has room
+                // for the segments that `Problem::slots` counts.
+                unsafe {
+                    self.delta
+                        .find_starts(&launch, &problem, kernel, cut, params)
+                }?;
+            }
+            // SAFETY: as above.
+            return unsafe { launch.run(kernel, plan.grid, &params(walk, false)) };
         }
         // SAFETY: `Problem` checked that the tensors have the sizes and strides that the parameters
         // tell the kernels, which clamp what they read from cu_seqlens to the steps, and the workspace has

@@ -1,7 +1,7 @@
 //! Linear attention: attention without the softmax, so that a matrix of fixed size stands for all keys and values so
 //! far. Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention", 2020;
-//! with the decays and gates of RetNet, Lightning Attention, GLA and RWKV-6, and the delta rule of DeltaNet and Gated
-//! DeltaNet, see [`Decay`] and [`Rule`].
+//! with the decays and gates of RetNet, Lightning Attention, GLA and RWKV-6, and the delta rule of DeltaNet, Gated
+//! DeltaNet and Kimi Delta Attention, see [`Decay`] and [`Rule`].
 //!
 //! With `f` the feature map, `q' = scale f(q)`, `k' = f(k)`, and `g[t]` the logarithm of the decay, each head has a
 //! state `S`, a matrix `[dk, dv]`:
@@ -23,8 +23,9 @@
 //! | Lightning Attention-2 | [`Decay::PerHead`] of [`lightning_decays`], times the layer's factor | a scale of 1 |
 //! | Mamba-2, simple gated linear attention | [`Decay::PerStep`] | |
 //! | gated linear attention | [`Decay::PerChannel`] of logarithms of sigmoids | |
-//! | RWKV-6 | [`Decay::PerChannel`] of `-exp(w)` | the receptance as `q`, a bonus, a scale of 1 |
+//! | RWKV-6 | [`Decay::PerChannel`] of `-exp(w)` | [`Layer::rwkv6`]: the receptance as `q`, a bonus; [`Config::rwkv6`]: a scale of 1 |
 //! | DeltaNet, gated DeltaNet | none, [`Decay::PerStep`] | [`Rule::Delta`], keys of length 1 |
+//! | Kimi Delta Attention | [`Decay::PerChannel`] | [`Rule::Delta`], keys of length 1 |
 //!
 //! In RWKV-6 (Peng et al., "Eagle and Finch", 2024) a step and channel have the parameter `w`, which a small network
 //! makes of the input, and decay by `exp(-exp(w))`: between 0 and 1 whatever `w` is. [`Decay`] takes logarithms, so that
@@ -32,8 +33,8 @@
 //! is `[dk, dv]`, keys first, which some implementations keep transposed.
 //!
 //! RWKV-7 multiplies the state by `diag(exp(g)) + b a^T`, with vectors `a` and `b` of its own; the delta rule is what is
-//! left of that if `a` and `b` are multiples of the key. It has no kernel here: [`reference::rwkv7`](crate::reference::rwkv7)
-//! is its recurrence. RWKV-4 is [`rwkv4`](crate::rwkv4).
+//! left of that if `a` and `b` are multiples of the key. It is [`rwkv7`](crate::rwkv7), and RWKV-4 is
+//! [`rwkv4`](crate::rwkv4).
 
 mod backward;
 mod backward_channels;
@@ -43,6 +44,7 @@ mod backward_plan;
 mod backward_walks;
 mod decays;
 mod delta;
+mod delta_segments;
 mod forward;
 mod last;
 mod last_channels;

@@ -15,7 +15,14 @@ pub(super) const UNIT: usize = 64;
 
 /// The end states of segments take half of the multiplications and three quarters of the memory traffic of
 /// the outputs.
-const SEGMENTED: f64 = 1.6;
+pub(super) const SEGMENTED: f64 = 1.6;
+
+/// By the delta rule these states take three quarters of the outputs' time, as do the matrices that segments multiply
+/// states by.
+const SEGMENTED_DELTA: f64 = 2.5;
+
+/// Of the six walks of a backward pass by the delta rule, two have to find states first.
+pub(super) const SEGMENTED_DELTA_GRADIENTS: f64 = 1.5;
 
 /// What two more launches and the passing of states take, in the time of [`UNIT`] steps: a few
 /// microseconds each.
@@ -55,6 +62,8 @@ pub(super) struct Memory {
     pub(super) decays: usize,
     /// `[slot, head, dk]`: those of the normaliser.
     pub(super) zs: usize,
+    /// `[slot, head, dk, dk]`: by the delta rule, what segments multiply states by.
+    pub(super) transitions: usize,
     /// All of it.
     pub(super) bytes: usize,
 }
@@ -67,13 +76,15 @@ impl Plan {
         // at most 2^30: heads are at most 2^15, as are slices
         let blocks = problem.heads * problem.dv.div_ceil(rows[row].width());
         let tiles = match problem.config.segment {
-            // what a segment makes of a state is a matrix by the delta rule
-            _ if problem.beta.is_some() => problem.steps.div_ceil(count),
             Some(steps) => steps.min(problem.steps).div_ceil(count),
             None => {
                 let units = problem.steps_of_sequence().div_ceil(UNIT);
                 let blocks = blocks.saturating_mul(problem.sequences);
-                let segments = segments(units, blocks, BLOCKS * device.multiprocessors);
+                let cost = match problem.beta {
+                    Some(_) => SEGMENTED_DELTA,
+                    None => SEGMENTED,
+                };
+                let segments = segments(units, blocks, BLOCKS * device.multiprocessors, cost);
                 (units * UNIT).div_ceil(segments).div_ceil(count)
             }
         };
@@ -129,10 +140,15 @@ impl Memory {
             Some(_) => take(heads.saturating_mul(problem.dk)),
             None => 0,
         };
+        let transitions = match problem.beta {
+            Some(_) => take(heads.saturating_mul(problem.dk).saturating_mul(problem.dk)),
+            None => 0,
+        };
         Self {
             states,
             decays,
             zs,
+            transitions,
             ..memory
         }
     }
@@ -168,15 +184,16 @@ pub(super) fn first_fit(problem: &Problem, rows: &[Walk]) -> Result<usize> {
 }
 
 /// Into how many segments to cut sequences of so many units, of which `blocks` could run at once
-/// without cutting and `parallel` do. A model for choosing, no prediction of a time.
-pub(super) fn segments(units: usize, blocks: usize, parallel: usize) -> usize {
+/// without cutting and `parallel` do; cut, all walks take `cost` times the work. A model for choosing, no prediction of
+/// a time.
+pub(super) fn segments(units: usize, blocks: usize, parallel: usize, cost: f64) -> usize {
     let time = |segments: usize| {
         let rounds = blocks.saturating_mul(segments).div_ceil(parallel) as f64;
         let walk = rounds * units.div_ceil(segments) as f64;
         match segments {
             1 => walk,
             // each state is read and written once for each segment
-            _ => SEGMENTED * walk + LAUNCHES + segments as f64 / 8.0,
+            _ => cost * walk + LAUNCHES + segments as f64 / 8.0,
         }
     };
     let most = (parallel / blocks.max(1)).min(units / SHORTEST).max(1);
@@ -187,7 +204,7 @@ pub(super) fn segments(units: usize, blocks: usize, parallel: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::segments;
+    use super::{SEGMENTED, segments};
 
     #[test]
     fn sequences_are_cut_where_blocks_are_too_few() {
@@ -202,7 +219,7 @@ mod tests {
             (64, 40, 216, 5),
         ];
         for (units, blocks, parallel, expected) in cases {
-            let found = segments(units, blocks, parallel);
+            let found = segments(units, blocks, parallel, SEGMENTED);
             assert_eq!(found, expected, "{units} units, {blocks} blocks");
         }
     }

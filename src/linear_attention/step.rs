@@ -6,7 +6,6 @@ use cudarc::driver::CudaStream;
 
 use super::LinearAttention;
 use super::tensors::{Config, Decay, Rule, Step};
-use crate::abi::Dtype;
 use crate::abi::linear_attention::{Decays, Rows, STEP_SIZES, STEP_WIDTH, States, StepParams};
 use crate::check::Check;
 use crate::error::Result;
@@ -168,11 +167,7 @@ fn describe<T: Float>(config: Config, tensors: &Step<'_, T>) -> Result<StepParam
         slices: slices as i32,
         blocks_of_head: blocks_of_head as i32,
         feature_map: config.feature_map as i32,
-        dtype: match T::DTYPE {
-            Dtype::F16 => 0,
-            Dtype::BF16 => 1,
-            _ => 2,
-        },
+        dtype: T::DTYPE.number(),
         ragged: 0,
         scale: config.scale.unwrap_or(1.0 / (dk as f32).sqrt()),
         eps: config.normalize.unwrap_or(0.0),

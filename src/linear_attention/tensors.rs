@@ -17,7 +17,7 @@ pub struct Config {
     pub causal: bool,
     /// Steps after which a sequence is cut into segments that run side by side, rounded up to a multiple of 64, or of
     /// 32, as the kernel takes them; `None`: as it takes to fill the device. The result does not depend on it but for
-    /// rounding. By the delta rule sequences are not cut.
+    /// rounding.
     pub segment: Option<usize>,
 }
 
@@ -29,6 +29,16 @@ impl Default for Config {
             normalize: None,
             causal: true,
             segment: None,
+        }
+    }
+}
+
+impl Config {
+    /// What [`Layer::rwkv6`] is computed with: a scale of 1.
+    pub fn rwkv6() -> Self {
+        Self {
+            scale: Some(1.0),
+            ..Self::default()
         }
     }
 }
@@ -45,7 +55,8 @@ pub enum Decay<'a> {
     /// `[batch, seqlen, heads]`: a gate of each step, as in Mamba-2; Gated DeltaNet: Yang et al., 2024.
     PerStep(TensorRef<'a, f32, 3>),
     /// `[batch, seqlen, heads, dk]`, the last axis contiguous: a gate of each step for each channel of the keys; Gated
-    /// Linear Attention: Yang et al., 2023; RWKV-6: Peng et al., "Eagle and Finch", 2024.
+    /// Linear Attention: Yang et al., 2023; RWKV-6: Peng et al., "Eagle and Finch", 2024; by the delta rule Kimi Delta
+    /// Attention: Kimi Team, "Kimi Linear", 2025.
     PerChannel(TensorRef<'a, f32, 4>),
 }
 
@@ -116,6 +127,22 @@ impl<'a, T> Layer<'a, T> {
             initial_state: None,
             initial_z: None,
             cu_seqlens: None,
+        }
+    }
+
+    /// A layer of RWKV-6, for [`Config::rwkv6`]: `[batch, seqlen, heads, 64]` in its models, `decay` of the same shape,
+    /// the `-exp(w)` of each step and channel, and `bonus` its `u`, `[heads, 64]`. Peng et al., "Eagle and Finch", 2024.
+    pub fn rwkv6(
+        receptance: TensorRef<'a, T, 4>,
+        key: TensorRef<'a, T, 4>,
+        value: TensorRef<'a, T, 4>,
+        decay: TensorRef<'a, f32, 4>,
+        bonus: TensorRef<'a, f32, 2>,
+    ) -> Self {
+        Self {
+            decay: Decay::PerChannel(decay),
+            bonus: Some(bonus),
+            ..Self::new(receptance, key, value)
         }
     }
 }

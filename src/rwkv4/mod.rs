@@ -11,8 +11,7 @@
 //! `a` and `b` are carried divided by the largest weight that is in them, so that no key is too large. The receptance,
 //! whose sigmoid a model multiplies `out` with, is not part of it.
 //!
-//! RWKV-6 is linear attention with a gate of each channel and a bonus; RWKV-7 has a transition of its own, which
-//! `docs/kernels/linear_attention.md` explains.
+//! RWKV-6 is linear attention with a gate of each channel and a bonus; RWKV-7 is [`rwkv7`](crate::rwkv7).
 
 mod backward;
 mod plan;

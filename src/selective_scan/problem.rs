@@ -178,7 +178,7 @@ impl Problem {
             channel_stride: stride(1)?,
             step_stride: stride(2)?,
             vector: (layout.is_contiguous_along(along) && chunks).into(),
-            dtype: number_of(self.dtype),
+            dtype: self.dtype.number(),
         })
     }
 
@@ -247,15 +247,6 @@ fn source(layouts: &Layouts) -> Source {
     }
 }
 
-/// The kernels' number of a type.
-pub(super) fn number_of(dtype: Dtype) -> i32 {
-    match dtype {
-        Dtype::F16 => 0,
-        Dtype::BF16 => 1,
-        _ => 2,
-    }
-}
-
 /// Whether rows that are so many elements apart begin at multiples of a chunk.
 fn whole_chunks(strides: &[i64], dtype: Dtype) -> bool {
     let elements = (CHUNK_BYTES / dtype.bytes()) as i64;
@@ -312,7 +303,7 @@ fn weight(
     };
     check.sizes(name, [dim], layout.shape)?;
     let stride = check.stride(name, &layout, 0)?;
-    Ok((Vector { at: 0, stride }, number_of(dtype)))
+    Ok((Vector { at: 0, stride }, dtype.number()))
 }
 
 /// The groups of channels that share B and C.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::problem::{number_of, state_size};
+use super::problem::state_size;
 use super::tensors::{Numbers, Step, StepConfig, StepConvolution, Weight};
 use super::{SelectiveScan, read_weight};
 use crate::abi::Dtype;
@@ -267,8 +267,8 @@ fn describe_convolution<T: Float>(
         bias: 0,
         bias_stride,
         steps: 0,
-        weight_dtype: number_of(weight_dtype),
-        bias_dtype: number_of(bias_dtype),
+        weight_dtype: weight_dtype.number(),
+        bias_dtype: bias_dtype.number(),
         slots: slots as i32,
         width: width as i32,
         silu: (*activation == Activation::Silu).into(),
@@ -330,7 +330,7 @@ fn of_axes<const N: usize>(
         channel_stride,
         state_stride,
         pieces,
-        dtype: number_of(dtype),
+        dtype: dtype.number(),
     })
 }
 

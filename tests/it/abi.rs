@@ -158,6 +158,10 @@ fn the_table_has_every_kernel_for_every_target() {
         let names = move |op| RECURRENCES.map(|name| format!("{op}_{name}_{dtype}"));
         ["rwkv4", "lru"].into_iter().flat_map(names)
     };
+    let rwkv7 = [32, 64, 128].map(|size| {
+        let kernels = ["forward_n*_s1", "forward_n*_s4", "backward_n*", "replay_n*"];
+        kernels.map(|name| format!("rwkv7_{}", name.replace('*', &size.to_string())))
+    });
     let f32 = F32_TILES.map(|tile| LAYOUTS.map(|layouts| format!("gemm_f32_{tile}_{layouts}")));
     let sums = ["f16", "bf16", "f32"].map(|dtype| format!("gemm_sum_splits_{dtype}"));
     let expected: BTreeSet<String> = ["f16", "bf16"]
@@ -174,11 +178,18 @@ fn the_table_has_every_kernel_for_every_target() {
         .chain(scan)
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(recurrences))
         .chain(["rwkv4_sums", "lru_sums"].map(String::from))
+        .chain(rwkv7.into_iter().flatten())
         .chain(["f16", "bf16", "f32"].into_iter().flat_map(of_linear))
         .chain(linear_steps)
         .chain(
-            ["carry", "sum_spans", "last_decays", "last_states"]
-                .map(|name| format!("linear_attention_{name}")),
+            [
+                "carry",
+                "delta_carry",
+                "sum_spans",
+                "last_decays",
+                "last_states",
+            ]
+            .map(|name| format!("linear_attention_{name}")),
         )
         .chain(scan_others.into_iter().flatten())
         .collect();

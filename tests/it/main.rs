@@ -24,6 +24,7 @@ mod linear_attention;
 mod lru;
 mod planted;
 mod rwkv4;
+mod rwkv7;
 mod selective_scan;
 mod ssd;
 mod support;

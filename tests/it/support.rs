@@ -12,6 +12,7 @@ use seqmix::gemm::Gemm;
 use seqmix::linear_attention::LinearAttention;
 use seqmix::lru::Lru;
 use seqmix::rwkv4::Rwkv4;
+use seqmix::rwkv7::Rwkv7;
 use seqmix::selective_scan::SelectiveScan;
 use seqmix::ssd::Ssd;
 use seqmix::{Element, TensorMut, TensorRef};
@@ -29,6 +30,7 @@ pub(crate) struct Device {
     pub(crate) linear_attention: LinearAttention,
     pub(crate) lru: Lru,
     pub(crate) rwkv4: Rwkv4,
+    pub(crate) rwkv7: Rwkv7,
     pub(crate) selective_scan: SelectiveScan,
     pub(crate) ssd: Ssd,
     /// cudarc synchronises a context when it makes its first stream, which would spoil a capture that another test
@@ -57,6 +59,7 @@ pub(crate) fn device() -> &'static Device {
             LinearAttention::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let lru = Lru::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let rwkv4 = Rwkv4::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        let rwkv7 = Rwkv7::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let selective_scan = SelectiveScan::new(&context).unwrap_or_else(|error| panic!("{error}"));
         let ssd = Ssd::new(&context).unwrap_or_else(|error| panic!("{error}"));
         Device {
@@ -70,6 +73,7 @@ pub(crate) fn device() -> &'static Device {
             linear_attention,
             lru,
             rwkv4,
+            rwkv7,
             selective_scan,
             ssd,
         }

@@ -8,8 +8,8 @@ mod params;
 mod step;
 
 pub use delta::{
-    DELTA, DELTA_GRADIENTS, DeltaGradientParams, DeltaParams, SUM_BETAS_STEPS, SumBetasParams,
-    sum_betas,
+    DELTA, DELTA_CARRY_COLUMNS, DELTA_GRADIENTS, DeltaCarryParams, DeltaGradientParams,
+    DeltaParams, SUM_BETAS_STEPS, SumBetasParams, delta_carry, sum_betas,
 };
 pub use gradient::{
     DTYPES, GRADIENT_WALK, GradientWalk, SPAN, bonus_gradient, decay_gradient, head_decay,

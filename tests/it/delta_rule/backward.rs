@@ -53,7 +53,8 @@ fn sizes_that_end_within_a_copy() {
         .enumerate()
     {
         let case = Case {
-            seqlen: 35,
+            seqlen: [35, 70][i / 3 % 2],
+            segment: Some(64),
             dk,
             dv,
             shared: [[2, 2, 2], [1, 2, 1]][i % 2],
@@ -95,6 +96,59 @@ fn every_gate_from_weak_to_strong() {
         dk: 16,
         ..CASE
     });
+}
+
+#[test]
+fn segments_of_every_length() {
+    for segment in [1, 65] {
+        for decay in [
+            Fades::No,
+            Fades::PerHead(-0.01),
+            Fades::PerStep(-0.1),
+            Fades::PerChannel(-0.1),
+        ] {
+            let case = Case {
+                seqlen: 200,
+                dk: 40,
+                dv: 24,
+                segment: Some(segment),
+                decay,
+                ..CASE
+            };
+            check::<f16>(case);
+            check::<bf16>(Case {
+                dk: 72,
+                dv: 104,
+                heads: 1,
+                shared: [1; 3],
+                states: false,
+                ..case
+            });
+            check::<bf16>(Case {
+                lengths: Some(&[70, 0, 1, 129]),
+                layout: Layout::StepsFirst,
+                shared: [1, 2, 1],
+                ..case
+            });
+        }
+    }
+    check::<f32>(Case {
+        seqlen: 100,
+        dk: 24,
+        dv: 16,
+        segment: Some(64),
+        ..CASE
+    });
+    for decay in [Fades::PerStep(-20.0), Fades::PerHead(-10.0), Fades::Forgets] {
+        check::<f16>(Case {
+            seqlen: 150,
+            dk: 40,
+            dv: 40,
+            segment: Some(64),
+            decay,
+            ..CASE
+        });
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! One problem for the forward kernel, without the library around it.
+//! One problem for the forward kernels, without the library around it.
 
 use cuda_emulator::Fault;
 use half::f16;
 use seqmix::abi::linear_attention::DeltaParams;
 use seqmix::reference::linear_attention as reference;
 
-use super::{CASE, Case, Inputs, bound, round_in_any_range};
+use super::{CASE, Case, Fades, Inputs, bound, round_in_any_range};
 use crate::bare::{Arguments, Bare, Buffers};
 use crate::measure::{Bound, Verdict};
 use crate::naive::Number;
@@ -27,13 +27,14 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(decay: Fades) -> Self {
         let case = Case {
             seqlen: 100,
             heads: 1,
             shared: [1; 3],
             dk: DK,
             dv: DV,
+            decay,
             ..CASE
         };
         let inputs = case.inputs::<f16>();
@@ -60,7 +61,10 @@ fn widen<T: Number>(numbers: &[T]) -> Vec<f64> {
 
 impl Problem for Layer {
     fn kernel(&self) -> &str {
-        "linear_attention_delta_f16_n64"
+        match self.case.decay.of_channels() {
+            true => "linear_attention_delta_channel_f16_n64",
+            false => "linear_attention_delta_step_f16_n64",
+        }
     }
 
     fn grid(&self) -> [u32; 3] {
@@ -91,7 +95,12 @@ impl Problem for Layer {
             arguments.set(&format!("walk.{name}.value_stride"), 1_i64);
         }
         arguments.set("walk.layer.decays.at", buffers.upload(&inputs.decay));
-        arguments.set("walk.layer.decays.step_stride", 1_i64);
+        let (step, channel) = match self.case.decay.of_channels() {
+            true => (DK as i64, 1),
+            false => (1_i64, 0_i64),
+        };
+        arguments.set("walk.layer.decays.step_stride", step);
+        arguments.set("walk.layer.decays.channel_stride", channel);
         arguments.set("walk.layer.cu_seqlens", buffers.upload(&CU_SEQLENS));
         let sizes = [
             ("steps", self.case.seqlen),

@@ -8,19 +8,24 @@ use cuda_emulator::{Driver, take_thread_reports};
 use half::{bf16, f16};
 use seqmix::kernels;
 
-use super::{CASE, Case, check, gradients};
+use super::{CASE, Case, Fades, check, gradients};
 use crate::support::device;
 
 #[test]
 fn every_kernel_uses_shared_memory_without_conflicts() {
     let mut launched = BTreeSet::new();
-    for dk in [64, 128, 256] {
+    let decays = [CASE.decay, Fades::PerChannel(-0.1)];
+    for (dk, decay) in [64, 128, 256]
+        .into_iter()
+        .flat_map(|dk| decays.map(|decay| (dk, decay)))
+    {
         let case = Case {
             seqlen: 50,
             heads: 1,
             shared: [1; 3],
             dk,
             dv: 64,
+            decay,
             ..CASE
         };
         check::<f16>(case);
@@ -29,6 +34,11 @@ fn every_kernel_uses_shared_memory_without_conflicts() {
         gradients::check::<f16>(case);
         gradients::check::<bf16>(case);
         gradients::check::<f32>(case);
+        check::<bf16>(Case {
+            seqlen: 70,
+            segment: Some(64),
+            ..case
+        });
         for report in take_thread_reports() {
             assert_eq!(report.bank_conflicts(), 0, "{report}");
             assert_eq!(report.atomics, 0, "{report}");

@@ -105,6 +105,11 @@ fn gradients_that_there_are_not() {
 #[test]
 fn what_no_kernel_does_is_refused_by_name() {
     Call::new().forward().unwrap();
+    let per_channel = Call {
+        per_channel: true,
+        ..Call::new()
+    };
+    per_channel.forward().unwrap();
     let of = |config| Call {
         config,
         ..Call::new()
@@ -115,6 +120,16 @@ fn what_no_kernel_does_is_refused_by_name() {
                 causal: false,
                 ..Config::default()
             }),
+            "not causal",
+        ),
+        (
+            Call {
+                config: Config {
+                    causal: false,
+                    ..Config::default()
+                },
+                ..per_channel
+            },
             "not causal",
         ),
         (
@@ -130,13 +145,6 @@ fn what_no_kernel_does_is_refused_by_name() {
                 ..Call::new()
             },
             "bonus",
-        ),
-        (
-            Call {
-                per_channel: true,
-                ..Call::new()
-            },
-            "per channel",
         ),
         (
             Call {

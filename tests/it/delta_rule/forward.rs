@@ -60,6 +60,7 @@ fn sizes_that_end_within_a_copy() {
     {
         let case = Case {
             seqlen: 35,
+            segment: Some(32),
             dk,
             dv,
             layout: [Layout::Contiguous, Layout::Projection, Layout::Shifted][i % 3],
@@ -166,6 +167,58 @@ fn every_layout_in_memory() {
                 });
             }
         }
+    }
+}
+
+#[test]
+fn segments_of_every_length() {
+    for (i, segment) in [1, 65].into_iter().enumerate() {
+        for decay in [
+            Fades::No,
+            Fades::PerHead(-0.01),
+            Fades::PerStep(-0.1),
+            Fades::PerChannel(-0.1),
+        ] {
+            let case = Case {
+                seqlen: 200,
+                dk: [40, 64][i % 2],
+                segment: Some(segment),
+                decay,
+                ..CASE
+            };
+            check::<f16>(case);
+            check::<bf16>(Case {
+                dk: 72,
+                dv: 136,
+                heads: 1,
+                shared: [1; 3],
+                states: false,
+                ..case
+            });
+            check::<bf16>(Case {
+                lengths: Some(&[70, 0, 1, 129]),
+                layout: Layout::StepsFirst,
+                alike: 0.5,
+                ..case
+            });
+        }
+    }
+    for segment in [32, 64] {
+        check::<f32>(Case {
+            seqlen: 100,
+            dk: 24,
+            dv: 16,
+            segment: Some(segment),
+            ..CASE
+        });
+    }
+    for decay in [Fades::PerStep(-20.0), Fades::Forgets] {
+        check::<f16>(Case {
+            seqlen: 150,
+            segment: Some(64),
+            decay,
+            ..CASE
+        });
     }
 }
 

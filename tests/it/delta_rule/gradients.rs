@@ -23,6 +23,7 @@ pub(super) struct Problem<T> {
     dv: Placed<T, 4>,
     ddecay_per_head: Placed<f32, 1>,
     ddecay_per_step: Placed<f32, 3>,
+    ddecay_per_channel: Placed<f32, 4>,
     dbeta: Placed<T, 3>,
     dinitial_state: Placed<f32, 4>,
     workspace: Workspace,
@@ -69,6 +70,12 @@ impl<T: Number> Problem<T> {
             dv: rows(heads_v, case.dv),
             ddecay_per_head: Placed::output(stream, heads, f32::NAN, -123.0),
             ddecay_per_step: Placed::output(stream, case.steps_place(), f32::NAN, -123.0),
+            ddecay_per_channel: Placed::output(
+                stream,
+                case.place(case.rows(case.heads, case.dk), 0),
+                f32::NAN,
+                -123.0,
+            ),
             dbeta: Placed::output(stream, case.steps_place(), nan, guard),
             dinitial_state: Placed::output(stream, case.states_place(), f32::NAN, -123.0),
             workspace: Workspace::new(stream),
@@ -91,6 +98,9 @@ impl<T: Number> Problem<T> {
             ddecay: match case.decay {
                 Fades::No => None,
                 Fades::PerHead(_) => Some(DecayMut::PerHead(self.ddecay_per_head.view_mut())),
+                decay if decay.of_channels() => {
+                    Some(DecayMut::PerChannel(self.ddecay_per_channel.view_mut()))
+                }
                 _ => Some(DecayMut::PerStep(self.ddecay_per_step.view_mut())),
             },
             dbeta: Some(self.dbeta.view_mut()),
@@ -111,10 +121,11 @@ impl<T: Number> Problem<T> {
             x.into_iter().map(Into::into).collect()
         }
         let per_head = matches!(self.case.decay, Fades::PerHead(_));
-        let per_step = matches!(self.case.decay, Fades::PerStep(_) | Fades::Forgets);
+        let (per_step, per_channel) = (self.case.decay.of_steps(), self.case.decay.of_channels());
         let states = self.case.states;
         let heads_of_decay = self.ddecay_per_head.fetch(stream, "ddecay");
         let steps_of_decay = self.ddecay_per_step.fetch(stream, "ddecay");
+        let channels_of_decay = self.ddecay_per_channel.fetch(stream, "ddecay");
         let dinitial = self.dinitial_state.fetch(stream, "dinitial_state");
         let all = [
             ("dq", widen(self.dq.fetch(stream, "dq")), dk, true),
@@ -122,6 +133,7 @@ impl<T: Number> Problem<T> {
             ("dv", widen(self.dv.fetch(stream, "dv")), dv, true),
             ("ddecay", widen(heads_of_decay), heads, per_head),
             ("ddecay", widen(steps_of_decay), heads, per_step),
+            ("ddecay", widen(channels_of_decay), dk, per_channel),
             (
                 "dbeta",
                 widen(self.dbeta.fetch(stream, "dbeta")),

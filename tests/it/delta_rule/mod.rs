@@ -3,6 +3,8 @@
 
 mod backward;
 mod bare;
+mod channel_gradients;
+mod channels;
 mod counters;
 mod errors;
 mod forward;
@@ -42,6 +44,8 @@ struct Case {
     feature_map: FeatureMap,
     /// Whether there is an initial state, and whether the last one is asked for.
     states: bool,
+    /// Steps of a segment.
+    segment: Option<usize>,
     /// Lengths of packed sequences; `batch` and `seqlen` then say nothing.
     lengths: Option<&'static [usize]>,
     layout: Layout,
@@ -54,8 +58,23 @@ enum Fades {
     /// With logarithms of about this.
     PerHead(f64),
     PerStep(f64),
+    PerChannel(f64),
     /// One step in four forgets everything.
     Forgets,
+    /// One channel in four does so at a step.
+    ChannelsForget,
+}
+
+impl Fades {
+    /// Whether a decay is a number of each step, and not of its channels.
+    fn of_steps(self) -> bool {
+        matches!(self, Self::PerStep(_) | Self::Forgets)
+    }
+
+    /// Whether it is one of each channel.
+    fn of_channels(self) -> bool {
+        matches!(self, Self::PerChannel(_) | Self::ChannelsForget)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +112,7 @@ const CASE: Case = Case {
     scale: None,
     feature_map: FeatureMap::Identity,
     states: true,
+    segment: None,
     lengths: None,
     layout: Layout::Contiguous,
 };
@@ -143,9 +163,15 @@ impl Case {
         let [batch, steps] = self.steps();
         let numbers = batch * steps * self.heads;
         let [heads_q, heads_k, heads_v] = self.shared;
-        let per_step = |mean: f64| {
+        let of_size = |mean: f64, numbers: usize| -> Vec<f32> {
             let sizes = normal::<f32>(5, numbers, 1.0);
             sizes.iter().map(|x| mean as f32 * x.abs()).collect()
+        };
+        // of each four numbers one that forgets
+        let forgetting = |mut decays: Vec<f32>| {
+            let some = decays.iter_mut().skip(1).step_by(4);
+            some.for_each(|x| *x = f32::NEG_INFINITY);
+            decays
         };
         Inputs {
             q: normal(1, batch * steps * heads_q * self.dk, 1.0),
@@ -156,16 +182,10 @@ impl Case {
                 Fades::PerHead(mean) => (0..self.heads)
                     .map(|h| (mean * (1.0 + h as f64)) as f32)
                     .collect(),
-                Fades::PerStep(mean) => per_step(mean),
-                Fades::Forgets => {
-                    let mut decays: Vec<f32> = per_step(-0.5);
-                    decays
-                        .iter_mut()
-                        .skip(1)
-                        .step_by(4)
-                        .for_each(|x| *x = f32::NEG_INFINITY);
-                    decays
-                }
+                Fades::PerStep(mean) => of_size(mean, numbers),
+                Fades::PerChannel(mean) => of_size(mean, numbers * self.dk),
+                Fades::Forgets => forgetting(of_size(-0.5, numbers)),
+                Fades::ChannelsForget => forgetting(of_size(-0.5, numbers * self.dk)),
             },
             beta: match self.beta {
                 Beta::Random => {
@@ -234,6 +254,7 @@ impl Case {
         Config {
             scale: self.scale,
             feature_map: self.feature_map,
+            segment: self.segment,
             ..Config::default()
         }
     }
@@ -271,6 +292,9 @@ impl Case {
                 Fades::No => reference::Decay::None,
                 Fades::PerHead(_) => reference::Decay::PerHead(&decay),
                 Fades::PerStep(_) | Fades::Forgets => reference::Decay::PerStep(&decay),
+                Fades::PerChannel(_) | Fades::ChannelsForget => {
+                    reference::Decay::PerChannel(&decay)
+                }
             },
             rule: reference::Rule::Delta {
                 beta: &widen(&inputs.beta),
@@ -292,6 +316,7 @@ struct Placement<T> {
     v: Placed<T, 4>,
     decay_per_head: Placed<f32, 1>,
     decay_per_step: Option<Placed<f32, 3>>,
+    decay_per_channel: Option<Placed<f32, 4>>,
     beta: Placed<T, 3>,
     initial_state: Placed<f32, 4>,
     cu_seqlens: Option<Placed<i32, 1>>,
@@ -308,9 +333,15 @@ impl<T: Number> Placement<T> {
             let place = Place::contiguous([starts.len()]);
             Placed::input(stream, place, &starts, i32::MAX)
         });
-        let per_step = matches!(case.decay, Fades::PerStep(_) | Fades::Forgets);
         let decay = &inputs.decay[..];
-        let heads = if per_step { &[][..] } else { decay };
+        let heads = match case.decay {
+            Fades::PerHead(_) => decay,
+            _ => &[],
+        };
+        let per_channel = case.decay.of_channels().then(|| {
+            let place = case.place(case.rows(case.heads, case.dk), 1);
+            Placed::input(stream, place, decay, f32::NAN)
+        });
         Self {
             q: rows(case.rows(heads_q, case.dk), 0, &inputs.q),
             k: rows(case.rows(heads_k, case.dk), 1, &inputs.k),
@@ -321,8 +352,11 @@ impl<T: Number> Placement<T> {
                 heads,
                 f32::NAN,
             ),
-            decay_per_step: per_step
+            decay_per_step: case
+                .decay
+                .of_steps()
                 .then(|| Placed::input(stream, case.steps_place(), decay, f32::NAN)),
+            decay_per_channel: per_channel,
             beta: Placed::input(stream, case.steps_place(), &inputs.beta, nan),
             initial_state: Placed::input(
                 stream,
@@ -336,9 +370,10 @@ impl<T: Number> Placement<T> {
 
     fn view(&self, case: Case) -> Layer<'_, T> {
         Layer {
-            decay: match (case.decay, &self.decay_per_step) {
-                (_, Some(decay)) => Decay::PerStep(decay.view()),
-                (Fades::No, None) => Decay::None,
+            decay: match (&self.decay_per_step, &self.decay_per_channel) {
+                (Some(decay), _) => Decay::PerStep(decay.view()),
+                (_, Some(decay)) => Decay::PerChannel(decay.view()),
+                (None, None) if case.decay == Fades::No => Decay::None,
                 _ => Decay::PerHead(self.decay_per_head.view()),
             },
             rule: Rule::Delta {

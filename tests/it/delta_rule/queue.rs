@@ -3,18 +3,31 @@
 use half::bf16;
 
 use super::gradients::{self, Given};
-use super::{CASE, Case, Problem};
+use super::{CASE, Case, Fades, Problem};
 use crate::support::device;
 
 #[test]
 fn ten_runs_give_the_same_bits() {
-    let device = device();
-    let stream = device.stream();
-    let case = Case {
+    ten_runs(Case {
         dk: 128,
         dv: 136,
         ..CASE
-    };
+    });
+}
+
+#[test]
+fn ten_runs_give_the_same_bits_with_decays_of_channels() {
+    ten_runs(Case {
+        decay: Fades::PerChannel(-0.1),
+        dk: 72,
+        shared: [1, 2, 1],
+        ..CASE
+    });
+}
+
+fn ten_runs(case: Case) {
+    let device = device();
+    let stream = device.stream();
     let inputs = case.inputs::<bf16>();
     let run = || {
         let mut problem = Problem::new(case, &inputs, &stream);

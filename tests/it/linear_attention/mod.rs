@@ -10,6 +10,7 @@ mod gradient_counters;
 mod gradient_mutants;
 mod gradients;
 mod layer;
+mod models;
 mod mutants;
 mod normalized_gradients;
 mod queue;

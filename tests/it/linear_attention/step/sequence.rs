@@ -9,7 +9,7 @@ use super::{Case, PerChannel, PerHead, PerStep};
 use crate::naive::bound;
 use crate::support::{assert_close, device};
 
-/// Retention, gated DeltaNet, RWKV-6, and normalised linear attention: as the recurrence has them.
+/// Retention, gated DeltaNet, Kimi Delta Attention, RWKV-6, and normalised linear attention: as the recurrence has them.
 #[test]
 fn steps_are_the_recurrence() {
     let case = Case {
@@ -23,6 +23,11 @@ fn steps_are_the_recurrence() {
         },
         Case {
             decay: PerStep,
+            delta: true,
+            ..case
+        },
+        Case {
+            decay: PerChannel,
             delta: true,
             ..case
         },
