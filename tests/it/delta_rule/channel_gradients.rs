@@ -148,23 +148,7 @@ fn every_layout_in_memory() {
 }
 
 #[test]
-fn segments_of_any_length() {
-    for (i, segment) in [1, 65, 128].into_iter().enumerate() {
-        let case = Case {
-            seqlen: 150,
-            dk: [40, 64, 72][i],
-            dv: 24,
-            segment: Some(segment),
-            ..CHANNELS
-        };
-        check::<f16>(case);
-        check::<bf16>(Case {
-            lengths: Some(&[70, 0, 1, 79]),
-            layout: Layout::StepsFirst,
-            shared: [1, 2, 1],
-            ..case
-        });
-    }
+fn segments_with_strong_decays() {
     for decay in [Fades::PerChannel(-20.0), Fades::ChannelsForget] {
         check::<f16>(Case {
             seqlen: 150,
