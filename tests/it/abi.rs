@@ -74,11 +74,13 @@ const SCAN_ROWS: [&[&str]; 2] = [
 
 /// Sizes of the kernels of linear attention: those that walk over sequences, for each type, and those of one step.
 const LINEAR_SIZES: [u32; 3] = [64, 128, 256];
-const LINEAR_WALKS: [&str; 6] = [
+const LINEAR_WALKS: [&str; 8] = [
     "walk_step",
     "walk_channel",
-    "delta",
-    "delta_gradients",
+    "delta_step",
+    "delta_channel",
+    "delta_gradients_step",
+    "delta_gradients_channel",
     "gradient_walk_step",
     "gradient_walk_channel",
 ];
