@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use seqmix::linear_attention::FeatureMap;
 
-use super::gradients::{CASE, Case, Fades, Inputs, Problem, check};
+use super::gradients::{CASE, Case, Fades, Inputs, Problem, check, compare, expected};
 use crate::naive::Number;
 use crate::support::device;
 
@@ -291,6 +291,29 @@ fn large_and_small_normalizers() {
             });
         }
     }
+}
+
+/// Queries and keys that are so large that gradients of outputs times their factors are below the range of f16, and
+/// those of values, which meet queries and keys again, are not. Those of keys and queries are, and not compared.
+#[test]
+fn factors_below_the_range_of_f16() {
+    let case = Case {
+        seqlen: 100,
+        feature_map: FeatureMap::Exp,
+        states: false,
+        ddecay: false,
+        ..NORMALIZED
+    };
+    let mut inputs = Inputs::<f16>::new(case);
+    for x in inputs.q.iter_mut().chain(&mut inputs.k) {
+        *x = f16::from_f32(f32::from(*x) / 4.0 + 5.0); // mapped, about 150
+    }
+    let stream = device().stream();
+    let mut problem = Problem::new(case, &inputs, &stream);
+    problem.queue(&stream).unwrap();
+    let mut found = problem.fetch(&stream);
+    found.retain(|(name, ..)| *name == "dv");
+    compare::<f16>(&format!("{case:?}"), &found, &expected(case, &inputs));
 }
 
 /// Every sum has its order: ten runs give the same bits.

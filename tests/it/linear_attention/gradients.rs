@@ -145,7 +145,7 @@ impl Case {
 /// The tensors of a layer as numbers, and the gradients of what it returns.
 pub(super) struct Inputs<T> {
     pub(super) q: Vec<T>,
-    k: Vec<T>,
+    pub(super) k: Vec<T>,
     pub(super) v: Vec<T>,
     pub(super) decay: Vec<f32>,
     bonus: Vec<f32>,
