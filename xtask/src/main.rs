@@ -27,8 +27,9 @@ Usage: cargo xtask COMMAND
   ptx [KERNEL [ARCH]]
                    registers, spills and shared memory of each kernel; the PTX of one,
                    for sm_80 or sm_90
-  bundle           collect release binaries and data in target/bundle, and pack them in
-                   target/bundle.tar.xz, for a GPU host without Rust
+  bundle [TARGETS] collect release binaries and data in target/bundle, and pack them in
+                   target/bundle.tar.xz, for a GPU host without Rust; kernels for one
+                   target, such as 90a, are half of what they are for 80,90a
   help             print this
 ";
 
@@ -55,7 +56,8 @@ fn main() -> ExitCode {
         ["ptx", arguments @ ..] if !arguments.iter().any(|word| word.starts_with('-')) => {
             ptx::run(arguments)
         }
-        ["bundle"] => bundle::run(),
+        ["bundle"] => bundle::run(None),
+        ["bundle", targets] if !targets.starts_with('-') => bundle::run(Some(targets)),
         unknown => {
             eprintln!("xtask: unknown command: {}\n\n{USAGE}", unknown.join(" "));
             return ExitCode::from(2);
