@@ -1,5 +1,5 @@
-// Passes states from segment to segment by the delta rule, where each multiplies the state before it by
-// a matrix and adds what it makes of zeros: S_{n+1} = F_n S_n + L_n, in the order of the walk.
+// Passes states from segment to segment by the delta rule, where each multiplies the state before it
+// by a matrix and adds what it makes of zeros: S_{n+1} = F_n S_n + L_n, in the order of the walk.
 //
 // grid    x: slices of 16 channels of the values; y: heads; z: sequences
 // block   has its channels of a head's state in shared memory, and walks over the segments
@@ -17,7 +17,7 @@ namespace seqmix::linear_attention {
 
 struct DeltaCarry {
     static constexpr int kThreads = 256;
-    static constexpr int kColumns = 16;
+    static constexpr int kColumns = 16;  // 64 bytes of a row, and eight blocks for 128 channels
     static constexpr int kRows = kThreads / kColumns;
     static constexpr int kSize = 256;  // channels of the keys
 

@@ -7,7 +7,7 @@ use cudarc::driver::{CudaContext, DeviceRepr};
 
 use super::backward_ends::Ends;
 use super::backward_walks::{Call, of_steps};
-use super::delta_segments::{Cut, transition_bytes};
+use super::delta_segments::{Cut, transitions};
 use super::load;
 use super::plan::first_fit;
 use super::problem::Problem;
@@ -124,7 +124,7 @@ impl DeltaPlan {
             *bytes = at.saturating_add(lines.saturating_mul(ALIGNMENT));
             at
         };
-        let transitions = take_bytes(transition_bytes(problem, slots));
+        let transitions = take_bytes(transitions(problem, slots).saturating_mul(4));
         let mut take = |sizes: &[usize]| {
             let steps = problem.batch.saturating_mul(problem.steps);
             let steps = steps.saturating_mul(heads);

@@ -23,10 +23,10 @@ pub(super) struct Cut<'a> {
     pub(super) count: usize,
 }
 
-/// Bytes of the matrices that segments multiply states by.
-pub(super) fn transition_bytes(problem: &Problem, slots: usize) -> usize {
-    let sizes = [slots, problem.heads, problem.dk, problem.dk];
-    sizes.iter().fold(4, |n: usize, &x| n.saturating_mul(x))
+/// Numbers of the matrices that segments multiply states by.
+pub(super) fn transitions(problem: &Problem, slots: usize) -> usize {
+    let sizes = [problem.heads, problem.dk, problem.dk];
+    sizes.iter().fold(slots, |n: usize, &x| n.saturating_mul(x))
 }
 
 impl Delta {
@@ -59,7 +59,7 @@ impl Delta {
             ..*cut.walk
         };
         // as many values as keys, whose rows are there
-        let transitions = WalkParams {
+        let alone = WalkParams {
             layer: Layer {
                 v: layer.k,
                 dv: layer.dk,
@@ -68,7 +68,7 @@ impl Delta {
             segments: cut.transitions,
             ..local
         };
-        for (walk, channels, identity) in [(local, dv, false), (transitions, dk, true)] {
+        for (walk, channels, identity) in [(local, dv, false), (alone, dk, true)] {
             let grid = [heads * channels.div_ceil(cut.width), cut.count, sequences];
             // SAFETY: this function's own condition.
             unsafe { launch.run(kernel, grid, &params(walk, identity)) }?;

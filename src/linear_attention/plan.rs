@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::delta_segments::transitions;
 use super::problem::Problem;
 use crate::abi::linear_attention::{CARRY_THREADS, Walk};
 use crate::driver::Device;
@@ -141,7 +142,7 @@ impl Memory {
             None => 0,
         };
         let transitions = match problem.beta {
-            Some(_) => take(heads.saturating_mul(problem.dk).saturating_mul(problem.dk)),
+            Some(_) => take(transitions(problem, slots)),
             None => 0,
         };
         Self {
